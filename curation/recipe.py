@@ -1,0 +1,350 @@
+"""The recipe: where candidates come from, what is done with them, and how the result is laid out.
+
+A recipe is YAML on disk and a pydantic model in memory. Unknown keys, wrong types and steps in an order that
+cannot work are errors that name the file, the line and the key.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from curation.errors import RecipeError
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class FileSource(_Model):
+    """Files of rows: Parquet, Arrow IPC (file or stream), JSON lines (plain or gzip), a saved HF dataset."""
+
+    format: Literal["parquet", "arrow", "jsonl", "dataset"]
+    path: str | list[str] = Field(
+        min_length=1,
+        description="Files, folders, globs or fsspec URLs. Relative paths are resolved against the recipe's folder.",
+    )
+    columns: dict[str, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Columns to read, as name: name-in-the-file. Default: all, as they are called.",
+    )
+
+
+class StdlibSource(_Model):
+    """Functions of the installed Python's standard library: real text that every machine has."""
+
+    format: Literal["stdlib"]
+    packages: list[str] | None = Field(
+        default=None, description="Top-level modules to read, such as json. Default: all of them."
+    )
+    exclude: list[str] = Field(default=[], description="Top-level modules to leave out.")
+    content: Literal["function", "pair"] = Field(
+        default="function",
+        description="function: whole functions, as `text`. pair: docstring and code without it, as `query` and "
+        "`positive`; functions without a docstring are left out.",
+    )
+
+
+Source = Annotated[FileSource | StdlibSource, Field(discriminator="format")]
+
+
+class Resources(_Model):
+    """What one Ray task of a step asks for."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory_mib: int | None = Field(default=None, gt=0)
+
+
+class _Step(_Model):
+    resources: Resources = Resources()
+
+
+class Align(_Step):
+    """ZIP-FIT: score each text by how well it compresses together with the target texts."""
+
+    step: Literal["align"]
+    targets: Source
+    target_column: str = "text"
+    column: str = "text"
+    name: str = Field(default="alignment", description="The score column that the step makes.")
+    codec: Literal["lz4", "gzip", "zstd"] = "lz4"
+    level: int | None = None
+
+
+class Score(_Step):
+    """A score from a column of the source, or from a function of a block of rows."""
+
+    step: Literal["score"]
+    name: str = Field(default="score", description="The score column that the step makes.")
+    column: str | None = Field(default=None, description="A numeric column of the source.")
+    function: str | None = Field(
+        default=None,
+        description="module:function, called with a pyarrow.Table of a block's rows (and `parameters`); returns "
+        "one float for each row.",
+        pattern=r"^[\w.]+:[\w.]+$",
+    )
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.column is None) == (self.function is None):
+            raise ValueError("give either `column` or `function`")
+        if self.parameters and self.function is None:
+            raise ValueError("`parameters` go with `function`")
+        return self
+
+
+class Acquire(_Step):
+    """Choose candidates by a score: the highest, those above a threshold, or a stochastic draw."""
+
+    step: Literal["acquire"]
+    score: str | None = Field(default=None, description="The score column. Default: the latest one made.")
+    kind: Literal["top-k", "threshold", "power", "softmax", "soft-rank"] = "top-k"
+    beta: float = Field(default=1.0, ge=0, description="Coldness of a stochastic draw: 0 uniform, inf top-k.")
+    count: int | None = Field(default=None, ge=1)
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="Keep scores at or above it (kind: threshold)."
+    )
+    per: str | None = Field(default=None, description="Choose `count` or `fraction` in each value of this column.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.kind == "threshold":
+            if self.threshold is None or self.count is not None or self.fraction is not None:
+                raise ValueError("kind: threshold takes `threshold`, and neither `count` nor `fraction`")
+            if self.per is not None:
+                raise ValueError("kind: threshold is the same in every group: leave out `per`")
+        elif self.threshold is not None:
+            raise ValueError(f"`threshold` goes with kind: threshold, not with kind: {self.kind}")
+        elif (self.count is None) == (self.fraction is None):
+            raise ValueError("give either `count` or `fraction`")
+        return self
+
+
+class Dedup(_Step):
+    """Keep the first of rows whose text is the same."""
+
+    step: Literal["dedup"]
+    column: str = "text"
+
+
+class Embed(_Step):
+    """Embed texts with a teacher."""
+
+    step: Literal["embed"]
+    columns: list[str] = Field(default=["query", "positive"], min_length=1)
+    teacher: str = Field(
+        default="tfidf",
+        description="tfidf (hashed TF-IDF, truncated SVD; needs no model), sentence-transformers:NAME-OR-PATH, or "
+        "module:function called with a list of texts.",
+    )
+    dimensions: int = Field(default=128, ge=2, description="Of the tfidf teacher.")
+
+
+class MineB3(_Step):
+    """B3: group rows into batches of hard negatives."""
+
+    step: Literal["b3"]
+    queries: str = Field(default="query", description="Column: text that `embed` embedded, or vectors.")
+    positives: str = Field(default="positive", description="Column: text that `embed` embedded, or vectors.")
+    batch_size: int = Field(default=1024, ge=2)
+    cluster_size: int = Field(default=32, ge=1)
+    ranks: tuple[int, int] = (30, 130)
+    edges: Literal["mutual", "either"] = "mutual"
+    partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
+    similarity_ceiling: float | None = None
+    positive_margin: float | None = None
+    groups: str | None = Field(default=None, description="Rows with one value of this column never share a batch.")
+    datasets: str | None = Field(default=None, description="Batches stay within one value of this column.")
+    last: Literal["keep", "drop"] = "keep"
+
+
+Step = Annotated[Align | Score | Acquire | Dedup, Field(discriminator="step")]
+
+
+class Output(_Model):
+    """How the result is laid out."""
+
+    rows_per_shard: int = Field(default=50_000, ge=1)
+
+
+class Recipe(_Model):
+    """Source, steps, output."""
+
+    source: Source
+    steps: list[Step] = Field(min_length=1)
+    output: Output = Output()
+    seed: int = Field(default=0, ge=0)
+    on_bad_row: Literal["stop", "quarantine"] = "stop"
+    block_rows: int = Field(
+        default=16_384,
+        ge=1,
+        description="Rows of one task. Part of the recipe: resuming rests on fixed blocks.",
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        check_order(self.steps)
+        return self
+
+    def sha256(self) -> str:
+        """The hash of what decides the result; resources do not."""
+        payload = self.model_dump(mode="json")
+        for step in payload["steps"]:
+            step.pop("resources")
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+class StepOrderError(ValueError):
+    """A step lacks what the steps before it should have made. ``number`` is the step's, from 1."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def check_order(steps: Sequence[Align | Score | Acquire | Dedup]) -> None:
+    """Check that each step finds what it needs.
+
+    Raises:
+        StepOrderError: says which step, what it lacks and why.
+    """
+    scores: list[str] = []
+    for number, step in enumerate(steps, 1):
+        if isinstance(step, Align | Score):
+            if step.name in scores:
+                raise StepOrderError(
+                    number,
+                    f"step {number} ({step.step}) makes the score {step.name!r}, which an earlier step has made: "
+                    "give one of them another `name`",
+                )
+            scores.append(step.name)
+        if isinstance(step, Acquire):
+            if not scores:
+                raise StepOrderError(
+                    number,
+                    f"step {number} (acquire) has no score to choose by: put an `align` or `score` step before it",
+                )
+            if step.score is not None and step.score not in scores:
+                raise StepOrderError(
+                    number,
+                    f"step {number} (acquire) chooses by {step.score!r}, but the steps before it make only "
+                    f"{', '.join(scores)}",
+                )
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe; its relative paths become absolute.
+
+    Raises:
+        RecipeError: names the file, the line and the key.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: cannot be read: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
+        raise RecipeError(f"{where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping with the keys source, steps, output, seed")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_describe(file, root, error)) from error
+    return _resolve(recipe, file.parent.resolve())
+
+
+def _describe(file: Path, root: yaml.Node | None, error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors():
+        loc, context = issue["loc"], issue.get("ctx", {})
+        message = issue["msg"].removeprefix("Value error, ")
+        if issue["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif issue["type"] == "missing":
+            message = "this key must be there"
+        elif issue["type"] == "union_tag_invalid":
+            loc = (*loc, context["discriminator"].strip("'"))
+            message = f"there is no {context['tag']!r}, only {context['expected_tags']}"
+        elif issue["type"] == "union_tag_not_found":
+            message = f"lacks the key {context['discriminator']}"
+        elif isinstance(context.get("error"), StepOrderError):
+            loc = ("steps", context["error"].number - 1)
+        line, keys = _locate(root, loc)
+        where = f" {'.'.join(keys)}:" if keys else ""
+        lines.append(f"{file}:{line}:{where} {message}")
+    return "\n".join(lines)
+
+
+def _locate(root: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:
+    """The line (from 1) and key path of a pydantic location; tags of discriminated unions are passed over."""
+    node, line, keys = root, 1 if root is None else root.start_mark.line + 1, []
+    for part in loc:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            keys.append(str(part + 1))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    node, line = value, key.start_mark.line + 1
+                    keys.append(str(part))
+                    break
+            else:
+                if isinstance(part, str) and not _is_tag(node, part):
+                    keys.append(part)
+    return line, keys
+
+
+def _is_tag(node: yaml.MappingNode, part: str) -> bool:
+    return any(key.value in ("step", "format") and value.value == part for key, value in node.value)
+
+
+def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(source: Any) -> Any:
+        if not isinstance(source, FileSource):
+            return source
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        resolved = [path if "://" in path else str(folder / Path(path).expanduser()) for path in paths]
+        return source.model_copy(update={"path": resolved})
+
+    steps = [
+        step.model_copy(update={"targets": absolute(step.targets)}) if isinstance(step, Align) else step
+        for step in recipe.steps
+    ]
+    return recipe.model_copy(update={"source": absolute(recipe.source), "steps": steps})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes the last of repeated keys silently; a recipe must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text: put numbers, dates, yes and no in quotes", key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

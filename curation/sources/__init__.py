@@ -1,0 +1,37 @@
+"""Where candidates come from: files of rows in several formats, and the standard library's functions."""
+
+from collections.abc import Callable
+
+from curation.recipe import FileSource, StdlibSource
+from curation.source import Source
+from curation.sources import files
+from curation.sources.arrow import EXTENSIONS as ARROW
+from curation.sources.arrow import arrow_reader, dataset_files
+from curation.sources.columnar import ColumnarSource
+from curation.sources.jsonl import EXTENSIONS as JSONL
+from curation.sources.jsonl import JsonlSource
+from curation.sources.parquet import EXTENSIONS as PARQUET
+from curation.sources.parquet import ParquetReader
+from curation.sources.stdlib import StdlibFunctions
+
+__all__ = ["FORMATS", "open_source"]
+
+FORMATS: dict[str, Callable[[FileSource], Source]] = {
+    "parquet": lambda spec: ColumnarSource(files.expand(spec.path, PARQUET), ParquetReader, spec.columns),
+    "arrow": lambda spec: ColumnarSource(files.expand(spec.path, ARROW), arrow_reader, spec.columns),
+    "dataset": lambda spec: ColumnarSource(dataset_files(spec.path), arrow_reader, spec.columns),
+    "jsonl": lambda spec: JsonlSource(files.expand(spec.path, JSONL), spec.columns),
+}
+
+
+def open_source(spec: FileSource | StdlibSource) -> Source:
+    """Find the files that a recipe's source means, and read the columns' types from the first.
+
+    A row is judged bad by the columns that are read, in Parquet and Arrow; by all of the source's columns in JSONL.
+
+    Raises:
+        SourceError: nothing is there, a file cannot be read, or a column is missing; says which.
+    """
+    if isinstance(spec, StdlibSource):
+        return StdlibFunctions(spec)
+    return FORMATS[spec.format](spec)

@@ -1,0 +1,72 @@
+"""InfoBatch in Ray Train, two workers on CPUs.
+
+    python examples/ray_train.py
+
+``prepare_data_loader(..., add_dist_sampler=False)``: the sampler already knows the ranks.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+import ray.train
+import torch
+from digits import accuracy, digits, network
+from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from curation import InfoBatch
+from curation.selectors.samplers import Indexed, InfoBatchSampler
+
+
+def train(config: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    dataset, test_x, test_y = digits()
+    model = prepare_model(network())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    info = InfoBatch(size=len(dataset), epochs=config["epochs"])
+    sampler = InfoBatchSampler(info, batch_size=32)
+    loader = prepare_data_loader(DataLoader(Indexed(dataset), batch_sampler=sampler), add_dist_sampler=False)
+    saved = {"model": model, "optimizer": optimizer, "info": info, "sampler": sampler}
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            states = torch.load(Path(folder) / "state.pt", weights_only=True)
+        for name, part in saved.items():
+            part.load_state_dict(states[name])
+
+    for epoch in range(sampler.epoch, config["epochs"]):
+        sampler.set_epoch(epoch)
+        for index, (x, y) in loader:
+            losses = cross_entropy(model(x), y, reduction="none")
+            optimizer.zero_grad()
+            info.update(index, losses).mean().backward()
+            optimizer.step()
+        report = {"epoch": epoch, "kept": info.kept(epoch), "accuracy": accuracy(model, test_x, test_y)}
+        with tempfile.TemporaryDirectory() as folder:
+            if ray.train.get_context().get_world_rank() == 0:
+                states = {name: part.state_dict() for name, part in saved.items()}
+                torch.save(states, Path(folder) / "state.pt")
+                ray.train.report(report, checkpoint=Checkpoint.from_directory(folder))
+            else:
+                ray.train.report(report)
+
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"epochs": 10},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(storage_path=tempfile.mkdtemp()),
+    )
+    metrics = trainer.fit().metrics
+    ray.shutdown()
+    print(f"accuracy {metrics['accuracy']:.3f}, {metrics['kept']} examples in epoch {metrics['epoch']}")

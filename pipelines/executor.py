@@ -1,0 +1,183 @@
+"""Ray, and nothing else: the one place that knows a job is distributed.
+
+A task is a picklable callable that takes a piece of work and leaves its result in a file. Ray schedules, places
+and retries; what is finished stands on disk, so a piece may run twice and a killed job goes on where it was.
+"""
+
+import logging
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.data
+
+from curation.errors import CurationError, StepError
+from curation.progress import Progress
+from curation.recipe import Resources
+
+TRIES = 5
+"""How often a task is begun whose worker dies."""
+
+
+class Piece(Protocol):
+    """A unit of work."""
+
+    @property
+    def number(self) -> int:
+        """From 0, without gaps."""
+
+    @property
+    def rows(self) -> int:
+        """What finishing it adds to the progress."""
+
+
+@contextmanager
+def runtime(address: str | None = None, workers: int | None = None) -> Iterator[None]:
+    """A Ray runtime: the caller's, where one is up; else a cluster by address or ``RAY_ADDRESS``; else a local one.
+
+    Only what was started here is shut down.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = {"include_dashboard": False, "num_cpus": workers} if address is None else {"address": address}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        if address is not None:
+            run_one(_nothing)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_pieces(
+    task: Callable[[Any], object],
+    pieces: Sequence[Piece],
+    *,
+    label: str,
+    tries: Path,
+    progress: Progress,
+    resources: Resources | None = None,
+    workers: int | None = None,
+) -> None:
+    """Run ``task`` on each piece, one Ray Data task a piece, and wait for all.
+
+    Args:
+        task: a picklable callable of one piece; it writes its result to a file.
+        pieces: what to do; their order is the order of submission.
+        label: names the step in errors.
+        tries: a folder for marks that count how often a piece was begun: Ray Data begins one again without end
+            when its worker dies, and has no setting for that.
+        progress: told the rows of each finished piece.
+        resources: what one task asks of Ray.
+        workers: the most tasks at a time; None leaves it to Ray.
+
+    Raises:
+        CurationError: the first one that a task raised.
+        StepError: a task raised anything else.
+    """
+    if not pieces:
+        return
+    _quiet()
+    by_number = {piece.number: piece for piece in pieces}
+    shared = ray.put((task, by_number))
+
+    for mark in tries.glob("*.tries"):
+        mark.unlink()
+
+    def work(batch: dict[str, Any]) -> dict[str, Any]:
+        number = int(batch["number"][0])
+
+        def once() -> None:
+            _count_try(tries / f"{number:07d}.tries")
+            run, lookup = ray.get(shared)
+            run(lookup[number])
+
+        # Everything stands inside: Ray Data tries an exception again without end.
+        return {"number": [number], "error": [_attempt(once)]}
+
+    work.__name__ = label
+    results = ray.data.from_items(
+        [{"number": piece.number} for piece in pieces], override_num_blocks=len(pieces)
+    ).map_batches(work, batch_size=1, concurrency=workers, **_remote(resources))
+    with _ray_trouble(label):
+        for result in results.iter_rows():
+            if result["error"]:
+                raise pickle.loads(result["error"])
+            progress.advance(by_number[result["number"]].rows)
+
+
+def run_one(task: Callable[[], object], *, resources: Resources | None = None) -> None:
+    """Run one task on the cluster, so that what it holds in memory is not the driver's.
+
+    Raises:
+        CurationError: as the task raised it; anything else as a StepError.
+    """
+    remote = ray.remote(max_retries=TRIES - 1, **_remote(resources))(_attempt)
+    with _ray_trouble(getattr(task, "__name__", type(task).__name__)):
+        error = ray.get(remote.remote(task))
+    if error:
+        raise pickle.loads(error)
+
+
+@contextmanager
+def _ray_trouble(label: str) -> Iterator[None]:
+    """Say what failed where Ray itself gave up: a worker that dies again and again, or lacks this package."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise StepError(
+            f"{label}: Ray gave up after {TRIES} tries: {last}. What was finished is kept; "
+            "ray's logs (/tmp/ray/session_latest/logs) say why a worker died"
+        ) from error
+
+
+def _nothing() -> None:
+    """Sent to a cluster first: it fails at once, and not in every task, where workers lack this package."""
+
+
+def _count_try(mark: Path) -> None:
+    """Raise StepError where the piece has had all its tries: it kills whoever works on it."""
+    with mark.open("ab") as file:
+        file.write(b".")
+    if mark.stat().st_size > TRIES:
+        raise StepError(
+            f"piece {mark.stem} lost its worker {TRIES} times, most likely for want of memory: "
+            "lower `block_rows`, or raise `resources` of the step"
+        )
+
+
+def _attempt(run: Callable[[], object]) -> bytes:
+    """Run; the pickled error, or nothing. Ray would wrap an exception in its own and print it."""
+    try:
+        run()
+    except CurationError as error:
+        return pickle.dumps(error)
+    except Exception as error:
+        where = "".join(traceback.format_exception(error)[-3:]).rstrip()
+        return pickle.dumps(StepError(f"{type(error).__name__}: {error}\n{where}"))
+    return b""
+
+
+def _remote(resources: Resources | None) -> dict[str, Any]:
+    resources = resources or Resources()
+    asked: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory_mib is not None:
+        asked["memory"] = resources.memory_mib * 2**20
+    return asked
+
+
+def _quiet() -> None:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,317 @@
+"""Stochastic batch acquisition: draw k candidates by their scores in place of the top k.
+
+Decides: which k of a scored pool to take next. The top k of a score are often near copies of each other; noise
+on the scores before ranking gives a batch about as good as BatchBALD's in the time of a sort (Kirsch et al. 2023,
+arXiv 2106.12059, section 3). Scores are better the higher they are: those of
+:mod:`curation.selectors.uncertainty` all are; turn others round before they come here.
+
+Cost: O(N) time and O(k) memory for ``power`` and ``softmax``; ``soft-rank`` sorts. The noise is a pure function
+of (seed, position), so shards draw alone and their candidates, merged, are the global draw.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from curation.gpu.gumbel import Array, Keying, Seed, check_values, keys_of, noise_seeds
+from curation.gpu.topk import best, descending_order, descending_ranks, topk
+from curation.selection import Selection
+
+KINDS = ("power", "softmax", "soft-rank")
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Candidates drawn, in pick order: numpy arrays, or tensors on one device, as the scores were.
+
+    Args:
+        indices: int64[k], positions.
+        keys: float64[k], descending: the noisy values that were ranked. Only their order means something.
+        scores: float64[k], the candidates' own scores.
+    """
+
+    indices: Array
+    keys: Array
+    scores: Array
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to_selection(self, size: int | None = None) -> Selection:
+        """The same as a :class:`~curation.selection.Selection`, on the host; ``size`` is the pool's N."""
+        return Selection(indices=_to_numpy(self.indices), scores=_to_numpy(self.scores), size=size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticAcquisition:
+    """Draw without replacement, with probabilities that rise with the score (Plackett–Luce).
+
+    With ε ~ Gumbel(0, 1/β) drawn for each candidate, take the k largest of (section 3, table 1)
+
+    - ``power``: log s + ε; the chance of the first pick is proportional to s^β. Scores must not be negative. A
+      zero is never taken before a positive score: where k exceeds the positive ones, zeros follow them, uniformly
+      at random.
+    - ``softmax``: s + ε; the chance is proportional to exp(β·s). A score of -inf comes after all finite ones.
+    - ``soft-rank``: -log r + ε, r the rank of the score from 1, the largest first, equal scores by position; the
+      chance is proportional to r^-β.
+
+    β = ∞ is exactly the top k, equal scores by position, and needs no seed. β = 0 ignores the scores, zeros and
+    infinities too: a uniform draw. Of power and softmax, a score of +inf comes before all finite ones; several, in
+    random order.
+
+    Args:
+        kind: ``"power"``, ``"softmax"`` or ``"soft-rank"``.
+        beta: β, from 0 to ∞ inclusive: how strictly the draw follows the scores.
+
+    Raises:
+        ValueError: kind is unknown, or beta is negative or NaN.
+    """
+
+    kind: str = "power"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be 0 or more (0: uniform, inf: top k), not {self.beta}")
+
+    def select(
+        self,
+        scores: Array,
+        k: int,
+        *,
+        generator: np.random.Generator | torch.Generator | None = None,
+        seed: Seed | None = None,
+    ) -> Selection:
+        """Choose k of N candidates.
+
+        A ``Selection`` holds numpy arrays whatever the scores are, and so copies k rows from a device;
+        :meth:`draw` leaves them there.
+
+        Args:
+            scores: [N] of real numbers, a numpy array (memory maps too) or a torch tensor on any device; not
+                changed.
+            k: how many, from 0 to N.
+            generator: where the randomness comes from; it moves on.
+            seed: integers in place of a generator: the same seed gives the same draw, on numpy arrays and on
+                tensors alike.
+
+        Returns:
+            k candidates in pick order, ``scores`` their own scores.
+
+        Raises:
+            ValueError: k is negative or above N; a score is NaN, or negative with ``power`` (the first is
+                named); both or neither of generator and seed are given; scores are not one-dimensional.
+            TypeError: scores are not real numbers.
+        """
+        return self.draw(scores, k, generator=generator, seed=seed).to_selection(len(scores))
+
+    def draw(
+        self,
+        scores: Array,
+        k: int,
+        *,
+        generator: np.random.Generator | torch.Generator | None = None,
+        seed: Seed | None = None,
+    ) -> Draw:
+        """:meth:`select`, with the kind and device of ``scores``. Arguments and errors are the same."""
+        check_values(scores)
+        if k > len(scores):
+            raise ValueError(f"k is {k}, but there are only {len(scores)} scores")
+        ranks = descending_ranks(scores) if self._needs_ranks else None
+        return self.local(scores, k, seed=_one_source(generator, seed), ranks=ranks)
+
+    def local(self, scores: Array, k: int, *, seed: Seed | None, start: int = 0, ranks: Array | None = None) -> Draw:
+        """One shard's candidates for a global draw: see :meth:`merge`.
+
+        Args:
+            scores: [n], the shard's scores, of positions ``start`` to ``start + n - 1``.
+            k: how many the global draw takes; a shard of fewer gives all it has.
+            seed: the same for every shard, so integers rather than a generator. None with β = ∞.
+            start: the position of ``scores[0]``.
+            ranks: int64[n], for ``soft-rank`` with 0 < β < ∞: the scores' ranks *among all shards*, so that this
+                kind takes two passes: gather the scores (8 bytes each), rank them by
+                :func:`curation.gpu.topk.descending_ranks`, and hand each shard its part.
+
+        Raises:
+            ValueError: ranks are missing or of another length, and as :meth:`select`.
+        """
+        values, keying = self._keyed(scores, seed, ranks)
+        indices, keys = best(values, k, keying, start=start)
+        return Draw(indices, keys, _as_float64(scores[indices - start]))
+
+    def merge(self, parts: Iterable[Draw], k: int) -> Draw:
+        """The global draw from every shard's :meth:`local`: exactly what :meth:`draw` gives on all scores.
+
+        Args:
+            parts: the shards' draws for the same k, seed and parameters, in any order, on one device.
+            k: how many.
+
+        Raises:
+            ValueError: the parts together hold fewer than k, or there are none.
+        """
+        shards = list(parts)
+        held = sum(len(shard) for shard in shards)
+        if held < k:
+            raise ValueError(f"the parts hold {held} candidates, but k is {k}")
+        join: Any = torch.cat if isinstance(shards[0].keys, torch.Tensor) else np.concatenate
+        indices, keys = join([shard.indices for shard in shards]), join([shard.keys for shard in shards])
+        order = descending_order(keys, indices)[:k]
+        return Draw(indices[order], keys[order], join([shard.scores for shard in shards])[order])
+
+    def keys(self, scores: Array, *, seed: Seed | None, start: int = 0, ranks: Array | None = None) -> Array:
+        """float64[n]: the keys a draw ranks, for a caller who chooses among them, such as by group.
+
+        Arguments and errors are those of :meth:`local`. The k largest keys, equal ones by position, are the draw.
+        """
+        values, keying = self._keyed(scores, seed, ranks)
+        return keys_of(values, keying, start=start)
+
+    @property
+    def _needs_ranks(self) -> bool:
+        return self.kind == "soft-rank" and 0 < self.beta < np.inf
+
+    def _keyed(self, scores: Array, seed: Seed | None, ranks: Array | None) -> tuple[Array, Keying]:
+        """The values to rank, and how they become keys."""
+        check_values(scores)
+        log = self.kind == "power"
+        if self.beta == np.inf:
+            return scores, Keying(log=log)
+        if seed is None:
+            raise ValueError("a seed or a generator is needed unless beta is inf: pass one, so that the draw repeats")
+        if not self._needs_ranks:
+            return scores, Keying(scale=self.beta, log=log, seeds=noise_seeds(seed))
+        if ranks is None:
+            raise ValueError("soft-rank needs each score's rank among all shards: pass ranks (descending_ranks)")
+        if len(ranks) != len(scores):
+            raise ValueError(f"ranks has {len(ranks)} entries, but there are {len(scores)} scores")
+        return ranks, Keying(scale=-self.beta, log=True, seeds=noise_seeds(seed))
+
+
+def select_above(scores: Array, threshold: float) -> Selection:
+    """Every candidate whose score is at least ``threshold``, by position.
+
+    Args:
+        scores: [N] of real numbers, a numpy array or a torch tensor.
+        threshold: the lowest score that is taken.
+
+    Raises:
+        ValueError: a score or the threshold is NaN (the first score is named).
+        TypeError: scores are not real numbers.
+    """
+    if np.isnan(threshold):
+        raise ValueError("threshold is NaN")
+    topk(scores, 0)
+    values = _to_numpy(scores)
+    indices: npt.NDArray[np.int64] = np.flatnonzero(values >= threshold)
+    return Selection(indices=indices, scores=values[indices], size=len(values))
+
+
+def select_per_group(
+    method: StochasticAcquisition,
+    scores: Array,
+    groups: Array,
+    *,
+    count: int | None = None,
+    fraction: float | None = None,
+    seed: Seed | None = None,
+) -> Selection:
+    """A draw within each group, all groups at once: O(N log N), with no loop over groups.
+
+    Args:
+        method: how to draw; ranks of ``soft-rank`` are those within the group.
+        scores: [N] of real numbers, a numpy array or a torch tensor; not changed.
+        groups: int[N], each candidate's group; any integers.
+        count: how many of each group; all of a smaller one.
+        fraction: in place of count, the share of each group, from 0 to 1, as :func:`count_of` rounds it.
+        seed: integers or a generator; None with β = ∞.
+
+    Returns:
+        The chosen of all groups together, by descending key, equal keys by position.
+
+    Raises:
+        ValueError: both or neither of count and fraction are given, or one is out of range; lengths differ; and
+            as :meth:`StochasticAcquisition.select`.
+        TypeError: groups are not integers, or scores are not real numbers.
+    """
+    if (count is None) == (fraction is None):
+        raise ValueError("give either count or fraction")
+    if count is not None and count < 0:
+        raise ValueError(f"count must be 0 or more, not {count}")
+    check_values(scores)
+    codes = _to_tensor(groups)
+    if tuple(codes.shape) != (len(scores),):
+        raise ValueError(f"groups has shape {tuple(codes.shape)}, but there are {len(scores)} scores")
+    if codes.is_floating_point() or codes.is_complex():
+        raise TypeError(f"groups must be integers, not {codes.dtype}")
+    ranks = _places_in_groups(_to_tensor(scores), codes)[0] + 1 if method._needs_ranks else None
+    keys = _to_tensor(method.keys(scores, seed=seed, ranks=ranks))
+    places, sizes = _places_in_groups(keys, codes)
+    quotas = sizes.clamp(max=count) if fraction is None else count_of(fraction, sizes)
+    order = keys.argsort(descending=True, stable=True)
+    indices = order[(places < quotas)[order]]
+    values = _to_tensor(scores)[indices]
+    return Selection(indices=_to_numpy(indices), scores=_to_numpy(values), size=len(scores))
+
+
+def count_of(fraction: float, size: Any) -> Any:
+    """The whole number nearest to ``fraction · size``, halves up, but at least 1 where neither is 0.
+
+    Args:
+        fraction: from 0 to 1.
+        size: an int, or a tensor of them.
+
+    Returns:
+        An int, or an int64 tensor where ``size`` is one.
+
+    Raises:
+        ValueError: fraction is out of range.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be from 0 to 1, not {fraction}")
+    sizes = torch.as_tensor(size, dtype=torch.int64)
+    least = sizes.clamp(max=1) if fraction > 0 else torch.zeros_like(sizes)
+    counts = torch.maximum((sizes.double() * fraction + 0.5).floor().long(), least)
+    return counts if isinstance(size, torch.Tensor) else int(counts)
+
+
+def _places_in_groups(keys: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64[N] each candidate's place in its group by descending key, from 0, and int64[N] its group's size."""
+    order = keys.argsort(descending=True, stable=True)
+    order = order[codes[order].argsort(stable=True)]
+    sizes = torch.unique_consecutive(codes[order], return_counts=True)[1]
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    places, members = torch.empty_like(order), torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device) - starts
+    members[order] = sizes.repeat_interleave(sizes)
+    return places, members
+
+
+def _one_source(generator: np.random.Generator | torch.Generator | None, seed: Seed | None) -> Seed | None:
+    if generator is not None and seed is not None:
+        raise ValueError("give a generator or a seed, not both")
+    return seed if generator is None else generator
+
+
+def _to_tensor(values: Array) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    array = np.asarray(values)
+    # torch warns of arrays that it may not write to, as Arrow's and memory maps are.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _to_numpy(values: Array) -> npt.NDArray[Any]:
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    # numpy has no bfloat16.
+    return (values.detach().double() if values.is_floating_point() else values).cpu().numpy()
+
+
+def _as_float64(values: Array) -> Array:
+    return values.detach().double() if isinstance(values, torch.Tensor) else np.asarray(values, np.float64)

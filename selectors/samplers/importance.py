@@ -1,0 +1,53 @@
+"""Training batches drawn by running losses, with replacement. O(N) at an epoch's start, O(batch) a step."""
+
+from typing import Any
+
+from curation.selectors.importance import Importance
+from curation.selectors.samplers.base import Examples, Fetch, ResumableSampler, check_batch_size
+
+
+class ImportanceSampler(ResumableSampler):
+    """A ``batch_sampler`` over the draws of an :class:`~curation.selectors.importance.Importance`.
+
+    Its state is the position alone; save ``importance.state_dict()`` beside it, and load both.
+
+    Args:
+        importance: the losses; call ``importance.update`` in the training step.
+        batch_size: draws of a step on each rank.
+        draws: draws of an epoch on all ranks, None is N. The probabilities are renewed at each epoch's start,
+            so a smaller number follows the losses more closely (and costs O(N) as often).
+        rank, world_size: None asks torch.distributed at the epoch's start.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        importance: Importance,
+        *,
+        batch_size: int,
+        draws: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__(cut=Examples(check_batch_size(batch_size)), rank=rank, world_size=world_size)
+        if draws is not None and draws < 1:
+            raise ValueError(f"draws must be at least 1, not {draws}")
+        self.importance, self.batch_size = importance, batch_size
+        self.draws = importance.size if draws is None else draws
+
+    def _total(self, epoch: int) -> int:
+        return self.draws
+
+    def _open(self, epoch: int, start: int, rank: int, world_size: int) -> Fetch:
+        if start and self.importance.current != epoch:
+            raise ValueError(
+                f"the sampler stands in epoch {epoch}, at draw {start}, but its Importance is in epoch "
+                f"{self.importance.current}: load the state of both, importance.load_state_dict() too"
+            )
+        drawn = self.importance.draw(epoch, self.draws)
+        return lambda low, high, end: drawn[low:high]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"size": self.importance.size, "seed": self.importance.seed, "draws": self.draws}

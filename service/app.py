@@ -1,0 +1,97 @@
+"""The ASGI application, assembled from its settings."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+
+from curation.service import problems
+from curation.service.datasets import Datasets
+from curation.service.gate import Gate
+from curation.service.keeper import Keeper
+from curation.service.metrics import Metrics
+from curation.service.routers import operations, sessions
+from curation.service.routers.state import Parts
+from curation.service.security import Guard
+from curation.service.settings import Settings
+from curation.service.store import Store
+
+ROUTERS = (sessions.router, operations.router)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Assemble the service. The store is opened now; its writer starts and stops with the app's lifespan.
+
+    Raises:
+        StoreError: the store cannot be opened.
+        StoreVersionError: a newer release wrote it.
+    """
+    store = Store(settings.store)
+    keeper = Keeper(store, resident_bytes=settings.resident_bytes)
+    metrics = Metrics(lambda: keeper.in_memory)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(store.own)
+        keeper.writer.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(keeper.writer.stop)
+            store.close()
+
+    app = FastAPIOffline(
+        title="curation",
+        version=_version(),
+        summary="Batch indices over the network, exactly once, whatever dies.",
+        lifespan=lifespan,
+    )
+    app.state.parts = Parts(
+        settings=settings,
+        store=store,
+        keeper=keeper,
+        guard=Guard(settings, store),
+        metrics=metrics,
+        datasets=Datasets(settings.datasets),
+        select_slots=asyncio.Semaphore(settings.select_threads),
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's, with the bodies that routes read themselves, problem documents, and the bearer token."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        for model in sessions.SCHEMAS:
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        for path in document["paths"].values():
+            for operation in path.values():
+                invalid = operation["responses"].get("422", {}).get("content", {})
+                invalid.pop("application/json", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _version() -> str:
+    try:
+        return version("curation")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,259 @@
+"""Bodies in and out: JSON for people, Arrow IPC streams for machines, by ``Content-Type`` and ``Accept``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+
+from curation.plan import BatchPlan
+from curation.selection import Selection
+from curation.service.problems import invalid
+from curation.service.sessions import Batch, Losses, Refusal, Report
+
+ARROW = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+
+_STEP_FIELDS = (pa.field("indices", pa.int64(), False), pa.field("weights", pa.float32(), False))
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+class ReportBody(BaseModel):
+    """The losses of one earlier step, in the order of its indices."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    step: int
+    losses: list[float | None] = Field(
+        description="one a row; null is 'unknown' (sessions that keep non-finite losses)"
+    )
+
+
+class StepBody(BaseModel):
+    """What a rank asks for, and what it reports."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rank: int = 0
+    step: int | None = Field(default=None, description="counted from 0 over the session; null only reports")
+    reports: list[ReportBody] = []
+    generation: int | None = Field(default=None, description="refuse if the session was rewound since this one")
+
+
+class StepAnswer(BaseModel):
+    """One rank's batch. With Arrow: the columns indices and weights, the rest in the schema's metadata."""
+
+    indices: list[int]
+    weights: list[float]
+    epoch: int | None
+    step: int | None
+    end_of_epoch: bool
+    end_of_session: bool
+    generation: int
+
+
+class StepAsk(NamedTuple):
+    """A step request, however it came."""
+
+    rank: int
+    step: int | None
+    reports: Sequence[Report]
+    generation: int | None
+
+
+def is_arrow(request: Request) -> bool:
+    """Whether the body is Arrow rather than JSON.
+
+    Raises:
+        Refusal: it is neither.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == ARROW:
+        return True
+    if kind == JSON:
+        return False
+    raise Refusal("bad-media-type", f"the body is {kind or 'of no type'}: send {JSON} or {ARROW}")
+
+
+def wants_arrow(request: Request) -> bool:
+    """Whether the answer should be Arrow; JSON where the client does not mind.
+
+    Raises:
+        Refusal: the client takes neither.
+    """
+    accept = request.headers.get("accept")
+    if not accept or accept == JSON:
+        return False
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    if ARROW in kinds:
+        return True
+    if any(kind in (JSON, "application/*", "*/*") for kind in kinds):
+        return False
+    raise Refusal("not-acceptable", f"Accept is {accept[:200]!r}: this server answers {JSON} or {ARROW}")
+
+
+def read_step(body: bytes, arrow: bool) -> StepAsk:
+    """Parse a step request.
+
+    Raises:
+        Refusal: says what does not fit.
+    """
+    return _step_from_arrow(body) if arrow else _step_from_json(body)
+
+
+def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
+    """The answer to a step request; without a batch where none was asked for."""
+    if batch is None:
+        batch = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, False, False)
+    indices, weights, epoch, step, end_of_epoch, end_of_session = batch
+    if not arrow:
+        answer = {
+            "indices": indices.tolist(),
+            "weights": weights.tolist(),
+            "epoch": None if epoch < 0 else epoch,
+            "step": None if step < 0 else step,
+            "end_of_epoch": end_of_epoch,
+            "end_of_session": end_of_session,
+            "generation": generation,
+        }
+        return Response(to_json(answer), media_type=JSON)
+    schema = pa.schema(
+        _STEP_FIELDS,
+        {
+            "epoch": "" if epoch < 0 else str(epoch),
+            "step": "" if step < 0 else str(step),
+            "end_of_epoch": str(int(end_of_epoch)),
+            "end_of_session": str(int(end_of_session)),
+            "generation": str(generation),
+        },
+    )
+    rows = pa.record_batch([pa.array(indices), pa.array(weights)], schema=schema)
+    return Response(b"".join((schema.serialize(), rows.serialize(), _END)), media_type=ARROW)
+
+
+def read_tables(body: bytes) -> tuple[dict[str, Any], pa.Table]:
+    """An Arrow body's request (JSON under the key ``request`` of the schema's metadata), and its table.
+
+    Raises:
+        Refusal: the body is not Arrow, or the request in it is not JSON.
+    """
+    table = _table(body)
+    try:
+        request = json.loads((table.schema.metadata or {}).get(b"request", b"{}"))
+    except ValueError as error:
+        raise Refusal("bad-body", f"the schema's metadata 'request' is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise Refusal("bad-body", "the schema's metadata 'request' must be a JSON object")
+    return request, table
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Refusal: the body is something else.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal("bad-body", f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Refusal("bad-body", "the body must be a JSON object")
+    return value
+
+
+def write_selection(selection: Selection, arrow: bool) -> Response:
+    """A selection: indices int64, weights float32, and scores float64 where there are some."""
+    if not arrow:
+        answer = {
+            "indices": selection.indices.tolist(),
+            "weights": selection.weights.tolist(),
+            "scores": None if selection.scores is None else selection.scores.tolist(),
+        }
+        return Response(to_json(answer, inf_nan_mode="null"), media_type=JSON)
+    columns = {"indices": pa.array(selection.indices), "weights": pa.array(selection.weights)}
+    if selection.scores is not None:
+        columns["scores"] = pa.array(selection.scores)
+    return Response(write_table(pa.table(columns)), media_type=ARROW)
+
+
+def write_plan(plan: BatchPlan, arrow: bool) -> Response:
+    """A plan: a list of positions for each batch; with Arrow as :meth:`curation.BatchPlan.to_arrow` has it."""
+    if not arrow:
+        return Response(to_json({"batches": [batch.tolist() for batch in plan]}), media_type=JSON)
+    return Response(write_table(plan.to_arrow()), media_type=ARROW)
+
+
+def write_table(table: pa.Table) -> bytes:
+    """An Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _step_from_json(body: bytes) -> StepAsk:
+    try:
+        ask = StepBody.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+    reports = [Report(ask.rank, given.step, _losses(given.losses)) for given in ask.reports]
+    return StepAsk(ask.rank, ask.step, reports, ask.generation)
+
+
+def _losses(values: Sequence[float | None]) -> Losses:
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
+
+
+def _step_from_arrow(body: bytes) -> StepAsk:
+    table = _table(body)
+    metadata = table.schema.metadata or {}
+    rank, step, generation = (_whole(metadata, name) for name in (b"rank", b"step", b"generation"))
+    reports: list[Report] = []
+    if table.num_columns:
+        for name in ("step", "losses"):
+            if name not in table.column_names:
+                raise Refusal("bad-body", f"the Arrow body has columns {table.column_names}, but not {name!r}")
+        if len(table):
+            reports = _reports(rank or 0, table)
+    return StepAsk(rank or 0, step, reports, generation)
+
+
+def _reports(rank: int, table: pa.Table) -> list[Report]:
+    steps, losses = table["step"].combine_chunks(), table["losses"].combine_chunks()
+    kind = losses.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
+        raise Refusal("bad-body", f"column losses must be a list of floats for each step, not {kind}")
+    if not pa.types.is_integer(steps.type) or steps.null_count or losses.null_count:
+        raise Refusal(
+            "bad-body",
+            f"column step must be integers without nulls, and losses without null lists; step is {steps.type}",
+        )
+    offsets = losses.offsets.to_numpy()
+    with np.errstate(over="ignore"):
+        values = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
+
+
+def _table(body: bytes) -> pa.Table:
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Refusal("bad-body", f"the body is not an Arrow IPC stream: {str(error)[:200]}") from error
+    return table
+
+
+def _whole(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:
+    text = metadata.get(name, b"")
+    if not text:
+        return None
+    if not text.removeprefix(b"-").isdigit() or len(text) > 20:
+        raise Refusal("bad-body", f"the schema's metadata {name.decode()!r} must be a whole number")
+    return int(text)

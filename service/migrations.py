@@ -1,0 +1,123 @@
+"""The store's tables, version by version. A store of a newer version is refused, one of an older is moved on.
+
+Only add to :data:`MIGRATIONS`: an entry that was released never changes.
+"""
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    inspect,
+    select,
+    text,
+)
+
+from curation.errors import CurationError
+
+metadata = MetaData()
+_KEY = BigInteger().with_variant(Integer, "sqlite")
+
+schema = Table("curation_schema", metadata, Column("version", Integer, nullable=False))
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("scopes", String(200), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("revoked", Float),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("key", _KEY, primary_key=True, autoincrement=True),
+    Column("id", String(64), unique=True, nullable=False),
+    Column("owner", String(32)),
+    Column("generation", Integer, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("base", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    sqlite_autoincrement=True,  # a key that was deleted never names another session
+)
+
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("session", _KEY, ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("first_step", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("reweighted", BigInteger, nullable=False),
+    Column("missing", LargeBinary, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("session", _KEY, ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("session", _KEY, ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("losses", LargeBinary, nullable=False),
+)
+
+
+def _first(connection: Connection) -> None:
+    metadata.create_all(connection)
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first,)
+"""``MIGRATIONS[v]`` takes a store of version v to v + 1."""
+
+
+class StoreVersionError(CurationError):
+    """The store belongs to another release."""
+
+
+def migrate(engine: Engine) -> None:
+    """Bring a store to this release's version; several processes may try at once.
+
+    Raises:
+        StoreVersionError: the store is of a newer release.
+    """
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(7246881150341)"))
+        version = 0
+        if inspect(connection).has_table(schema.name):
+            version = connection.execute(select(schema.c.version)).scalar_one()
+        if version > len(MIGRATIONS):
+            raise StoreVersionError(
+                f"{engine.url.render_as_string(hide_password=True)}: a store of version {version}, and this release "
+                f"reads versions up to {len(MIGRATIONS)}. Install the release that wrote it, or name another store."
+            )
+        if version == len(MIGRATIONS):
+            return
+        for step in MIGRATIONS[version:]:
+            step(connection)
+        connection.execute(schema.delete())
+        connection.execute(schema.insert().values(version=len(MIGRATIONS)))

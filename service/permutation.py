@@ -1,0 +1,84 @@
+"""A permutation of 0..N-1 that is computed, not stored: any slice of it, in O(slice) time and no memory in N.
+
+A Feistel network over a × b ≥ N with a = ⌈√N⌉ and b = ⌈N / a⌉; what falls outside is walked on along its cycle until
+it is back inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3). Fewer than a values
+of the domain lie outside, so walks are rare. An epoch over 10^8 candidates so opens at once and keeps nothing.
+It is a bijection for every key; that it looks random rests on six rounds of a 64-bit mixer. Tiny domains mix
+badly: up to 65,536 candidates the order is numpy's shuffle instead, kept whole.
+"""
+
+from dataclasses import dataclass, field
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+ROUNDS = 6
+SMALL = 65_536
+_A, _B, _C = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_27, _30, _31, _32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """The order of one epoch.
+
+    Args:
+        size: N, 1 to 2^62.
+        key: what it is derived from, such as ``(seed, epoch)``; other keys give other orders.
+    """
+
+    size: int
+    key: tuple[int, ...]
+    _order: npt.NDArray[np.int64] | None = field(init=False, repr=False)
+    _keys: npt.NDArray[np.uint64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 1 << 62:
+            raise ValueError(f"size must be between 1 and 2^62, not {self.size}")
+        seed = np.random.SeedSequence(self.key)
+        order = np.random.default_rng(seed).permutation(self.size) if self.size <= SMALL else None
+        object.__setattr__(self, "_order", order)
+        object.__setattr__(self, "_keys", seed.generate_state(ROUNDS, np.uint64))
+
+    def __getitem__(self, positions: slice) -> npt.NDArray[np.int64]:
+        """int64[stop - start]: which candidates stand at these positions of the order."""
+        start, stop, stride = positions.indices(self.size)
+        if stride != 1:
+            raise ValueError(f"the step of a slice must be 1, not {stride}")
+        if self._order is not None:
+            return self._order[start:stop]
+        out: npt.NDArray[np.int64] = np.empty(max(stop - start, 0), np.int64)
+        a = int(np.ceil(np.sqrt(self.size)))
+        b = -(-self.size // a)
+        _fill(out, start, self.size, a, b, self._keys)
+        return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _mixed(value: np.uint64, key: np.uint64, bound: np.uint64) -> np.uint64:
+    value = (value + key) * _A
+    value = (value ^ (value >> _30)) * _B
+    value = (value ^ (value >> _27)) * _C
+    value ^= value >> _31
+    return ((value >> _32) * bound) >> _32
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, keys: npt.NDArray[np.uint64]) -> None:
+    rows, columns, end = np.uint64(a), np.uint64(b), np.uint64(size)
+    for i in range(len(out)):
+        value = np.uint64(start + i)
+        while True:
+            row, column = value // columns, value % columns
+            for r in range(0, len(keys), 2):
+                row += _mixed(column, keys[r], rows)
+                if row >= rows:
+                    row -= rows
+                column += _mixed(row, keys[r + 1], columns)
+                if column >= columns:
+                    column -= columns
+            value = row * columns + column
+            if value < end:
+                break
+        out[i] = np.int64(value)

@@ -1,0 +1,57 @@
+"""Is it alive, is it ready, how is it doing; and which datasets there are."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from curation.service.routers.sessions import problems
+from curation.service.routers.state import Here, Reader
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """The server runs."""
+
+    status: str
+
+
+class DatasetList(BaseModel):
+    """Names to create sessions with."""
+
+    datasets: list[str]
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """200 while the process answers at all."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", responses=problems(503))
+async def readyz(here: Here) -> Health:
+    """200 when the store answers, too; 503 otherwise."""
+    await asyncio.to_thread(here.store.ping)
+    return Health(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses=problems(401, 403))
+async def metrics(here: Here, caller: Reader) -> Response:
+    """For Prometheus."""
+    return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/datasets", responses=problems(401, 403))
+async def list_datasets(here: Here, caller: Reader) -> DatasetList:
+    """Curated datasets under the configured roots."""
+    return DatasetList(datasets=await asyncio.to_thread(here.datasets.names))
+
+
+@router.get("/v1/datasets/{name}", responses=problems(401, 403, 422))
+async def read_dataset(name: str, here: Here, caller: Reader) -> dict[str, Any]:
+    """A dataset's manifest."""
+    manifest = await asyncio.to_thread(here.datasets.manifest, name)
+    return manifest.model_dump(mode="json")

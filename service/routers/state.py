@@ -1,0 +1,60 @@
+"""What the routes share: the app's parts, and who is calling."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from curation.service.datasets import Datasets
+from curation.service.keeper import Keeper
+from curation.service.metrics import Metrics
+from curation.service.security import Caller, Guard
+from curation.service.settings import Settings
+from curation.service.store import Store
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What :func:`curation.service.app.create_app` put together."""
+
+    settings: Settings
+    store: Store
+    keeper: Keeper
+    guard: Guard
+    metrics: Metrics
+    datasets: Datasets
+    select_slots: asyncio.Semaphore
+
+
+def parts(request: Request) -> Parts:
+    """The parts of the app that answers a request."""
+    found: Parts = request.app.state.parts
+    return found
+
+
+async def reader(request: Request) -> Caller:
+    """A caller who may read."""
+    return await _caller(request, "read")
+
+
+async def selector(request: Request) -> Caller:
+    """A caller who may select."""
+    return await _caller(request, "select")
+
+
+async def _caller(request: Request, scope: str) -> Caller:
+    authorization = host = None
+    for name, value in request.scope["headers"]:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"host":
+            host = value
+    caller = await parts(request).guard.caller(authorization, host)
+    caller.need(scope)
+    return caller
+
+
+Here = Annotated[Parts, Depends(parts)]
+Reader = Annotated[Caller, Depends(reader)]
+Selector = Annotated[Caller, Depends(selector)]

@@ -1,0 +1,86 @@
+"""The service's settings: flags, then environment (``CURATION_*``), then a YAML file, then defaults."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default.
+
+    A name in the environment is the upper-case name after ``CURATION_``; lists and dicts there are JSON:
+    ``CURATION_DATASETS='["/data/curated"]'``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CURATION_", extra="forbid", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8765, ge=0, le=65_535)
+    store: str = Field(default="sqlite:///curation.db", description="sqlite:///file or postgresql+psycopg://...")
+    auth: Literal["auto", "required"] = Field(
+        default="auto",
+        description="auto: tokens are asked for as soon as the store has one; required: always",
+    )
+    datasets: list[Path] = Field(default=[], description="folders whose subfolders are curated datasets")
+    allowed_hosts: list[str] = Field(
+        default=[], description="further names for the Host header while no token is needed, such as a proxy's"
+    )
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="larger request bodies are refused")
+    request_seconds: float = Field(default=60, gt=0, description="a request that takes longer gets 503")
+    body_seconds: float = Field(default=30, gt=0, description="a body that takes longer to arrive gets 408")
+    token_seconds: float = Field(default=2, ge=0, description="how long a token's revocation may go unnoticed")
+    resident_bytes: int = Field(default=4 << 30, ge=1, description="memory for epochs of open sessions; older ones go")
+    max_texts: int = Field(default=100_000, ge=1, description="texts in one /v1/select/zipfit")
+    max_rows: int = Field(default=2_000_000, ge=1, description="scores in one /v1/select/acquire")
+    max_pairs: int = Field(default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3")
+    select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = Field(default=True, description="a line of JSON for each request")
+    shutdown_seconds: int = Field(default=10, ge=0, description="how long open requests may take at shutdown")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Settings from a file, the environment and flags, the later ones first; a flag that is None was not given.
+
+    Raises:
+        ValueError: (pydantic's ``ValidationError``) a name is unknown or a value is not allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if file is None:
+        return Settings(**given)
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            yaml = YamlConfigSettingsSource(settings_cls, yaml_file=file)
+            return named["init_settings"], named["env_settings"], yaml
+
+    if not file.is_file():
+        raise ValueError(f"{file}: no such settings file")
+    return FromFile(**given)

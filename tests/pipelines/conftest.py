@@ -1,0 +1,64 @@
+"""A corpus with every kind of row, and a recipe that uses every step."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curation.recipe import Recipe
+
+ROWS = 1000
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three JSONL files, one of them compressed: texts, of which a tenth repeat, a quality, and a group."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    words = ["merge", "sort", "list", "parse", "json", "open", "file", "token", "yield", "value"]
+    rows: list[dict[str, Any]] = []
+    for number in range(ROWS):
+        text = f"def f{number}(): return " + " + ".join(rng.choice(words, 12))
+        if number % 10 == 9:
+            text = rows[number - 5]["text"]
+        rows.append({"text": text, "quality": round(float(rng.gamma(2.0)), 6), "group": f"g{number % 7}"})
+    for number, part in enumerate(np.array_split(np.arange(ROWS), 3)):
+        lines = "".join(json.dumps(rows[i]) + "\n" for i in part)
+        if number == 1:
+            (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        else:
+            (folder / f"{'ac'[number // 2]}.jsonl").write_text(lines)
+    (folder / "target.json").write_text(json.dumps({"text": "def g(): return merge + sort + list"}) + "\n")
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The corpus's rows in source order."""
+    lines = [
+        *(folder / "a.jsonl").read_text().splitlines(),
+        *gzip.decompress((folder / "b.jsonl.gz").read_bytes()).decode().splitlines(),
+        *(folder / "c.jsonl").read_text().splitlines(),
+    ]
+    return [json.loads(line) for line in lines]
+
+
+def recipe(folder: Path, *steps: dict[str, Any], **others: Any) -> Recipe:
+    """A recipe over the corpus in small blocks and shards."""
+    return Recipe.model_validate(
+        {
+            "source": {"format": "jsonl", "path": [str(folder / "*.jsonl"), str(folder / "*.jsonl.gz")]},
+            "steps": list(steps),
+            "output": {"rows_per_shard": 70},
+            "block_rows": 64,
+            **others,
+        }
+    )
+
+
+def align(folder: Path) -> dict[str, Any]:
+    """An ``align`` step against the target file."""
+    return {"step": "align", "targets": {"format": "jsonl", "path": str(folder / "target.json")}}

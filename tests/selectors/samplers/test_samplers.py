@@ -1,0 +1,255 @@
+"""What each sampler yields, beyond resuming."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation import JEST, BatchPlan, InfoBatch, Pair, StochasticAcquisition
+from curation.selectors.importance import Importance, chances
+from curation.selectors.samplers import (
+    AcquisitionSampler,
+    ImportanceSampler,
+    InfoBatchSampler,
+    JESTBatchSampler,
+    PlanBatchSampler,
+)
+from curation.selectors.samplers.base import Batches, Cut, Examples, Rows
+
+
+@given(
+    left=st.integers(0, 200),
+    world=st.integers(1, 5),
+    batch=st.integers(1, 9),
+    kind=st.sampled_from(["examples", "drop", "batches", "repeat", "rows"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_a_cut_shares_all_units_once(left: int, world: int, batch: int, kind: str) -> None:
+    cut: Cut = {
+        "examples": Examples(batch),
+        "drop": Examples(batch, drop_last=True),
+        "batches": Batches(),
+        "repeat": Batches(repeat=True),
+        "rows": Rows(),
+    }[kind]
+    taken, end = [], 0
+    for step in range(cut.steps(left, world)):
+        before = end
+        for rank in range(1 if kind == "rows" else world):
+            low, high, end = cut.share(left, step, rank, world)
+            assert low < high
+            taken += range(low, high)
+        assert before < end <= left
+    missing = left - len(set(taken))
+    assert set(taken) <= set(range(left))
+    assert len(taken) == len(set(taken)) or kind == "repeat"
+    limit = {"examples": world if left < world * batch else 1, "drop": world * batch, "batches": world}.get(kind, 1)
+    assert missing < limit
+
+
+class TestInfoBatchSampler:
+    def test_batches_are_the_epoch_in_order(self) -> None:
+        info = InfoBatch(size=50, epochs=4)
+        sampler = InfoBatchSampler(info, batch_size=8)
+        assert [i for batch in sampler for i in batch] == info.epoch(0).indices.tolist()
+
+    def test_a_plan_keeps_its_order_and_full_batches(self) -> None:
+        info = InfoBatch(size=64, epochs=4)
+        info.begin(0)
+        info.update(np.arange(64), np.where(np.arange(64) % 2, 9.0, 1.0))
+        plan = BatchPlan.of_size(np.random.default_rng(0).permutation(64), 8)
+        sampler = InfoBatchSampler(info, batch_size=8, plan=plan)
+        sampler.set_epoch(1)
+        length = len(sampler)
+        batches = list(sampler)
+        assert len(batches) == length
+        assert [len(b) for b in batches[:-1]] == [8] * (len(batches) - 1)
+        kept = set(info.epoch(1).indices.tolist())
+        assert [i for batch in batches for i in batch] == [i for i in plan.indices.tolist() if i in kept]
+
+    def test_a_plan_for_more_examples_is_refused(self) -> None:
+        sampler = InfoBatchSampler(InfoBatch(size=8, epochs=1), batch_size=2, plan=BatchPlan.of_size(np.arange(9), 3))
+        with pytest.raises(ValueError, match="names example 8"):
+            len(sampler)
+
+    def test_a_position_without_its_losses_is_refused(self) -> None:
+        sampler = InfoBatchSampler(InfoBatch(size=64, epochs=4), batch_size=8)
+        next(iter(sampler))
+        other = InfoBatchSampler(InfoBatch(size=64, epochs=4), batch_size=8)
+        other.load_state_dict(sampler.state_dict())
+        with pytest.raises(ValueError, match=r"info.load_state_dict\(\) too"):
+            next(iter(other))
+
+    @pytest.mark.parametrize(
+        "options", [{"batch_size": 0}, {"batch_size": 2, "rank": 0}, {"batch_size": 2, "rank": 2, "world_size": 2}]
+    )
+    def test_parameters_are_checked(self, options: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match=r"batch_size|rank"):
+            InfoBatchSampler(InfoBatch(size=8, epochs=1), **options)
+
+    def test_more_consumed_than_there_is_is_refused(self) -> None:
+        sampler = InfoBatchSampler(InfoBatch(size=8, epochs=1), batch_size=2)
+        next(iter(sampler))
+        with pytest.raises(ValueError, match="this pass has 4"):
+            sampler.state_dict(consumed=5)
+
+
+class TestPlanBatchSampler:
+    plan = BatchPlan(indices=np.arange(10), offsets=np.array([0, 3, 6, 10]))
+
+    def test_batches_stay_whole(self) -> None:
+        batches = list(PlanBatchSampler(self.plan, seed=1))
+        assert sorted(batches) == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+        assert list(PlanBatchSampler(self.plan, shuffle=False)) == [b.tolist() for b in self.plan]
+
+    def test_epochs_and_seeds_shuffle_anew(self) -> None:
+        plan = BatchPlan.of_size(np.arange(60), 2)
+        orders = set()
+        for seed in range(3):
+            sampler = PlanBatchSampler(plan, seed=seed)
+            orders |= {str(list(sampler)) for _ in range(3)}
+        assert len(orders) == 9
+
+    def test_rows_are_shared_among_ranks(self) -> None:
+        ranks = [list(PlanBatchSampler(self.plan, split="rows", rank=r, world_size=2)) for r in range(2)]
+        assert sorted([*a, *b] for a, b in zip(*ranks, strict=True)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+        with pytest.raises(ValueError, match="fewer rows than the 4 ranks"):
+            list(PlanBatchSampler(self.plan, split="rows", rank=0, world_size=4))
+
+    @pytest.mark.parametrize(("remainder", "steps"), [("drop", 1), ("repeat", 2)])
+    def test_batches_that_do_not_divide(self, remainder: str, steps: int) -> None:
+        ranks = [PlanBatchSampler(self.plan, remainder=remainder, rank=r, world_size=2) for r in range(2)]
+        assert [len(list(sampler)) for sampler in ranks] == [steps, steps]
+
+    def test_options_are_checked(self) -> None:
+        for options in ({"split": "halves"}, {"remainder": "keep"}):
+            with pytest.raises(ValueError, match="must be"):
+                PlanBatchSampler(self.plan, **options)
+        with pytest.raises(TypeError, match="BatchPlan"):
+            list(PlanBatchSampler([[1, 2]]))
+
+
+class TestAcquisitionSampler:
+    def test_draws_are_the_selectors(self) -> None:
+        scores = np.random.default_rng(0).exponential(size=40)
+        sampler = AcquisitionSampler(scores, StochasticAcquisition(beta=float("inf")), size=40, batch_size=10)
+        assert [i for batch in sampler for i in batch] == np.argsort(-scores, kind="stable").tolist()
+
+    def test_scores_are_read_at_each_draw(self) -> None:
+        scores = np.arange(20, dtype=np.float64)
+        sampler = AcquisitionSampler(scores, StochasticAcquisition(beta=float("inf")), size=20, batch_size=5, budget=10)
+        batches = iter(sampler)
+        assert next(batches) == [19, 18, 17, 16, 15]
+        scores[:] = -np.arange(20) + 100
+        assert next(batches) == [0, 1, 2, 3, 4]
+        assert next(batches, None) is None
+        assert sampler.drawn.tolist() == [19, 18, 17, 16, 15, 0, 1, 2, 3, 4]
+
+    def test_unknown_scores_come_last(self) -> None:
+        info = InfoBatch(size=30, epochs=3)
+        info.update([3, 4, 5], [1.0, 2.0, 3.0])
+        sampler = AcquisitionSampler(info.scores, StochasticAcquisition(), size=30, batch_size=6)
+        first = next(iter(sampler))
+        assert set(first[:3]) == {3, 4, 5}
+        assert len(set(first)) == 6
+
+    def test_shapes_and_budget_are_checked(self) -> None:
+        with pytest.raises(ValueError, match="shape"):
+            list(AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=4, batch_size=2))
+        with pytest.raises(ValueError, match="budget"):
+            AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=3, batch_size=2, budget=4)
+
+
+class TestImportance:
+    def test_chances_against_the_formula(self) -> None:
+        losses = np.array([1, 3, 0, np.nan, -2], np.float32)
+        share = np.array([1, 3, 0, 1, 0])  # unknown counts as the mean of the known, negative as zero
+        assert chances(losses, 0.2) == pytest.approx(0.8 * share / 5 + 0.2 / 5, rel=1e-6)
+        assert chances(np.full(4, np.nan, np.float32), 0.2) == pytest.approx([0.25] * 4)
+        assert chances(np.zeros(4, np.float32), 0.2) == pytest.approx([0.25] * 4)
+
+    def test_draws_follow_the_chances_and_are_unbiased(self) -> None:
+        """Chi-square of the counts (error rate 1 in 10,000), and the weighted mean within 5 standard errors."""
+        from scipy.stats import chi2
+
+        rng = np.random.default_rng(0)
+        losses, x = rng.exponential(size=50).astype(np.float32), rng.normal(size=50)
+        importance = Importance(size=50)
+        importance.update(np.arange(50), losses)
+        drawn = importance.draw(1, 40_000)
+        p = chances(losses, 0.2)
+        expected = 40_000 * p / p.sum()
+        assert ((np.bincount(drawn, minlength=50) - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-4, 49)
+        weighted = importance.weights(drawn) * x[drawn]
+        assert abs(weighted.mean() - x.mean()) < 5 * weighted.std() / math.sqrt(40_000)
+        halves = drawn[:20_000], drawn[20_000:]
+        assert abs(halves[0].mean() - halves[1].mean()) < 5 * np.std(drawn) * math.sqrt(2 / 20_000)
+
+    def test_weights_are_those_of_the_draw(self) -> None:
+        importance = Importance(size=10)
+        sampler = ImportanceSampler(importance, batch_size=5)
+        for batch in sampler:
+            before = importance.weights(batch)
+            weighted = importance.update(batch, torch.full((5,), 7.0, requires_grad=True))
+            assert weighted.detach().numpy() == pytest.approx(7 * before)
+            assert np.array_equal(importance.weights(batch), before)
+
+    @pytest.mark.parametrize("options", [{"size": 0}, {"size": 3, "uniform": 0}, {"size": 3, "seed": -1}])
+    def test_parameters_are_checked(self, options: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="must"):
+            Importance(**options)
+        with pytest.raises(ValueError, match="draws"):
+            ImportanceSampler(Importance(size=3), batch_size=1, draws=0)
+
+
+VECTORS = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 96, 8)).astype(np.float32))
+
+
+def embed(positions: np.ndarray) -> tuple[Pair, Pair]:
+    a, b, c, d = VECTORS[:, torch.as_tensor(positions)]
+    return Pair(a, b), Pair(c, d)
+
+
+def jest_sampler(score: object = embed, **options: object) -> JESTBatchSampler:
+    source = PlanBatchSampler(BatchPlan.of_size(np.arange(96), 24), seed=2)
+    return JESTBatchSampler(source, JEST(filter_ratio=0.5, chunks=3), score, seed=7, **options)
+
+
+def _jest_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save([list(jest_sampler(sharded=True)), list(jest_sampler())], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+class TestJESTBatchSampler:
+    def test_it_chooses_what_the_selector_chooses(self) -> None:
+        supers = list(PlanBatchSampler(BatchPlan.of_size(np.arange(96), 24), seed=2))
+        expected = []
+        for done, batch in enumerate(supers):
+            pairs = embed(np.array(batch))
+            jest = JEST(filter_ratio=0.5, chunks=3)
+            picks = jest.select(*pairs, generator=np.random.default_rng((7, 0, done + 1))).indices
+            expected.append([batch[i] for i in picks])
+        assert list(jest_sampler()) == expected
+        assert [len(batch) for batch in expected] == [12] * 4
+
+    def test_ranks_that_embed_their_own_part_choose_the_same(self, tmp_path: Path) -> None:
+        mp.spawn(_jest_rank, args=(2, str(tmp_path)), nprocs=2)
+        ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+        for mode in (0, 1):
+            together = [sorted([*a, *b]) for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True)]
+            assert together == [sorted(batch) for batch in jest_sampler()]
+            assert all(len(a) == len(b) == 6 for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True))
+
+    def test_errors_say_what_is_wrong(self) -> None:
+        with pytest.raises(ValueError, match="learner of 3 rows for 24"):
+            next(iter(jest_sampler(lambda positions: embed(positions[:3]))))
+        with pytest.raises(ValueError, match="rank"):
+            jest_sampler(rank=1)
