@@ -1,16 +1,22 @@
 """Stochastic acquisition beside baal and batchbald-redux, in one run.
 
     python -m venv /tmp/peers
-    /tmp/peers/bin/pip install torch==2.13.0 && /tmp/peers/bin/pip install -r benchmarks/requirements.txt
+    /tmp/peers/bin/pip install torch==2.13.0
+    /tmp/peers/bin/pip install baal==2.1.0 batchbald-redux==2.0.5 torchvision==0.28.0
+    /tmp/peers/bin/pip uninstall -y torchvision
     python -m benchmarks.acquisition --peer-python /tmp/peers/bin/python
 
-The peers run in their own environment, in a child of this process, on the same arrays.
+The peers run in their own environment, in a child of this process, on the same arrays. baal
+asks for torchvision, whose newest version would replace torch, and which does not import beside a CPU build of
+torch; what is measured here does without.
 """
 
 import argparse
 import functools
 import importlib.metadata
+import itertools
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -30,9 +36,12 @@ def main() -> None:
     parser.add_argument("--scores", type=int, default=10_000_000, help="pool of the power sampling")
     parser.add_argument("--draw", type=int, default=1_000, help="how many of it are drawn")
     parser.add_argument("--pool", type=int, default=20_000, help="pool of BatchBALD, with 20 samples, 10 classes")
-    parser.add_argument("--joint-samples", type=int, default=10_000, help="num_samples of batchbald-redux")
+    parser.add_argument("--joint-samples", type=int, default=1_000, help="joint outcomes BatchBALD samples")
+    parser.add_argument(
+        "--baal-pool", type=int, default=1_000, help="baal's BatchBALD holds candidates × joint samples × classes"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slow-repeats", type=int, default=5, help="repeats of BatchBALD; no warm-up")
+    parser.add_argument("--slow-repeats", type=int, default=3, help="repeats of BatchBALD; no warm-up")
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_peer:
@@ -74,42 +83,40 @@ def compare(options: argparse.Namespace) -> None:
     alone = timed(functools.partial(power.select, bald(p), 100, seed=1), repeats=repeats)
     scoring = timed(lambda: bald(p), repeats=repeats)
 
-    peers = ask_peers(options)
     print(f"\nDraw {draw:,} of {options.scores:,} scores (float64, numpy), {torch.get_num_threads()} threads")
-    line("", "seconds, median (min-max)", "power is faster by")
+    line("", "seconds, median (min-max)", "ours is faster by")
     for name, timing in ours.items():
         line(f"curation, {name}", timing, "")
     line("numpy Generator.choice(replace=False, p)", numpy_choice, ratio(numpy_choice, ours["power"]))
     if multinomial:
         line("torch.multinomial", multinomial, ratio(multinomial, ours["power"]))
-    if peers:
-        baal = Timing(tuple(peers["baal power"]))
-        line(f"baal {peers['versions']['baal']} PowerSampling", baal, ratio(baal, ours["power"]))
-
     print(f"\nA batch from {options.pool:,} candidates, 20 samples, 10 classes")
-    line("", "seconds, median (min-max)", "power is faster by")
+    line("", "seconds, median (min-max)", "ours is faster by")
     line("curation, BALD scores + power sampling of 100", batch, "")
     line("curation, power sampling of 100 alone", alone, "")
+    print("\nBALD scores of these candidates")
+    line("curation", scoring, "")
+
+    peers = ask_peers(options)
     if not peers:
         return
+    baal, theirs = Timing(tuple(peers["baal power"])), Timing(tuple(peers["baal bald"]))
+    print(f"\nPeers: {', '.join(f'{name} {version}' for name, version in peers['versions'].items())}")
+    line(f"baal PowerSampling of {draw:,}", baal, ratio(baal, ours["power"]))
+    line("baal BALD scores", theirs, ratio(theirs, scoring))
     first = Timing(batch.seconds[: options.slow_repeats])
     for name, key in (
-        (f"batchbald-redux {peers['versions']['batchbald-redux']} BatchBALD of 5", "redux batchbald"),
-        (f"baal {peers['versions']['baal']} BatchBALD of 5 (500 draws)", "baal batchbald"),
+        ("batchbald-redux BatchBALD of 5", "redux batchbald"),
+        (f"baal BatchBALD of 5, from {options.baal_pool:,} alone", "baal batchbald"),
     ):
         timing = Timing(tuple(peers[key]))
         line(name, timing, ratio(timing, first))
-    print("\nBALD scores of these candidates")
-    line("curation", scoring, "")
-    theirs = Timing(tuple(peers["baal bald"]))
-    line("baal BALD", theirs, ratio(theirs, scoring))
     print(f"largest difference from baal's scores: {np.abs(np.array(peers['bald']) - bald(p)).max():.2g}")
-    print(f"peers: {', '.join(f'{name} {version}' for name, version in peers['versions'].items())}")
 
 
 def sharded(method: Any, scores: Any, k: int) -> Any:
     cuts = np.linspace(0, len(scores), 5).astype(int)
-    parts = [method.local(scores[a:b], k, seed=1, start=int(a)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    parts = [method.local(scores[a:b], k, seed=1, start=int(a)) for a, b in itertools.pairwise(cuts)]
     return method.merge(parts, k)
 
 
@@ -118,7 +125,7 @@ def choice(scores: Any, k: int) -> Any:
 
 
 def line(name: str, timing: Timing | str, note: str) -> None:
-    print(f"  {name:<48}{timing!s:<30}{note}")
+    print(f"  {name:<48}{timing!s:<30}{note}", flush=True)
 
 
 def ask_peers(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -128,12 +135,13 @@ def ask_peers(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        numbers = ("scores", "draw", "pool", "joint_samples", "repeats", "slow_repeats")
+        numbers = ("scores", "draw", "pool", "joint_samples", "baal_pool", "repeats", "slow_repeats")
         arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in numbers]
         subprocess.run(
             [options.peer_python, "-W", "ignore", "-m", "benchmarks.acquisition", *arguments, f"--as-peer={answer}"],
             cwd=Path(__file__).resolve().parents[1],
             check=True,
+            env={**os.environ, "TQDM_DISABLE": "1"},
         )
         result: dict[str, Any] = json.loads(answer.read_text())
         return result
@@ -142,8 +150,6 @@ def ask_peers(options: argparse.Namespace) -> dict[str, Any] | None:
 def run_peers(options: argparse.Namespace, answer: Path) -> None:
     """In the peers' interpreter: measure, and write seconds and scores as JSON."""
     import torch
-
-    mend_torchvision(torch)
     from baal.active.heuristics import BALD, AbstractHeuristic, BatchBALD
     from baal.active.heuristics.stochastics import PowerSampling
     from batchbald_redux.batchbald import get_batchbald_batch
@@ -157,12 +163,13 @@ def run_peers(options: argparse.Namespace, answer: Path) -> None:
     scores, p = inputs(options)
     by_class = np.ascontiguousarray(p.transpose(0, 2, 1))
     log_p = torch.from_numpy(p).log()
+    few = by_class[: options.baal_pool]
     power = PowerSampling(Given(), query_size=options.draw)
     slow: dict[str, Callable[[], object]] = {
         "redux batchbald": lambda: get_batchbald_batch(
             log_p, 5, options.joint_samples, dtype=torch.double, device="cpu"
         ),
-        "baal batchbald": lambda: BatchBALD(num_samples=5).get_ranks(by_class),
+        "baal batchbald": lambda: BatchBALD(num_samples=5, num_draw=options.joint_samples // 20).get_ranks(few),
     }
     result: dict[str, Any] = {
         "versions": {name: importlib.metadata.version(name) for name in PEER_PACKAGES},
@@ -173,16 +180,6 @@ def run_peers(options: argparse.Namespace, answer: Path) -> None:
     for name, run in slow.items():
         result[name] = timed(run, repeats=options.slow_repeats, warmup=0).seconds
     answer.write_text(json.dumps(result))
-
-
-def mend_torchvision(torch: Any) -> None:
-    """baal imports torchvision, whose PyPI wheel cannot register its operators with a CPU build of torch."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        mend_torchvision.library = library  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

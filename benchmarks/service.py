@@ -20,7 +20,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow as pa
 
 from curation.service.client import ARROW, Client, _Calls
 

@@ -53,12 +53,19 @@ def inspect(
             show_default=False,
         ),
     ],
-    samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, help="Rows to show, or with --batches batches.")] = 3,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Of a grouped dataset: how hard its batches are, and some of them.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Show columns, counts by reason, sample rows and score histograms."""
+    """Show columns, counts by reason, sample rows and score histograms; or the batches of a grouped dataset."""
     from curation import terminal
     from curation.inspection import inspect as look
+
+    if batches:
+        _inspect_batches(Path(out_or_source), samples, json)
+        return
 
     found = look(out_or_source, samples)
     if json:
@@ -140,6 +147,41 @@ def version(json: Json = False) -> None:
         emit(versions())
         return
     out().print(table("Versions", ["package", "version"], versions().items()))
+
+
+def _inspect_batches(out: Path, samples: int, json: bool) -> None:
+    from curation import terminal
+    from curation.batches import look_at_batches
+    from curation.errors import SourceError
+    from curation.manifest import BATCHES, Manifest
+
+    found = look_at_batches(out, Manifest.load(out), samples)
+    if found is None:
+        raise SourceError(f"{out}: has no {BATCHES}: its recipe has no `b3` step")
+    if json:
+        terminal.emit(dataclasses.asdict(found))
+        return
+    console = terminal.out()
+    console.print(f"{out}: {found.batches:,} batches", style="bold", markup=False)
+    quality = [
+        (meaning, *("–" if value is None else f"{value:.4g}" for value in values)) for meaning, *values in found.quality
+    ]
+    console.print()
+    console.print(terminal.table("Against random batches of the same sizes", ["", "#these", "#random"], quality))
+    for title, sizes in (("Batches by size", found.batch_sizes), ("Communities by size", found.cluster_sizes)):
+        console.print()
+        console.print(
+            terminal.table(title, ["#rows", "#how many"], [(int(size), many) for size, many in sizes.items()])
+        )
+    for batch in found.shown:
+        names = list(batch.texts[0]) if batch.texts else []
+        lines = [
+            (community if community is not None else "–", *(terminal.shorten(text[name], 100) for name in names))
+            for community, text in zip(batch.communities, batch.texts, strict=True)
+        ]
+        console.print()
+        title = f"Batch {batch.number:,}, {len(lines)} of {batch.rows:,} rows"
+        console.print(terminal.table(title, ["#community", *names], lines))
 
 
 def _show(found: "Inspection") -> None:

@@ -94,9 +94,9 @@ def histogram(counts: Histogram, cuts: Sequence[Cut], name: str) -> Figure:
                 "x": value,
                 "yref": "paper",
                 "y": 1,
-                "yanchor": "top",
+                "yanchor": "bottom",
                 "xanchor": "right" if value > right_half else "left",
-                "xshift": -6 if value > right_half else 6,
+                "xshift": 4 if value > right_half else -4,
                 "text": f"cut {value:.4g}",
                 "showarrow": False,
                 "font": {"color": INK, "size": 13},
@@ -105,7 +105,7 @@ def histogram(counts: Histogram, cuts: Sequence[Cut], name: str) -> Figure:
         ],
         xaxis=_axis(title=html.escape(counts.name), showgrid=False),
         yaxis=_axis(title="rows", gridcolor=LINE),
-        margin={"l": 56, "r": 8, "t": 8, "b": 48},
+        margin={"l": 56, "r": 8, "t": 28 if marks else 8, "b": 48},
     )
     return {"id": name, "data": bars, "layout": layout}
 

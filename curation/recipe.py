@@ -137,38 +137,81 @@ class Dedup(_Step):
 
 
 class Embed(_Step):
-    """Embed texts with a teacher."""
+    """Embed texts with a teacher, for the ``b3`` step; rows whose vector is zero or not finite are bad rows."""
 
     step: Literal["embed"]
     columns: list[str] = Field(default=["query", "positive"], min_length=1)
     teacher: str = Field(
         default="tfidf",
-        description="tfidf (hashed TF-IDF, truncated SVD; needs no model), sentence-transformers:NAME-OR-PATH, or "
-        "module:function called with a list of texts.",
+        description="tfidf (hashed TF-IDF and a truncated SVD; needs no model), sentence-transformers:NAME-OR-PATH, or "
+        "module:attribute: a function of a list of texts that returns [texts, D] floats, or a class whose instances "
+        "are such functions (made once a worker).",
+        pattern=r"^(tfidf|sentence-transformers:.+|[\w.]+:[\w.]+)$",
     )
     dimensions: int = Field(default=128, ge=2, description="Of the tfidf teacher.")
+    prompts: dict[str, str] = Field(default={}, description="Text to put before each text of a column.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Texts that a model is first given at a time; halved where memory runs out. Default: 32 on a "
+        "CPU, 1024 elsewhere.",
+    )
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("`columns` names a column twice")
+        unknown = sorted(set(self.prompts) - set(self.columns))
+        if unknown:
+            raise ValueError(f"`prompts` names {', '.join(unknown)}, which `columns` does not")
+        return self
 
 
 class MineB3(_Step):
-    """B3: group rows into batches of hard negatives."""
+    """B3: group rows into batches of hard negatives. The last step: the shards are laid out in its order."""
 
     step: Literal["b3"]
-    queries: str = Field(default="query", description="Column: text that `embed` embedded, or vectors.")
-    positives: str = Field(default="positive", description="Column: text that `embed` embedded, or vectors.")
+    queries: str = Field(default="query", description="A column that `embed` embedded, or one of vectors.")
+    positives: str = Field(default="positive", description="A column that `embed` embedded, or one of vectors.")
     batch_size: int = Field(default=1024, ge=2)
     cluster_size: int = Field(default=32, ge=1)
-    ranks: tuple[int, int] = (30, 130)
+    ranks: tuple[int, int] = Field(default=(30, 130), description="First rank kept, and the one after the last.")
     edges: Literal["mutual", "either"] = "mutual"
     partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
     negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
-    similarity_ceiling: float | None = None
-    positive_margin: float | None = None
+    similarity_ceiling: float | None = Field(default=None, allow_inf_nan=False)
+    positive_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    duplicates: Literal["apart", "ignore"] = Field(
+        default="apart", description="Whether rows of an equal query or positive are kept out of one batch."
+    )
     groups: str | None = Field(default=None, description="Rows with one value of this column never share a batch.")
     datasets: str | None = Field(default=None, description="Batches stay within one value of this column.")
     last: Literal["keep", "drop"] = "keep"
+    metric: Literal["ip", "l2"] = "ip"
+    engine: Literal["auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = "auto"
+    part_rows: int = Field(default=500_000, ge=1, description="Rows of the database that one task searches.")
+    cell_rows: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="With more rows the graph is cut within cells (k-means) of at most so many, one task a cell.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size % self.cluster_size:
+            raise ValueError(
+                f"`batch_size` must be a multiple of `cluster_size`, not {self.batch_size} with {self.cluster_size}"
+            )
+        if not 0 <= self.ranks[0] < self.ranks[1]:
+            raise ValueError(f"`ranks` must be [first, end] with 0 <= first < end, not {list(self.ranks)}")
+        if self.positive_margin is not None and self.metric == "l2":
+            raise ValueError("`positive_margin` needs metric: ip, as a share of a distance has no such meaning")
+        if self.cell_rows < self.cluster_size:
+            raise ValueError("`cell_rows` must be at least `cluster_size`")
+        return self
 
 
-Step = Annotated[Align | Score | Acquire | Dedup, Field(discriminator="step")]
+Step = Annotated[Align | Score | Acquire | Dedup | Embed | MineB3, Field(discriminator="step")]
 
 
 class Output(_Model):
@@ -212,34 +255,54 @@ class StepOrderError(ValueError):
         self.number = number
 
 
-def check_order(steps: Sequence[Align | Score | Acquire | Dedup]) -> None:
+def check_order(steps: Sequence[Step]) -> None:
     """Check that each step finds what it needs.
 
     Raises:
         StepOrderError: says which step, what it lacks and why.
     """
     scores: list[str] = []
+    embedded: dict[str, int] = {}
     for number, step in enumerate(steps, 1):
+        label = f"step {number} ({step.step})"
+        if number > 1 and isinstance(steps[number - 2], MineB3):
+            raise StepOrderError(
+                number,
+                f"{label} stands after b3, which groups the rows that are left into batches and lays them out: "
+                "nothing may change them then. Put it before",
+            )
         if isinstance(step, Align | Score):
             if step.name in scores:
                 raise StepOrderError(
                     number,
-                    f"step {number} ({step.step}) makes the score {step.name!r}, which an earlier step has made: "
+                    f"{label} makes the score {step.name!r}, which an earlier step has made: "
                     "give one of them another `name`",
                 )
             scores.append(step.name)
-        if isinstance(step, Acquire):
+        elif isinstance(step, Acquire):
             if not scores:
                 raise StepOrderError(
                     number,
-                    f"step {number} (acquire) has no score to choose by: put an `align` or `score` step before it",
+                    f"{label} has no score to choose by: put an `align` or `score` step before it",
                 )
             if step.score is not None and step.score not in scores:
                 raise StepOrderError(
                     number,
-                    f"step {number} (acquire) chooses by {step.score!r}, but the steps before it make only "
-                    f"{', '.join(scores)}",
+                    f"{label} chooses by {step.score!r}, but the steps before it make only {', '.join(scores)}",
                 )
+        elif isinstance(step, Embed):
+            twice = [name for name in step.columns if name in embedded]
+            if twice:
+                raise StepOrderError(number, f"{label} embeds {twice[0]!r}, which step {embedded[twice[0]]} has done")
+            embedded.update(dict.fromkeys(step.columns, number))
+        elif isinstance(step, MineB3):
+            for name in (step.queries, step.positives):
+                embedded.pop(name, None)
+    if embedded:
+        name, number = next(iter(embedded.items()))
+        raise StepOrderError(
+            number, f"step {number} (embed) embeds {name!r}, which no later `b3` step uses: add one, or leave it out"
+        )
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -18,7 +18,7 @@ from curation.decisions import Decisions
 from curation.files import write_text
 from curation.manifest import REPORT, Manifest
 from curation.markup import seconds
-from curation.recipe import Recipe
+from curation.recipe import Recipe, Step
 from curation.report_facts import count_mix, pick_rows
 from curation.report_sections import Section
 
@@ -57,28 +57,34 @@ def render(folder: Path, manifest: Manifest) -> str:
 
 def in_words(manifest: Manifest) -> str:
     """What was done, in one sentence."""
-    recipe = Recipe.model_validate(manifest.recipe)
     did, latest = [], ""
-    for step in recipe.steps:
-        if step.step == "align":
-            did.append(f"scored by how well their {step.column} compresses with the targets (ZIP-FIT, {step.codec})")
+    for step in Recipe.model_validate(manifest.recipe).steps:
+        if step.step in ("align", "score"):
             latest = step.name
-        elif step.step == "score":
-            did.append(f"scored by {step.column or step.function}")
-            latest = step.name
-        elif step.step == "dedup":
-            did.append(f"freed of repeated {step.column}")
-        else:
-            size = f"{step.count:,}" if step.count is not None else f"{100 * (step.fraction or 0):g} %"
-            where = f" in each {step.per}" if step.per else ""
-            score = step.score or latest
-            if step.kind == "threshold":
-                did.append(f"cut to {score} of at least {step.threshold:g}")
-            elif step.kind == "top-k":
-                did.append(f"cut to the {size} with the highest {score}{where}")
-            else:
-                did.append(f"cut to a draw of {size} by {score}{where} ({step.kind}, beta {step.beta:g})")
+        did.append(_did(step, latest))
     return f"{manifest.rows_in:,} rows of {_origin(manifest)} were {', then '.join(did)}."
+
+
+def _did(step: Step, latest: str) -> str:
+    """What a step did to the rows; ``latest`` is the score made before it."""
+    if step.step == "align":
+        return f"scored by how well their {step.column} compresses with the targets (ZIP-FIT, {step.codec})"
+    if step.step == "score":
+        return f"scored by {step.column or step.function}"
+    if step.step == "dedup":
+        return f"freed of repeated {step.column}"
+    if step.step == "embed":
+        return f"embedded by {step.teacher}"
+    if step.step == "b3":
+        return f"grouped into batches of {step.batch_size:,} (B3)"
+    size = f"{step.count:,}" if step.count is not None else f"{100 * (step.fraction or 0):g} %"
+    where = f" in each {step.per}" if step.per else ""
+    score = step.score or latest
+    if step.kind == "threshold":
+        return f"cut to {score} of at least {step.threshold:g}"
+    if step.kind == "top-k":
+        return f"cut to the {size} with the highest {score}{where}"
+    return f"cut to a draw of {size} by {score}{where} ({step.kind}, beta {step.beta:g})"
 
 
 def _origin(manifest: Manifest) -> str:

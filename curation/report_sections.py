@@ -97,11 +97,11 @@ def mix(found: Mix | None) -> Section | None:
     ]
     caption = f"Share of each {found.column} in the source and in what was kept."
     if others:
-        caption += f" The {others:,} rarest stand together."
+        caption += f" The table has the {others:,} others in one row."
     body = figure("figure-mix", caption, "kept rows", "candidates")
     columns = [found.column, "#before", "#share", "#after", "#share", "#of it kept"]
     body += table("The same in numbers", columns, lines)
-    shares = [(value, had[value], has[value]) for value in before]
+    shares = [(value, had[value], has[value]) for value in ranked[:SHOWN_VALUES]]
     return Section("mix", title, body, (figures.mix(shares, "figure-mix"),))
 
 
@@ -130,21 +130,19 @@ def rows(shown: Shown | None, cuts: Sequence[Cut]) -> Section | None:
 
 
 def time(manifest: Manifest) -> Section:
-    """Seconds of each step and of each stage."""
-    longest = max((step.seconds for step in manifest.steps), default=0) or 1
-    steps = [
-        [
-            escape(f"{step.number}. {step.step}"),
-            f"{step.rows_in:,}",
-            seconds(step.seconds),
-            f"{step.rows_in / step.seconds:,.0f}" if step.seconds > 0 else "–",
-            bar(step.seconds / longest),
-        ]
-        for step in manifest.steps
-    ]
-    stages = [[escape(name), seconds(spent)] for name, spent in manifest.seconds.items()]
-    body = table("Steps", ["step", "#rows", "#time", "#rows a second", ""], steps)
-    return Section("time", "Time", body + table("All stages of the run", ["stage", "#time"], stages))
+    """Seconds of each stage, and for steps their pace."""
+    stages = dict(manifest.seconds)
+    steps = {f"{step.number}. {step.step}": step for step in manifest.steps}
+    for name, step in steps.items():
+        stages.setdefault(name, step.seconds)
+    longest = max(stages.values(), default=0) or 1
+    lines = []
+    for name, spent in stages.items():
+        rows_in = steps[name].rows_in if name in steps else None
+        count = "" if rows_in is None else f"{rows_in:,}"
+        pace = f"{rows_in / spent:,.0f}" if rows_in is not None and spent > 0 else ""
+        lines.append([escape(name), count, seconds(spent), pace, bar(spent / longest)])
+    return Section("time", "Time", table("Stages of the run", ["stage", "#rows", "#time", "#rows a second", ""], lines))
 
 
 def inputs(manifest: Manifest) -> Section:

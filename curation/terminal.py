@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
@@ -97,7 +97,7 @@ def watching(machine: bool) -> Iterator[Progress]:
         bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}", justify="right"),
             _Speed(),
             TimeRemainingColumn(),
             console=console,
@@ -113,6 +113,8 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
+        if speed is None and task.elapsed:
+            speed = (task.completed - task.fields["before"]) / task.elapsed
         return Text("" if speed is None else f"{speed:,.0f} rows/s", style="dim")
 
 
@@ -122,7 +124,7 @@ class _Bars:
         self._task: TaskID | None = None
 
     def begin(self, stage: str, rows: int, done: int = 0) -> None:
-        self._task = self._bars.add_task(stage, total=rows, completed=done)
+        self._task = self._bars.add_task(stage, total=rows, completed=done, before=done)
 
     def advance(self, rows: int) -> None:
         if self._task is not None:

@@ -21,6 +21,7 @@ from curation.manifest import (
     KEPT,
     MANIFEST,
     QUARANTINE,
+    FileRecord,
     Manifest,
     decisions_schema,
     sha256_of,
@@ -73,21 +74,30 @@ def _files(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str
     progress.begin("hash files", sum(record.rows or 0 for record in manifest.files.values()))
     root = folder.resolve()
     for name, record in sorted(manifest.files.items()):
-        path = folder / name
-        if not path.resolve().is_relative_to(root):
-            yield f"{name}: leads out of the folder"
-        elif not path.is_file():
-            yield f"{name}: missing"
-        elif path.stat().st_size != record.bytes:
-            yield f"{name}: {path.stat().st_size:,} bytes, not {record.bytes:,}"
-        elif sha256_of(path) != record.sha256:
-            yield f"{name}: its contents changed (sha256 differs)"
+        wrong = _file(folder / name, record, root)
+        if wrong is not None:
+            yield f"{name}: {wrong}"
         progress.advance(record.rows or 0)
     progress.end()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and name not in manifest.files and name != MANIFEST:
             yield f"{name}: not in the manifest"
+
+
+def _file(path: Path, record: FileRecord, root: Path) -> str | None:
+    try:
+        if not path.resolve().is_relative_to(root):
+            return "leads out of the folder"
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != record.bytes:
+            return f"{path.stat().st_size:,} bytes, not {record.bytes:,}"
+        if sha256_of(path) != record.sha256:
+            return "its contents changed (sha256 differs)"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
 
 
 def _recipe(manifest: Manifest) -> Iterator[str]:
@@ -130,11 +140,11 @@ def _arithmetic(manifest: Manifest) -> Iterator[str]:
 def _rows(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]:
     decisions = Decisions(folder, manifest)
     schema = decisions_schema(manifest.scores)
-    table = pa.Table.from_batches(decisions.batches(), schema=decisions.schema)
-    if not table.schema.remove_metadata().equals(schema):
-        yield f"{DECISIONS}: columns are {_columns(table.schema)}, not {_columns(schema)}"
+    if not decisions.schema.remove_metadata().equals(schema):
+        yield f"{DECISIONS}: columns are {_columns(decisions.schema)}, not {_columns(schema)}"
         return
-    kept = np.zeros(len(table), bool)
+    rows = int(decisions.starts[-1])
+    kept = np.zeros(rows, bool)
     start = 0
     for batch in decisions.batches():
         stop = start + len(batch)
@@ -142,12 +152,12 @@ def _rows(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]
             yield f"{DECISIONS}: positions {start:,} to {stop - 1:,} are not in source order"
         kept[start:stop] = as_bools(batch.column("kept"))
         start = stop
-    if len(table) != manifest.rows_in:
-        yield f"{DECISIONS}: {len(table):,} rows, rows_in is {manifest.rows_in:,}"
+    if rows != manifest.rows_in:
+        yield f"{DECISIONS}: {rows:,} rows, rows_in is {manifest.rows_in:,}"
     if kept.sum() != manifest.rows_out:
         yield f"{DECISIONS}: {kept.sum():,} rows kept, rows_out is {manifest.rows_out:,}"
     yield from _reasons(decisions.counts(), manifest)
-    yield from _shards(folder, manifest, table, kept, progress)
+    yield from _shards(folder, manifest, decisions, kept, progress)
 
 
 def _reasons(counted: dict[str, int], manifest: Manifest) -> Iterator[str]:
@@ -161,7 +171,7 @@ def _reasons(counted: dict[str, int], manifest: Manifest) -> Iterator[str]:
 def _shards(
     folder: Path,
     manifest: Manifest,
-    table: pa.Table,
+    decisions: Decisions,
     kept: np.ndarray[tuple[int], np.dtype[np.bool_]],
     progress: Progress,
 ) -> Iterator[str]:
@@ -174,7 +184,7 @@ def _shards(
         rows = 0
         try:
             for batch in shard_batches(folder / name):
-                yield from (f"{name}: {line}" for line in _batch(batch, columns, table, kept, seen))
+                yield from (f"{name}: {line}" for line in _batch(batch, columns, decisions, kept, seen))
                 rows += len(batch)
                 progress.advance(len(batch))
         except SourceError as error:
@@ -194,7 +204,7 @@ def _shards(
 def _batch(
     batch: pa.RecordBatch,
     columns: list[str],
-    table: pa.Table,
+    decisions: Decisions,
     kept: np.ndarray[tuple[int], np.dtype[np.bool_]],
     seen: np.ndarray[tuple[int], np.dtype[np.bool_]],
 ) -> Iterator[str]:
@@ -214,10 +224,9 @@ def _batch(
     if seen[index].any() or len(np.unique(index)) != len(index):
         yield "a row stands in the shards twice"
     seen[index] = True
-    decided = table.take(pa.array(index))
-    for name in columns:
+    decided = decisions.at(index, [*columns[:-1], "weight"])
+    for name, there in zip(columns, decided.values(), strict=True):
         here = as_floats(batch.column(name))
-        there = as_floats(decided[name.removeprefix("_") if name == WEIGHT else name])
         differs = ~((here == there) | (np.isnan(here) & np.isnan(there)))
         if differs.any():
             yield f"{name} of position {index[differs][0]:,} differs from {DECISIONS}"

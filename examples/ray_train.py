@@ -60,7 +60,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
     trainer = TorchTrainer(
         train,
         train_loop_config={"epochs": 10},

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.gpu._exact import Float32, Int64, Matrix
+from curation.gpu._matrix import Float32, Int64, Matrix
 
 # GPU indexes keep their running best in registers, which ends here.
 GPU_LARGEST_K = 2048
@@ -42,9 +42,10 @@ def build(
     count, width = len(database), database.width
     settings: dict[str, int] = {}
     if engine == "faiss-ivf":
-        # FAISS's own advice: 4 to 16 times the root of N lists, trained on 50 rows or so of each.
+        # FAISS advises 4 to 16 roots of N lists. A window of ranks 30 to 130 reaches into many: on pairs of
+        # 16,000 commands a sixteenth of them found 0.62 of the window, a third 0.90.
         lists = min(options.get("nlist") or round(4 * count**0.5), max(1, count // 39))
-        settings = {"nlist": lists, "nprobe": min(lists, options.get("nprobe") or max(16, lists // 16))}
+        settings = {"nlist": lists, "nprobe": min(lists, options.get("nprobe") or max(32, lists // 4))}
         index: Any = faiss.index_factory(width, f"IVF{lists},Flat", metric)
         index.cp.seed = seed % 2**31
         sample = np.sort(np.random.default_rng((seed, 1)).choice(count, size=min(count, 64 * lists), replace=False))

@@ -16,6 +16,7 @@ from numba import njit
 _LOG2E = 1 / math.log(2)
 _LN2 = math.log(2)
 _LANES = 128
+_WORTH_A_THREAD = 1 << 16  # logits: some 60 µs
 _FACTORS = 120  # each is at most 2, and float32 ends at 2^128
 _f = np.float32
 _i = np.int32
@@ -94,7 +95,7 @@ def accumulate_numba(
     kernel = _add_softplus if loss == "sigmoid" else _add_exponentials
     scale32, bias32 = _f(scale * _LOG2E), _f(bias * _LOG2E)
     # Plain threads rather than numba's own pool: that one aborts when two Python threads enter it, or after a fork.
-    workers = min(torch.get_num_threads(), -(-len(rows) // _LANES))
+    workers = max(1, min(torch.get_num_threads(), len(taken) * min(width, len(rows)) // _WORTH_A_THREAD))
     buffer = torch.empty(len(taken) * min(width, len(rows)), dtype=torch.float32)
     sums: npt.NDArray[np.float64] = out.numpy()
     with ThreadPoolExecutor(max(1, workers - 1)) as pool:

@@ -1,7 +1,7 @@
 """Nearest neighbours between two sets of embeddings, exact unless asked otherwise; never an N×N matrix.
 
 Exact engines (``torch-cuda``, ``torch-cpu``, ``faiss-gpu``, ``faiss-flat``) return the same ids and the same
-scores, ties broken by index: each shortlists by float32 products, then :mod:`curation.gpu._exact` scores the
+scores, ties broken by index: each shortlists by float32 products, then :mod:`curation.gpu._matrix` scores the
 shortlist alike for all, and any query whose shortlist cannot be proved complete is ranked in full.
 Approximate ones (``faiss-ivf``, ``faiss-hnsw``, or ``precision="tf32"``/``"bfloat16"``) shortlist by less,
 are scored the same way, and come with the recall measured on a sample of queries.
@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 
 from curation.gpu import _faiss
-from curation.gpu._exact import Exclusions, Float32, Int64, Matrix, product_error, rank_rows, shortlist
+from curation.gpu._exact import Exclusions, rank_rows, shortlist
+from curation.gpu._matrix import Float32, Int64, Matrix, product_error
 
 log = logging.getLogger(__name__)
 

@@ -141,8 +141,9 @@ def best(values: Array, k: int, keying: Keying, *, start: int = 0) -> Top:
     if not on_host(values):
         return _device_best(values, k, start, keying)
     n = len(values)
+    # Each worker keeps k candidates, so a large k takes fewer of them.
     # torch's count follows OMP_NUM_THREADS, which Ray sets to a task's CPUs, and is 1 in a data-loader worker.
-    workers = max(1, min(torch.get_num_threads(), n // (4 * HOST_BLOCK)))
+    workers = max(1, min(torch.get_num_threads(), n // max(4 * HOST_BLOCK, 2 * k)))
     cuts = [n * worker // workers for worker in range(workers + 1)]
 
     def work(worker: int) -> tuple[_HostTop, int]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 from curation.errors import StepError
 from curation.pipelines.blocks import save
 from curation.pipelines.workspace import Stage
-from curation.recipe import Acquire, Align, Dedup, Score
-from curation.selectors.acquisition import StochasticAcquisition, select_per_group
+from curation.recipe import Acquire, Dedup, MineB3, Step
+from curation.selectors.acquisition import StochasticAcquisition, count_of, select_per_group
 from curation.source import Block
 
 HASHES_AT_A_TIME = 4_000_000
@@ -90,9 +90,9 @@ class Choose:
     number: int
     seed: int
     stage: Stage
+    score: str
     scores: Stage
     before: Path
-    code: int
     blocks: Sequence[Block]
 
     def __call__(self) -> None:
@@ -102,13 +102,14 @@ class Choose:
         picks = inside[self._choose(scores)]
         if len(picks) == 0:
             raise StepError(f"step {self.number} (acquire) keeps none of {len(inside)} rows: {self._why(scores)}")
-        reason[inside] = self.code
+        reason[inside] = self.number + 1
         reason[picks] = 0
         dropped = scores[reason[inside] != 0]
         kept = scores[reason[inside] == 0]
         save(self.stage.folder / "pick.npy", picks)
         save(self.stage.folder / "reason.npy", reason)
         details = {
+            "score": self.score,
             "lowest_kept": float(kept.min()),
             "highest_dropped": float(dropped.max()) if len(dropped) else None,
             "mean_before": float(scores.mean()),
@@ -141,8 +142,9 @@ class Choose:
             return select_per_group(
                 method, scores, self._groups(), count=step.count, fraction=step.fraction, seed=(self.seed, self.number)
             ).indices
-        count = step.count if step.fraction is None else max(1, round(step.fraction * len(scores)))
-        if count is not None and count > len(scores):
+        count = step.count if step.fraction is None else count_of(step.fraction, len(scores))
+        assert count is not None
+        if count > len(scores):
             raise StepError(
                 f"step {self.number} (acquire) asks for {count} rows, but only {len(scores)} are left: "
                 "lower `count`, or give a `fraction`"
@@ -157,8 +159,8 @@ class Choose:
                 wanted = pa.array(inside[block.start : block.start + block.rows])
                 tables.append(pa.ipc.open_file(file).read_all().filter(wanted))
         column = pa.concat_tables(tables).column(0).combine_chunks()
-        encoded = column.dictionary_encode(null_encoding="encode")
-        return encoded.indices.to_numpy().astype(np.int64)
+        codes: npt.NDArray[np.int64] = column.dictionary_encode(null_encoding="encode").indices.to_numpy()
+        return codes.astype(np.int64)
 
     def _why(self, scores: npt.NDArray[np.float64]) -> str:
         return f"the scores run from {scores.min():.6g} to {scores.max():.6g}" if len(scores) else "none was left"
@@ -169,10 +171,12 @@ def _bad_positions(path: Path) -> npt.NDArray[np.int64]:
         return np.array([json.loads(line)["index"] for line in file], np.int64)
 
 
-def describe(step: Align | Score | Acquire | Dedup, number: int) -> str:
+def describe(step: Step, number: int) -> str:
     """The reason that stands in ``decisions.arrow`` for a row that this step dropped."""
     if isinstance(step, Dedup):
         return f"{number}. dedup: same {step.column} as an earlier row"
+    if isinstance(step, MineB3):
+        return f"{number}. b3: last, short batch"
     if isinstance(step, Acquire):
         why = {"threshold": "below the threshold", "top-k": "below the cut"}.get(step.kind, "not drawn")
         return f"{number}. acquire: {why}"

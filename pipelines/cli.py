@@ -123,7 +123,10 @@ def _finish(manifest: "Manifest", out: Path, json: bool) -> None:
     rows: list[tuple[object, ...]] = []
     for step in manifest.steps:
         rows.append((f"{step.number}. {step.step}", step.rows_in, step.rows_out, f"{step.seconds:.1f}"))
-        rows += [(f"     {reason}", "", f"−{count:,}", "") for reason, count in step.dropped.items()]
+        rows += [
+            (f"     {reason.partition(': ')[2] or reason}", "", f"−{count:,}", "")
+            for reason, count in step.dropped.items()
+        ]
     if manifest.bad_rows:
         rows.insert(0, ("bad rows, set aside", "", f"−{manifest.bad_rows:,}", ""))
     console = terminal.out()

@@ -48,8 +48,10 @@ def runtime(address: str | None = None, workers: int | None = None) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS")
     # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local = {"include_dashboard": False, "num_cpus": workers} if address is None else {"address": address}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    # "local": without an address Ray would join any cluster that it finds on this machine.
+    local = {"address": "local", "include_dashboard": False, "num_cpus": workers}
+    where = local if address is None else {"address": address}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     try:
         if address is not None:
             run_one(_nothing)
@@ -67,6 +69,7 @@ def run_pieces(
     progress: Progress,
     resources: Resources | None = None,
     workers: int | None = None,
+    actors: bool = False,
 ) -> None:
     """Run ``task`` on each piece, one Ray Data task a piece, and wait for all.
 
@@ -79,6 +82,8 @@ def run_pieces(
         progress: told the rows of each finished piece.
         resources: what one task asks of Ray.
         workers: the most tasks at a time; None leaves it to Ray.
+        actors: run in a pool of processes that each keep one copy of ``task``, so that what it loaded for one
+            piece, such as a model, is there for the next.
 
     Raises:
         CurationError: the first one that a task raised.
@@ -93,21 +98,31 @@ def run_pieces(
     for mark in tries.glob("*.tries"):
         mark.unlink()
 
+    class Work:
+        """One worker; Ray Data makes it where it runs."""
+
+        kept: tuple[Any, Any] | None = None
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            number = int(batch["number"][0])
+
+            def once() -> None:
+                _count_try(tries / f"{number:07d}.tries")
+                self.kept = self.kept or ray.get(shared)
+                run, lookup = self.kept
+                run(lookup[number])
+
+            # Everything stands inside: Ray Data tries an exception again without end.
+            return {"number": [number], "error": [_attempt(once)]}
+
     def work(batch: dict[str, Any]) -> dict[str, Any]:
-        number = int(batch["number"][0])
+        return Work()(batch)
 
-        def once() -> None:
-            _count_try(tries / f"{number:07d}.tries")
-            run, lookup = ray.get(shared)
-            run(lookup[number])
-
-        # Everything stands inside: Ray Data tries an exception again without end.
-        return {"number": [number], "error": [_attempt(once)]}
-
-    work.__name__ = label
+    work.__name__ = Work.__name__ = label
+    pool = (1, max(1, min(len(pieces), workers or _places(resources)))) if actors else workers
     results = ray.data.from_items(
         [{"number": piece.number} for piece in pieces], override_num_blocks=len(pieces)
-    ).map_batches(work, batch_size=1, concurrency=workers, **_remote(resources))
+    ).map_batches(Work if actors else work, batch_size=1, concurrency=pool, **_remote(resources))
     with _ray_trouble(label):
         for result in results.iter_rows():
             if result["error"]:
@@ -174,6 +189,18 @@ def _remote(resources: Resources | None) -> dict[str, Any]:
     if resources.memory_mib is not None:
         asked["memory"] = resources.memory_mib * 2**20
     return asked
+
+
+def gpus() -> int:
+    """GPUs that the runtime has."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _places(resources: Resources | None) -> int:
+    """How many tasks of these resources run at a time."""
+    asked, there = resources or Resources(), ray.cluster_resources()
+    wanted = {"CPU": asked.cpus, "GPU": asked.gpus}
+    return int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount))
 
 
 def _quiet() -> None:

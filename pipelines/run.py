@@ -6,30 +6,14 @@ position and randomness is keyed by seed and step, so the result does not depend
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from curation.errors import OutputError, RecipeError, SourceError
-from curation.files import atomic
-from curation.manifest import (
-    BAD_ROW,
-    DECISIONS,
-    KEPT,
-    MANIFEST,
-    QUARANTINE,
-    FileRecord,
-    InputRecord,
-    Manifest,
-    StepRecord,
-    now,
-    sha256_of,
-)
+from curation.errors import OutputError, SourceError
+from curation.manifest import BAD_ROW, BATCHES, DECISIONS, MANIFEST, InputRecord, Manifest, StepRecord
 from curation.pipelines.blocks import (
     Alignment,
     BlockScore,
@@ -40,23 +24,25 @@ from curation.pipelines.blocks import (
     HashBlock,
     ScoreBlock,
     StoredScore,
-    is_number,
-    is_text,
-    load_function,
-    save,
 )
 from curation.pipelines.choose import Choose, DropDuplicates, MarkBad, describe
-from curation.pipelines.executor import Piece, run_one, run_pieces, runtime
+from curation.pipelines.embed import MODEL, CopyVectors, EmbedBlock, FitTfidf, vector_width
+from curation.pipelines.executor import Piece, gpus, run_one, run_pieces, runtime
+from curation.pipelines.finish import cut_shards, finish_dataset
+from curation.pipelines.group import Cell, CutCell, Group, MakeCells
+from curation.pipelines.mine import Allocate, Gather, KeepApart, Layout, Merge, Search, search_pieces
+from curation.pipelines.requirements import check_columns, import_path, vector_columns
+from curation.pipelines.reselect import recut
+from curation.pipelines.shuffle import JoinShard, Places, Scatter, cut_by_batches
 from curation.pipelines.workspace import Stage, Workspace
-from curation.pipelines.write import Shard, WriteDecisions, WriteShard, shard_schema, write_dataset_files
+from curation.pipelines.write import Shard, WriteShard
 from curation.progress import Progress, Silent
-from curation.recipe import Acquire, Align, Dedup, Recipe, Resources, Score
-from curation.report import write_report
+from curation.recipe import Acquire, Align, Dedup, Embed, MineB3, Recipe, Resources, Score, Step
 from curation.selectors.zipfit import ZipFit
 from curation.source import Source
 from curation.sources import open_source
 
-PACKAGES = ("curation", "numpy", "pyarrow", "ray", "lz4", "zstandard", "xxhash", "numba")
+CHECK = "check rows"
 
 
 def run(
@@ -109,9 +95,15 @@ def reselect(
     Args:
         done: the finished dataset.
         out: where the new one goes.
-        count, fraction, threshold: how much to keep; one of them at most.
-        kind, beta, seed: other parameters of the draw; None keeps the old ones.
-        ray_address, workers, progress: as for :func:`run`.
+        count: how many rows to keep; at most one of ``count``, ``fraction`` and ``threshold``.
+        fraction: how much of what reaches the step to keep.
+        threshold: keep scores at or above it.
+        kind: another way to draw; None keeps the old one, as for ``beta`` and ``seed``.
+        beta: another coldness.
+        seed: another seed.
+        ray_address: as for :func:`run`, like ``workers`` and ``progress``.
+        workers: see there.
+        progress: see there.
 
     Returns:
         The new manifest.
@@ -121,24 +113,7 @@ def reselect(
         SourceError: ``done`` is not a finished dataset, or an input changed since it was made.
     """
     manifest = Manifest.load(done)
-    raw = json.loads(json.dumps(manifest.recipe))
-    last = next((step for step in reversed(raw["steps"]) if step["step"] == "acquire"), None)
-    if last is None:
-        raise RecipeError(f"{done}: its recipe has no `acquire` step, so there is no cut to change")
-    sizes = {"count": count, "fraction": fraction, "threshold": threshold}
-    if any(value is not None for value in sizes.values()):
-        last.update(sizes)
-        if threshold is not None:
-            last["kind"] = "threshold"
-        elif last["kind"] == "threshold":
-            last["kind"] = "top-k"
-    last.update({key: value for key, value in {"kind": kind, "beta": beta}.items() if value is not None})
-    if seed is not None:
-        raw["seed"] = seed
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValueError as error:
-        raise RecipeError(f"this cut is not possible: {error}") from error
+    recipe = recut(done, manifest, count=count, fraction=fraction, threshold=threshold, kind=kind, beta=beta, seed=seed)
     return _Run(recipe, out, ray_address, workers, False, progress or Silent(), (done, manifest))()
 
 
@@ -156,6 +131,7 @@ class _Run:
         stored: tuple[Path, Manifest] | None,
     ) -> None:
         self.recipe = recipe
+        self.quarantine = recipe.on_bad_row == "quarantine"
         self.out = out.absolute()
         self.ray_address = ray_address
         self.workers = workers
@@ -165,13 +141,16 @@ class _Run:
         self.workspace = Workspace(self.out)
         self.scores: dict[str, Stage] = {}
         self.duplicates: list[Path] = []
+        self.bad_stages: list[Stage] = []
         self.records: list[StepRecord] = []
         self.seconds: dict[str, float] = {}
         self.pick: Path | None = None
+        self.vectors: dict[str, Stage] = {}
+        self.plan: Stage | None = None
 
     def __call__(self) -> Manifest:
         self.source: Source = open_source(self.recipe.source)
-        self._check_columns()
+        texts, numbers = check_columns(self.recipe, self.source.schema)
         inputs = self.source.inputs()
         finished = self._already_there(inputs)
         if finished is not None:
@@ -182,52 +161,18 @@ class _Run:
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
-            self._check_rows()
+            rows = self._check_rows(texts, numbers)
             for number, step in enumerate(self.recipe.steps, 1):
-                self._step(number, step)
+                rows = self._step(number, step, rows)
             manifest = self._write(inputs)
             self.workspace.publish()
         return manifest
-
-    def _check_columns(self) -> None:
-        schema = self.source.schema
-        for name in (
-            "_index",
-            "_weight",
-            *(step.name for step in self.recipe.steps if isinstance(step, Align | Score)),
-        ):
-            if name in schema.names:
-                raise RecipeError(
-                    f"the source has a column {name!r}, and the output adds one of that name: "
-                    "give the step another `name`, or the column, by `columns` of the source"
-                )
-        self.texts, self.numbers = set(), set()
-        for number, step in enumerate(self.recipe.steps, 1):
-            if isinstance(step, Align | Dedup):
-                self._require(number, step.step, step.column, is_text, "text")
-                self.texts.add(step.column)
-            elif isinstance(step, Score) and step.column is not None:
-                self._require(number, step.step, step.column, is_number, "a number")
-                self.numbers.add(step.column)
-            elif isinstance(step, Score) and step.function is not None:
-                load_function(step.function, (str(Path.cwd()),))
-            elif isinstance(step, Acquire) and step.per is not None:
-                self._require(number, step.step, step.per, lambda kind: True, "")
-
-    def _require(self, number: int, step: str, column: str, fits: Callable[[Any], bool], what: str) -> None:
-        schema = self.source.schema
-        if column not in schema.names:
-            raise SourceError(
-                f"step {number} ({step}) reads column {column!r}, but the source has: {', '.join(schema.names)}"
-            )
-        kind = schema.field(column).type
-        if not fits(kind):
-            raise SourceError(f"step {number} ({step}) reads column {column!r} as {what}, but it is {kind}")
 
     def _already_there(self, inputs: list[InputRecord]) -> Manifest | None:
         """The manifest at ``out``, where that is this very run's result.
 
         Raises:
+            SourceError: the stored scores are of other inputs.
             OutputError: something else is there.
         """
         if self.stored is not None and self.stored[1].inputs != inputs:
@@ -236,16 +181,16 @@ class _Run:
             return None
         if (self.out / MANIFEST).exists():
             manifest = Manifest.load(self.out)
-            if manifest.recipe_sha256 == self.recipe.sha256() and manifest.inputs == inputs:
-                if self.workspace.folder.exists():
-                    with self.workspace.held():
-                        self.workspace.discard()
-                self.progress.note(f"{self.out} already holds the result of this recipe on these inputs")
-                return manifest
-            raise OutputError(
-                f"{self.out} holds the result of another recipe, or of other inputs: give another output folder, "
-                "or remove this one"
-            )
+            if manifest.recipe_sha256 != self.recipe.sha256() or manifest.inputs != inputs:
+                raise OutputError(
+                    f"{self.out} holds the result of another recipe, or of other inputs: give another output folder, "
+                    "or remove this one"
+                )
+            if self.workspace.folder.exists():
+                with self.workspace.held():
+                    self.workspace.discard()
+            self.progress.note(f"{self.out} already holds the result of this recipe on these inputs")
+            return manifest
         if self.out.is_dir() and not any(self.out.iterdir()):
             self.out.rmdir()
             return None
@@ -259,68 +204,36 @@ class _Run:
             "stored scores": None if self.stored is None else str(self.stored[0].absolute()),
         }
 
-    def _check_rows(self) -> None:
+    def _check_rows(self, texts: frozenset[str], numbers: frozenset[str]) -> int:
         stage = self.workspace.stage(0, "check")
-        check = Check(
-            self.source,
-            stage,
-            frozenset(self.texts),
-            frozenset(self.numbers),
-            quarantine=self.recipe.on_bad_row == "quarantine",
-        )
-        self._finish(
-            stage,
-            "check rows",
-            lambda: self._each_block("check rows", stage, check, "jsonl"),
-            MarkBad(stage, None, self.rows),
+        check = Check(self.source, stage, texts, numbers, self.quarantine)
+        done = self._stage(
+            CHECK, stage, lambda: self._each_block(CHECK, stage, check, "jsonl"), MarkBad(stage, None, self.rows)
         )
         self.reason = stage.folder / "reason.npy"
-        self.bad_stages = [stage]
+        self.bad_stages.append(stage)
+        return int(done["rows_out"])
 
-    def _step(self, number: int, step: Align | Score | Acquire | Dedup) -> None:
+    def _step(self, number: int, step: Step, rows_in: int) -> int:
+        """Bring one step to its end; returns how many rows are left."""
         stage = self.workspace.stage(number, step.step)
-        rows_in = self._rows_in()
         label = f"{number}. {step.step}"
-        if isinstance(step, Align | Score):
-            before = self.reason
-            self.scores[step.name] = stage
-
-            def each() -> None:
-                columns, score = self._scorer(step)
-                quarantine = self.recipe.on_bad_row == "quarantine"
-                task = ScoreBlock(self.source, stage, before, columns, score, quarantine)
-                self._each_block(label, stage, task, resources=step.resources)
-
-            done = self._finish(stage, label, each, MarkBad(stage, before, self.rows))
-            dropped = {BAD_ROW: done["bad"]} if done["bad"] else {}
-            self.bad_stages.append(stage)
-        else:
-            code = number + 1
-            if isinstance(step, Dedup):
-                hashing = HashBlock(self.source, stage, step.column)
-                self.duplicates.append(stage.folder / "duplicates.npy")
-                done = self._finish(
-                    stage,
-                    label,
-                    lambda: self._each_block(label, stage, hashing, resources=step.resources),
-                    DropDuplicates(stage, self.reason, code, self.blocks),
-                )
-            else:
-                name = step.score or next(reversed(self.scores))
-                choose = Choose(
-                    step, number, self.recipe.seed, stage, self.scores[name], self.reason, code, self.blocks
-                )
-                grouping = None if step.per is None else GroupBlock(self.source, stage, step.per)
-
-                def groups() -> None:
-                    if grouping is not None:
-                        self._each_block(label, stage, grouping, "arrow", resources=step.resources)
-
-                done = self._finish(stage, label, groups, choose)
-                done["details"]["score"] = name
-                self.pick = stage.folder / "pick.npy"
-            out = rows_in - done["rows_out"]
-            dropped = {describe(step, number): out} if out else {}
+        match step:
+            case Align() | Score():
+                done = self._score(label, stage, step)
+                dropped = {BAD_ROW: done["bad"]}
+            case Dedup():
+                done = self._dedup(label, stage, step, number)
+                dropped = {describe(step, number): rows_in - done["rows_out"]}
+            case Acquire():
+                done = self._acquire(label, stage, step, number)
+                dropped = {describe(step, number): rows_in - done["rows_out"]}
+            case Embed():
+                done = self._embed(label, stage, step, number)
+                dropped = {BAD_ROW: done["bad"]}
+            case MineB3():
+                done, bad = self._b3(label, stage, step, number)
+                dropped = {BAD_ROW: bad, describe(step, number): rows_in - bad - done["rows_out"]}
         self.reason = stage.folder / "reason.npy"
         self.records.append(
             StepRecord(
@@ -328,18 +241,29 @@ class _Run:
                 step=step.step,
                 rows_in=rows_in,
                 rows_out=done["rows_out"],
-                dropped=dropped,
+                dropped={reason: count for reason, count in dropped.items() if count},
                 seconds=done["seconds"],
                 details=done.get("details", {}),
             )
         )
+        return int(done["rows_out"])
 
-    def _rows_in(self) -> int:
-        return self.records[-1].rows_out if self.records else self.checked["rows_out"]
+    def _score(self, label: str, stage: Stage, step: Align | Score) -> dict[str, Any]:
+        before = self.reason
+
+        def each() -> None:
+            columns, score = self._scorer(step)
+            task = ScoreBlock(self.source, stage, before, columns, score, self.quarantine)
+            self._each_block(label, stage, task, resources=step.resources)
+
+        self.scores[step.name] = stage
+        self.bad_stages.append(stage)
+        return self._stage(label, stage, each, MarkBad(stage, before, self.rows))
 
     def _scorer(self, step: Align | Score) -> tuple[tuple[str, ...] | None, BlockScore]:
+        """The columns that a score reads, and the score."""
         if self.stored is not None:
-            return (), StoredScore(self.stored[0] / DECISIONS, step.name, self.reason)
+            return (), StoredScore(self.stored[0].absolute() / DECISIONS, step.name, self.reason)
         if isinstance(step, Align):
             targets = _texts(open_source(step.targets), step.target_column)
             threads = max(1, int(step.resources.cpus))
@@ -348,7 +272,145 @@ class _Run:
         if step.column is not None:
             return (step.column,), ColumnScore(step.column)
         assert step.function is not None
-        return None, FunctionScore(step.function, step.parameters, (str(Path.cwd()),))
+        return None, FunctionScore(step.function, step.parameters, import_path())
+
+    def _dedup(self, label: str, stage: Stage, step: Dedup, number: int) -> dict[str, Any]:
+        hashing = HashBlock(self.source, stage, step.column)
+        self.duplicates.append(stage.folder / "duplicates.npy")
+        return self._stage(
+            label,
+            stage,
+            lambda: self._each_block(label, stage, hashing, resources=step.resources),
+            DropDuplicates(stage, self.reason, number + 1, self.blocks),
+        )
+
+    def _acquire(self, label: str, stage: Stage, step: Acquire, number: int) -> dict[str, Any]:
+        name = step.score or next(reversed(self.scores))
+        choose = Choose(step, number, self.recipe.seed, stage, name, self.scores[name], self.reason, self.blocks)
+        grouping = None if step.per is None else GroupBlock(self.source, stage, step.per)
+
+        def groups() -> None:
+            if grouping is not None:
+                self._each_block(label, stage, grouping, "arrow", resources=step.resources)
+
+        self.pick = stage.folder / "pick.npy"
+        return self._stage(label, stage, groups, choose)
+
+    def _embed(self, label: str, stage: Stage, step: Embed, number: int) -> dict[str, Any]:
+        columns = {name: self.workspace.stage(number, f"embed-{place}") for place, name in enumerate(step.columns)}
+        before = self.reason
+
+        def each() -> None:
+            if step.teacher == "tfidf" and not (stage.folder / "components.npy").exists():
+                run_one(FitTfidf(self.source, self.blocks, stage, before, step, self.recipe.seed))
+            resources = step.resources
+            if step.teacher.startswith(MODEL) and "resources" not in step.model_fields_set and gpus():
+                resources = Resources(gpus=1)
+            task = EmbedBlock(self.source, stage, columns, before, step, self.quarantine, import_path())
+            self._each_block(label, stage, task, "jsonl", resources=resources, actors=True)
+
+        self.vectors.update(columns)
+        self.bad_stages.append(stage)
+        return self._stage(label, stage, each, MarkBad(stage, before, self.rows))
+
+    def _b3(self, label: str, stage: Stage, step: MineB3, number: int) -> tuple[dict[str, Any], int]:
+        """Vectors, matrices, search, ranks, cells where there are too many rows, and the plan: a stage each."""
+        bad = self._copy_vectors(label, step, number)
+        vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
+        matrices = self.workspace.stage(number, "b3-matrices")
+        hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
+        plain = vector_columns(self.recipe, step)
+        # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
+        twins = tuple(dict.fromkeys(side if name in plain else name for side, name in hashed.items()))
+        apart = (() if step.groups is None else (step.groups,)) + twins
+        columns = apart + (() if step.datasets is None else (step.datasets,))
+
+        def gather() -> None:
+            if not (matrices.folder / "layout.json").exists():
+                run_one(Allocate(step, matrices, vectors, self.blocks, self.reason), resources=step.resources)
+            task = Gather(self.source, matrices, vectors, columns, self.reason)
+            self._each_block(f"{label}: gather", matrices, task)
+
+        merge = KeepApart(matrices, self.blocks, len(columns), len(apart))
+        self._stage(f"{label}: gather", matrices, gather, merge)
+        searches, ranks = self.workspace.stage(number, "b3-search"), self.workspace.stage(number, "b3-ranks")
+        pieces, chunks = search_pieces(step, Layout.load(matrices.folder), self.recipe.block_rows)
+        name = f"{label}: search"
+        search = Search(step, matrices, searches, self.recipe.seed)
+        self._stage(
+            name, searches, lambda: self._each_block(name, searches, search, resources=step.resources, pieces=pieces)
+        )
+        task = Merge(step, matrices, searches, ranks, len(pieces) // len(chunks))
+        self._stage(f"{label}: rank", ranks, lambda: self._each_block(f"{label}: rank", ranks, task, pieces=chunks))
+        cells = self._cells(label, step, number, matrices)
+        group = Group(step, number, matrices, searches, cells, stage, self.reason, self.recipe.seed)
+        done = self._stage(f"{label}: group", stage, lambda: None, group, step.resources)
+        done["seconds"] = round(sum(self.seconds[name] for name in self.seconds if name.startswith(f"{label}:")), 3)
+        self.plan = stage
+        return done, bad
+
+    def _copy_vectors(self, label: str, step: MineB3, number: int) -> int:
+        """Vectors that stand in the source; returns how many rows have bad ones."""
+        names = vector_columns(self.recipe, step)
+        if not names:
+            return 0
+        stage, before = self.workspace.stage(number, "b3-vectors"), self.reason
+        columns = {name: self.workspace.stage(number, f"b3-vectors-{place}") for place, name in enumerate(names)}
+
+        def each() -> None:
+            widths = {name: vector_width(self.source, self.blocks, name) for name in names}
+            task = CopyVectors(self.source, stage, columns, widths, before, self.quarantine)
+            self._each_block(f"{label}: vectors", stage, task, "jsonl")
+
+        self.vectors.update(columns)
+        self.bad_stages.append(stage)
+        done = self._stage(f"{label}: vectors", stage, each, MarkBad(stage, before, self.rows))
+        self.reason = stage.folder / "reason.npy"
+        return int(done["bad"])
+
+    def _cells(self, label: str, step: MineB3, number: int, matrices: Stage) -> Stage | None:
+        """Communities of each cell, where the rows are too many for one task."""
+        if Layout.load(matrices.folder).rows <= step.cell_rows:
+            return None
+        stage = self.workspace.stage(number, "b3-cells")
+
+        def each() -> None:
+            sizes = stage.folder / "cells.json"
+            if not sizes.exists():
+                run_one(MakeCells(step, matrices, stage, self.recipe.seed), resources=step.resources)
+            cells = [Cell(*entry) for entry in enumerate(json.loads(sizes.read_text(encoding="utf-8")))]
+            task = CutCell(step, matrices, stage, self.recipe.seed)
+            self._each_block(f"{label}: cut", stage, task, resources=step.resources, pieces=cells)
+
+        self._stage(f"{label}: cut", stage, each)
+        return stage
+
+    def _stage(
+        self,
+        label: str,
+        stage: Stage,
+        each: Callable[[], None],
+        merge: Callable[[], None] | None = None,
+        resources: Resources | None = None,
+    ) -> dict[str, Any]:
+        """Bring a stage to its end, unless an earlier run did; returns what it says of itself.
+
+        ``each`` does its pieces; ``merge`` is one task that ends it, with the resources of a step.
+        """
+        start = time.perf_counter()
+        if stage.done is None:
+            each()
+            if merge is None:
+                stage.finish({})
+            else:
+                run_one(merge, resources=resources)
+        done = stage.done
+        assert done is not None
+        if "seconds" not in done:
+            done["seconds"] = round(time.perf_counter() - start, 3)
+            stage.finish(done)
+        self.seconds[label] = done["seconds"]
+        return done
 
     def _each_block(
         self,
@@ -356,9 +418,12 @@ class _Run:
         stage: Stage,
         task: Callable[[Any], None],
         suffix: str = "npy",
+        *,
         resources: Resources | None = None,
         pieces: Sequence[Piece] | None = None,
+        actors: bool = False,
     ) -> None:
+        """Run a task on the blocks (or other pieces) that have no file in the stage yet."""
         pieces = self.blocks if pieces is None else pieces
         finished = stage.finished(suffix)
         left = [piece for piece in pieces if piece.number not in finished]
@@ -372,96 +437,49 @@ class _Run:
             progress=self.progress,
             resources=resources,
             workers=self.workers,
+            actors=actors,
         )
         self.progress.end()
 
-    def _finish(self, stage: Stage, label: str, each: Callable[[], None], merge: Callable[[], None]) -> dict[str, Any]:
-        """Bring a stage to its end, unless an earlier run did; returns what it says of itself."""
-        start = time.perf_counter()
-        if stage.done is None:
-            each()
-            run_one(merge)
-        done = stage.done
-        assert done is not None
-        if "seconds" not in done:
-            done["seconds"] = round(time.perf_counter() - start, 3)
-            stage.finish(done)
-        if label == "check rows":
-            self.checked = done
-        self.seconds[label] = done["seconds"]
-        return done
-
     def _write(self, inputs: list[InputRecord]) -> Manifest:
         start = time.perf_counter()
-        dataset = self.workspace.dataset
         stage = self.workspace.stage(len(self.recipe.steps) + 1, "write")
-        kept = stage.folder / "kept.npy"
-        if not kept.exists():
-            save(kept, np.flatnonzero(np.load(self.reason, mmap_mode="r") == 0))
-        rows = len(np.load(kept, mmap_mode="r"))
-        size = self.recipe.output.rows_per_shard
-        shards = [Shard(number, start, min(size, rows - start)) for number, start in enumerate(range(0, rows, size))]
-        task = WriteShard(self.source, self.blocks, kept, self.scores, stage, dataset, len(shards))
-        self._each_block("write shards", stage, task, "json", pieces=shards)
-        files = self._shard_records(stage, shards)
-        run_one(
-            WriteDecisions(
-                self.blocks,
-                self.scores,
-                self.reason,
-                (KEPT, BAD_ROW, *(describe(step, number) for number, step in enumerate(self.recipe.steps, 1))),
-                self.pick,
-                tuple(self.duplicates),
-                dataset / DECISIONS,
-            )
-        )
-        bad = self._write_quarantine(dataset / QUARANTINE)
-        digest = self.recipe.sha256()
-        write_dataset_files(dataset, shard_schema(self.source.schema, list(self.scores)), list(files), digest[:16])
-        self.seconds["write"] = round(time.perf_counter() - start, 3)
-        manifest = Manifest(
-            recipe=self.recipe.model_dump(mode="json"),
-            recipe_sha256=digest,
-            seed=self.recipe.seed,
+        dataset = self.workspace.dataset
+        if self.plan is None:
+            kept, shards = cut_shards(stage, self.reason, self.recipe.output.rows_per_shard)
+            task = WriteShard(self.source, self.blocks, kept, self.scores, stage, dataset, len(shards))
+            self._each_block("write shards", stage, task, "json", pieces=shards)
+        else:
+            shards = self._write_in_order(self.plan, stage, dataset)
+        self.seconds["write shards"] = round(time.perf_counter() - start, 3)
+        return finish_dataset(
+            dataset,
+            recipe=self.recipe,
+            source=self.source,
+            blocks=self.blocks,
+            scores=self.scores,
+            reason=self.reason,
+            pick=self.pick,
+            duplicates=self.duplicates,
+            bad_stages=self.bad_stages,
+            shard_stage=stage,
+            shards=shards,
+            plan=None if self.plan is None else self.plan.folder / BATCHES,
             inputs=inputs,
-            rows_in=self.rows,
-            rows_out=rows,
-            bad_rows=bad,
             steps=self.records,
-            files=files,
-            versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             seconds=self.seconds,
-            created=now(),
         )
-        write_report(dataset, manifest)
-        for path in sorted(dataset.iterdir()):
-            if path.name not in files and path.name != MANIFEST:
-                counted = self.rows if path.name == DECISIONS else None
-                files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path), rows=counted)
-        manifest = manifest.model_copy(update={"files": files})
-        manifest.save(dataset)
-        return manifest
 
-    def _shard_records(self, stage: Stage, shards: Sequence[Shard]) -> dict[str, FileRecord]:
-        files: dict[str, FileRecord] = {}
-        for shard in shards:
-            record = json.loads(stage.piece(shard.number, "json").read_text(encoding="utf-8"))
-            files.update({name: FileRecord.model_validate(values) for name, values in record.items()})
-        return files
-
-    def _write_quarantine(self, path: Path) -> int:
-        """Gather the bad rows of all stages; no file where there are none."""
-        pieces = [piece for stage in self.bad_stages for piece in sorted(stage.folder.glob("[0-9]*.jsonl"))]
-        pieces = [piece for piece in pieces if piece.stat().st_size]
-        if not pieces:
-            return 0
-        rows = 0
-        with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for piece in pieces:
-                lines = piece.read_text(encoding="utf-8").splitlines(keepends=True)
-                file.writelines(lines)
-                rows += len(lines)
-        return rows
+    def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
+        shards = cut_by_batches(plan.folder / BATCHES, self.recipe.output.rows_per_shard)
+        scattered = self.workspace.stage(len(self.recipe.steps) + 1, "scatter")
+        if not (scattered.folder / "places.npy").exists():
+            run_one(Places(plan.folder / "kept.npy", scattered))
+        scatter = Scatter(self.source, self.scores, scattered, shards)
+        self._each_block("scatter rows", scattered, scatter, "arrow")
+        join = JoinShard(self.source, self.blocks, self.scores, scattered, stage, dataset, len(shards))
+        self._each_block("write shards", stage, join, "json", pieces=shards)
+        return shards
 
 
 def _texts(source: Source, column: str) -> list[str]:

@@ -41,19 +41,15 @@ class WriteShard:
 
     def __call__(self, shard: Shard) -> None:
         positions = np.load(self.kept, mmap_mode="r")[shard.start : shard.start + shard.rows]
-        name = f"data-{shard.number:05d}-of-{self.shards:05d}.arrow"
         schema = shard_schema(self.source.schema, list(self.scores))
         with (
-            atomic(self.dataset / name) as path,
+            atomic(self.dataset / shard_name(shard.number, self.shards)) as path,
             pa.OSFile(str(path), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
             for table in self._tables(np.asarray(positions)):
                 writer.write_table(table.cast(schema), max_chunksize=BATCH_ROWS)
-        record = FileRecord(
-            bytes=(self.dataset / name).stat().st_size, sha256=sha256_of(self.dataset / name), rows=shard.rows
-        )
-        write_text(self.stage.piece(shard.number, "json"), json.dumps({name: record.model_dump()}))
+        finish_shard(self.stage, self.dataset, shard, self.shards)
 
     def _tables(self, positions: npt.NDArray[np.int64]) -> Any:
         starts = np.array([block.start for block in self.blocks])
@@ -61,15 +57,33 @@ class WriteShard:
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             block = self.blocks[number]
             here = positions[bounds[number] : bounds[number + 1]]
-            local = here - block.start
-            table, _ = self.source.read(block)
-            table = table.take(pa.array(local))
-            table = table.append_column("_index", pa.array(here))
-            table = table.append_column("_weight", pa.array(np.ones(len(here), np.float32)))
-            for name, stage in self.scores.items():
-                scores = np.load(stage.piece(block.number), mmap_mode="r")[local]
-                table = table.append_column(name, pa.array(scores, from_pandas=True))
-            yield table
+            yield kept_rows(self.source, block, here, self.scores)
+
+
+def shard_name(number: int, shards: int) -> str:
+    """What ``datasets`` calls shard ``number`` of so many."""
+    return f"data-{number:05d}-of-{shards:05d}.arrow"
+
+
+def finish_shard(stage: Stage, dataset: Path, shard: Shard, shards: int) -> None:
+    """Hash a written shard and mark it as done."""
+    name = shard_name(shard.number, shards)
+    path = dataset / name
+    record = FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path), rows=shard.rows)
+    write_text(stage.piece(shard.number, "json"), json.dumps({name: record.model_dump()}))
+
+
+def kept_rows(source: Source, block: Block, positions: npt.NDArray[np.int64], scores: dict[str, Stage]) -> pa.Table:
+    """Rows of a block by position, in that order, with ``_index``, ``_weight`` and their scores."""
+    local = positions - block.start
+    table, _ = source.read(block)
+    table = table.take(pa.array(local))
+    table = table.append_column("_index", pa.array(positions))
+    table = table.append_column("_weight", pa.array(np.ones(len(positions), np.float32)))
+    for name, stage in scores.items():
+        found = np.load(stage.piece(block.number), mmap_mode="r")[local]
+        table = table.append_column(name, pa.array(found, from_pandas=True))
+    return table
 
 
 @dataclass(frozen=True)

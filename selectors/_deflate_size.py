@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from curation.selectors._lz4_size import compiled
+from curation.selectors._native import compiled
 from curation.selectors._texts import TextBlock
 
 GZIP_FRAME = 18
@@ -66,17 +66,23 @@ def available() -> bool:
     return ctypes.sizeof(_Stream) == 112 and _library() is not None
 
 
-@intrinsic
-def _call(typing_context: Any, function: Any, stream: Any, flag: Any) -> Any:
-    """``int function(z_stream *stream, int flag)`` at an address."""
+def _caller() -> Any:
+    """``int function(z_stream *stream, int flag)`` at an address, with the return value as int64."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64), ir.IntType(32)])
-        address = builder.inttoptr(arguments[0], kind.as_pointer())
-        flag = builder.trunc(arguments[2], ir.IntType(32))
-        return builder.sext(builder.call(address, [arguments[1], flag]), ir.IntType(64))
+    @intrinsic
+    def call(typing_context: Any, function: Any, stream: Any, flag: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64), ir.IntType(32)])
+            address = builder.inttoptr(arguments[0], kind.as_pointer())
+            flag = builder.trunc(arguments[2], ir.IntType(32))
+            return builder.sext(builder.call(address, [arguments[1], flag]), ir.IntType(64))
 
-    return types.int64(types.int64, types.int64, types.int64), generate
+        return types.int64(types.int64, types.int64, types.int64), generate
+
+    return call
+
+
+_call = _caller()
 
 
 @compiled(nogil=True)

@@ -6,21 +6,27 @@ t goes on alone, and its changes to the hash table are undone afterwards. Only s
 
 The sizes are those of ``LZ4_compress_fast`` (acceleration 1, 16-bit table), which serves inputs of up to
 64 KiB as one block; :mod:`curation.selectors._codecs` checks that against the installed library before it
-trusts it. Cost: O(len(x) + Σ len(t)) per row, and 0.4 MB of scratch for each call.
+trusts it. Cost: O(len(x) + Σ len(t)) per row, and 1.6 MB of scratch for each call.
 
 Block format: https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from curation.selectors._native import (
+    compiled,
+    copy_bytes,
+    equal_ahead,
+    equal_behind,
+    get16,
+    get32,
+    get64,
+    put16,
+    put64,
+)
 
 BLOCK_LIMIT = 65_536
 _FRONT = 8
@@ -32,91 +38,9 @@ _LAST_LITERALS = 5
 _SCRATCH = 2 * 8 * _SLOTS + 2 * BLOCK_LIMIT * (8 + 2) + _FRONT + BLOCK_LIMIT + _BACK
 
 
-def compiled(**options: Any) -> Any:
-    """``numba.njit`` that keeps its machine code on disk where some folder can be written."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(**options)(function)
-
-    return decorate
-
-
-def _loader(bits: int) -> Any:
-    """Read one unaligned, unsigned integer of ``items[index]``, where ``items`` is an address."""
-
-    @intrinsic
-    def load(typing_context: Any, items: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
-            value = builder.load(builder.gep(base, [arguments[1]]), align=1)
-            return value if bits == 64 else builder.zext(value, ir.IntType(64))
-
-        return types.int64(types.int64, types.int64), generate
-
-    return load
-
-
-def _storer(bits: int) -> Any:
-    """Write ``items[index] = value``, where ``items`` is an address."""
-
-    @intrinsic
-    def store(typing_context: Any, items: Any, index: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
-            value = arguments[2] if bits == 64 else builder.trunc(arguments[2], ir.IntType(bits))
-            builder.store(value, builder.gep(base, [arguments[1]]), align=1)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64), generate
-
-    return store
-
-
-def _agreement(*, forward: bool) -> Any:
-    """How many of the eight bytes from two addresses on agree, counted from their first (or last) on: 0 to 8."""
-
-    @intrinsic
-    def equal(typing_context: Any, left: Any, right: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            first, second = (
-                builder.load(builder.inttoptr(address, ir.IntType(64).as_pointer()), align=1) for address in arguments
-            )
-            zeros = (builder.cttz if forward else builder.ctlz)(
-                builder.xor(first, second), ir.Constant(ir.IntType(1), 0)
-            )
-            return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
-
-        return types.int64(types.int64, types.int64), generate
-
-    return equal
-
-
-@intrinsic
-def _copy(typing_context: Any, target: Any, source: Any, length: Any) -> Any:
-    """Copy bytes from one address to another."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        target, source = (builder.inttoptr(address, byte) for address in arguments[:2])
-        cgutils.raw_memcpy(builder, target, source, arguments[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-# Numba's own array access counts references and tests for negative indices in the innermost loop, which
-# makes it three times slower; addresses do neither. The arrays behind them belong to the caller.
-_get16, _get32, _get64 = _loader(16), _loader(32), _loader(64)
-_put16, _put64 = _storer(16), _storer(64)
-_equal_ahead, _equal_behind = _agreement(forward=True), _agreement(forward=False)
-
-
 @compiled(nogil=True, inline="always")
 def _word(buffer, position):  # type: ignore[no-untyped-def]
-    return _get32(buffer + position, 0)
+    return get32(buffer + position, 0)
 
 
 @compiled(nogil=True, inline="always")
@@ -135,7 +59,7 @@ def _match_end(buffer, position, match, end):  # type: ignore[no-untyped-def]
     stop = position + 4
     shift = position - match
     while True:
-        equal = _equal_ahead(buffer + stop, buffer + stop - shift)
+        equal = equal_ahead(buffer + stop, buffer + stop - shift)
         stop += equal
         if equal < 8 or stop >= end:
             return min(stop, end - _LAST_LITERALS)
@@ -147,7 +71,7 @@ def _sequence(buffer, position, match, stop, anchor, written, need):  # type: ig
     most = min(position - anchor, match - _FRONT)
     back = np.int64(0)
     while back < most:
-        equal = _equal_behind(buffer + position - back - 8, buffer + match - back - 8)
+        equal = equal_behind(buffer + position - back - 8, buffer + match - back - 8)
         back += equal
         if equal < 8:
             break
@@ -164,7 +88,7 @@ def _clear(table, buffer):  # type: ignore[no-untyped-def]
     """An empty slot of the library's table is position 0."""
     entry = (_word(buffer, _FRONT) << 32) | _FRONT
     for slot in range(_SLOTS):
-        _put64(table, slot, entry)
+        put64(table, slot, entry)
 
 
 @compiled(nogil=True)
@@ -182,11 +106,11 @@ def _encode(buffer, table, slots, olds, position, tries, anchor, written, need, 
         if position + step > last_start:
             break
         slot = _slot(word)
-        entry = _get64(table, slot)
-        _put16(slots, changes, slot)
-        _put64(olds, changes, entry)
+        entry = get64(table, slot)
+        put16(slots, changes, slot)
+        put64(olds, changes, entry)
         changes += 1
-        _put64(table, slot, (word << 32) | position)
+        put64(table, slot, (word << 32) | position)
         if (entry ^ (word << 32)) >> 32 != 0:
             position += step
             tries += 1
@@ -195,7 +119,7 @@ def _encode(buffer, table, slots, olds, position, tries, anchor, written, need, 
         stop = _match_end(buffer, position, match, end)
         if stop + 2 > horizon:
             changes -= 1
-            _put64(table, slot, entry)
+            put64(table, slot, entry)
             break
         written, need = _sequence(buffer, position, match, stop, anchor, written, need)
         position = anchor = stop
@@ -204,10 +128,10 @@ def _encode(buffer, table, slots, olds, position, tries, anchor, written, need, 
             break
         word = _word(buffer, stop - 2)
         slot = _slot(word)
-        _put16(slots, changes, slot)
-        _put64(olds, changes, _get64(table, slot))
+        put16(slots, changes, slot)
+        put64(olds, changes, get64(table, slot))
         changes += 1
-        _put64(table, slot, (word << 32) | (stop - 2))
+        put64(table, slot, (word << 32) | (stop - 2))
     return position, tries, anchor, written, need, changes
 
 
@@ -220,9 +144,9 @@ def _encode_target(buffer, recent, ids, first, position, tries, anchor, written,
         if position + step > last_start:
             break
         word = _word(buffer, position)
-        slot = _get16(ids, first + position)
-        entry = _get64(recent, slot)
-        _put64(recent, slot, (word << 32) | position)
+        slot = get16(ids, first + position)
+        entry = get64(recent, slot)
+        put64(recent, slot, (word << 32) | position)
         if (entry ^ (word << 32)) >> 32 != 0:
             position += step
             tries += 1
@@ -234,7 +158,7 @@ def _encode_target(buffer, recent, ids, first, position, tries, anchor, written,
         tries = 62
         if stop >= last_start:
             break
-        _put64(recent, _get16(ids, first + stop - 2), (_word(buffer, stop - 2) << 32) | (stop - 2))
+        put64(recent, get16(ids, first + stop - 2), (_word(buffer, stop - 2) << 32) | (stop - 2))
     return anchor, written, need
 
 
@@ -284,7 +208,7 @@ def _block_sizes(data, offsets, targets, target_offsets, ids, slots, slot_offset
             out[i, :] = -1
             continue
         border = _FRONT + length
-        _copy(buffer + _FRONT, data + offsets[i], length)
+        copy_bytes(buffer + _FRONT, data + offsets[i], length)
         first = _FRONT + np.int64(1)
         start = np.int64(_FRONT)
         zero = np.int64(0)
@@ -315,20 +239,20 @@ def _block_sizes(data, offsets, targets, target_offsets, ids, slots, slot_offset
             if length + size < _MIN_LENGTH:
                 out[i, j] = _finish(start, zero, zero, end)
                 continue
-            _copy(buffer + border, targets + target_offsets[j], size)
+            copy_bytes(buffer + border, targets + target_offsets[j], size)
             if not shared:
                 _clear(table, buffer)
             here, missed, last, total, room, changes = _encode(
                 buffer, table, changed, olds, position, tries, anchor, written, need, end, border, end
             )
             for number in range(slot_offsets[j + 1] - slot_offsets[j]):
-                _put64(recent, number, _get64(table, _get16(slots, slot_offsets[j] + number)))
+                put64(recent, number, get64(table, get16(slots, slot_offsets[j] + number)))
             last, total, room = _encode_target(
                 buffer, recent, ids, target_offsets[j] - border, here, missed, last, total, room, end
             )
             out[i, j] = _finish(last, total, room, end)
             for c in range(changes - 1, -1, -1):
-                _put64(table, _get16(changed, c), _get64(olds, c))
+                put64(table, get16(changed, c), get64(olds, c))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,28 +1,33 @@
 """Which examples of an epoch stay, at what weight, and in which order: the mathematics of InfoBatch.
 
-A code of one byte stands for an example's fate in an epoch: :data:`DROPPED`, :data:`KEPT` at weight 1, or
-``BAND + b``: kept although its score lies in band b, at that band's weight. Every function here is pure;
-the kernels are compiled, run on one thread (so that a process may fork after them) and are O(N).
+A code of one byte stands for an example's fate in an epoch: dropped, kept at weight 1, or
+``BAND + b``: kept although its score lies in band b, at that band's weight. Every function here is pure.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8]
+from curation.selectors._pruning_kernels import (
+    BAND,
+    DROPPED,
+    KEPT,
+    Codes,
+    Floats,
+    Positions,
+    band_sizes,
+    draw_by_coins,
+    draw_exactly,
+    finite_mean,
+    shuffle_into,
+)
 
-DROPPED, KEPT, BAND = 0, 1, 2
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
-_LOW32 = np.uint64(0xFFFFFFFF)
-_U32 = np.uint64(32)
 _BUCKET = 1 << 15
+_COINS, _ORDER = 0, 1
+MOST_BANDS = 250
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,87 @@ class Fates:
     weights: Floats
 
 
-def thresholds(scores: Floats, quantiles: tuple[float, ...] | None) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """InfoBatch's parameters, as its docstring explains them, and what follows from them at an epoch's start.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    size: int
+    epochs: int
+    prune_ratio: tuple[float, ...]
+    delta: float
+    quantiles: tuple[float, ...] | None
+    form: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.epochs < 1:
+            raise ValueError(f"size and epochs must be at least 1, not {self.size} and {self.epochs}")
+        if not 0 <= self.delta <= 1:
+            raise ValueError(f"delta must lie in [0, 1], not {self.delta}")
+        if self.form not in ("coins", "exact"):
+            raise ValueError(f'form must be "coins" or "exact", not {self.form!r}')
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, but is {self.seed}")
+        ratios, quantiles = self.prune_ratio, self.quantiles
+        if any(not 0 <= ratio < 1 for ratio in ratios):
+            raise ValueError(f"prune_ratio must lie in [0, 1), not {ratios}: at 1 no weight makes up for the loss")
+        bands = 1 if quantiles is None else len(quantiles)
+        if len(ratios) != bands or bands > MOST_BANDS:
+            raise ValueError(
+                f"prune_ratio needs one ratio for each of {bands} bands ({MOST_BANDS} at most), not {len(ratios)}"
+            )
+        if quantiles is not None and (
+            any(not 0 < q <= 1 for q in quantiles) or any(a >= b for a, b in pairwise(quantiles))
+        ):
+            raise ValueError(f"quantiles must rise within (0, 1], not {quantiles}")
+
+    @property
+    def annealing_from(self) -> int:
+        """The first epoch that runs on everything."""
+        # The small addition undoes the rounding of products such as 0.29 · 100 = 28.999….
+        return math.floor(self.delta * self.epochs + 1e-9)
+
+    def prunes(self, epoch: int) -> bool:
+        """Whether an epoch comes before annealing."""
+        return epoch < self.annealing_from
+
+    def decide(self, scores: Floats, epoch: int) -> Fates:
+        """The fates of all examples in an epoch that starts with these scores, float32[N]."""
+        if not self.prunes(epoch):
+            return Fates(np.full(self.size, KEPT, np.uint8), self.no_weights())
+        cuts = thresholds(scores, self.quantiles)
+        seed = (self.seed, epoch, _COINS)
+        return decide(scores, cuts, self.prune_ratio, exact=self.form == "exact", seed=seed)
+
+    def order(self, codes: Codes, epoch: int) -> Positions:
+        """The order in which an epoch visits what it keeps; see :func:`shuffled_kept`."""
+        return shuffled_kept(codes, (self.seed, epoch, _ORDER))
+
+    def expected_share(self, scores: Floats) -> float:
+        """The share of the examples that an epoch before annealing keeps on average, with these scores."""
+        sizes = band_sizes(scores, thresholds(scores, self.quantiles))
+        return 1 - float(sizes @ np.asarray(self.prune_ratio[: len(sizes)], np.float64)) / len(scores)
+
+    def no_weights(self) -> Floats:
+        """float32[2 + bands]: weight 1 for every code."""
+        return np.ones(BAND + len(self.prune_ratio), np.float32)
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must agree with: all but the epochs planned, which may change."""
+        return {
+            "size": self.size,
+            "seed": self.seed,
+            "prune_ratio": list(self.prune_ratio),
+            "quantiles": None if self.quantiles is None else list(self.quantiles),
+            "form": self.form,
+        }
+
+
+def thresholds(scores: Floats, quantiles: tuple[float, ...] | None) -> Floats:
     """float32[bands], rising: the upper ends of the bands that are pruned.
 
     The mean of the known scores, or their quantiles. Scores that are not finite are unknown: they take no
@@ -50,7 +135,7 @@ def thresholds(scores: Floats, quantiles: tuple[float, ...] | None) -> npt.NDArr
 
 def decide(
     scores: Floats,
-    cuts: npt.NDArray[np.float32],
+    cuts: Floats,
     ratios: tuple[float, ...],
     *,
     exact: bool,
@@ -69,161 +154,28 @@ def decide(
     drop = np.asarray(ratios[: len(cuts)], np.float64)
     if not exact:
         weights[BAND:] = 1 / (1 - np.asarray(ratios))
-        return Fates(_coins(scores, cuts, drop, key), weights)
-    sizes = _band_sizes(scores, cuts)
+        return Fates(draw_by_coins(scores, cuts, drop, key), weights)
+    sizes = band_sizes(scores, cuts)
     dropped = np.floor(drop * sizes).astype(np.int64)
     weights[BAND : BAND + len(cuts)] = sizes / np.maximum(sizes - dropped, 1)
-    return Fates(_counts(scores, cuts, sizes, dropped, key), weights)
+    return Fates(draw_exactly(scores, cuts, sizes, dropped, key), weights)
 
 
-def expected_share(scores: Floats, cuts: npt.NDArray[np.float32], ratios: tuple[float, ...]) -> float:
-    """The share of examples that :func:`decide` keeps, on average."""
-    sizes = _band_sizes(scores, cuts)
-    return 1 - float(sizes @ np.asarray(ratios[: len(cuts)], np.float64)) / len(scores)
-
-
-def shuffled_kept(codes: Codes, seed: tuple[int, ...]) -> npt.NDArray[np.signedinteger]:
+def shuffled_kept(codes: Codes, seed: tuple[int, ...]) -> Positions:
     """A uniformly random order of the positions whose code is not :data:`DROPPED`.
 
     int32 where positions fit, else int64. Rao and Sandelius' shuffle: each position goes to a random bucket
     that fits the processor's cache, and each bucket is shuffled, so that 10^8 positions take a second or two.
     """
     kept = int(np.count_nonzero(codes))
-    order = np.empty(kept, np.int32 if len(codes) < 2**31 else np.int64)
+    order: Positions = np.empty(kept, np.int32) if len(codes) < 2**31 else np.empty(kept, np.int64)
     buckets = 1
     while kept > buckets * _BUCKET:
         buckets *= 2
-    _scatter(codes, derive_key(seed), order, buckets)
+    shuffle_into(codes, derive_key(seed), order, buckets)
     return order
 
 
 def derive_key(seed: tuple[int, ...]) -> np.uint64:
     """uint64 from a tuple of numbers that are not negative; different tuples give unrelated keys."""
-    return np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-
-
-def check_bands(quantiles: tuple[float, ...] | None, ratios: tuple[float, ...]) -> None:
-    """Raise ``ValueError`` unless ratios lie in [0, 1) and there is one for each (rising) quantile."""
-    if any(not 0 <= ratio < 1 for ratio in ratios):
-        raise ValueError(f"prune_ratio must lie in [0, 1), not {ratios}: at 1 no weight makes up for the loss")
-    wanted = 1 if quantiles is None else len(quantiles)
-    if len(ratios) != wanted:
-        raise ValueError(f"prune_ratio needs one ratio for each of {wanted} bands, not {len(ratios)}")
-    if quantiles is not None and (
-        any(not 0 < q <= 1 for q in quantiles) or any(a >= b for a, b in pairwise(quantiles))
-    ):
-        raise ValueError(f"quantiles must rise within (0, 1], not {quantiles}")
-    if len(ratios) > 250:
-        raise ValueError(f"at most 250 bands, not {len(ratios)}")
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def finite_mean(scores: Floats) -> float:
-    """Mean of the finite scores in float64, NaN where there are none."""
-    total, count = 0.0, 0
-    for score in scores:
-        if np.isfinite(score):
-            total += score
-            count += 1
-    return total / count if count else np.nan
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _random(key: np.uint64, counter: int) -> np.uint64:
-    """Number ``counter`` of the SplitMix64 stream that starts at ``key``."""
-    z = key + (np.uint64(counter) + np.uint64(1)) * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX1
-    z = (z ^ (z >> np.uint64(27))) * _MIX2
-    return z ^ (z >> np.uint64(31))
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _uniform(bits: np.uint64) -> float:
-    return float(bits >> np.uint64(11)) * 2.0**-53
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _band(score: float, cuts: npt.NDArray[np.float32]) -> int:
-    """The band of a score; ``len(cuts)`` where it lies above all or is unknown."""
-    if not np.isfinite(score):
-        return len(cuts)
-    for band in range(len(cuts)):
-        if score < cuts[band]:
-            return band
-    return len(cuts)
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _band_sizes(scores: Floats, cuts: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    sizes = np.zeros(len(cuts) + 1, np.int64)
-    for score in scores:
-        sizes[_band(score, cuts)] += 1
-    return sizes[: len(cuts)]
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _coins(scores: Floats, cuts: npt.NDArray[np.float32], ratios: npt.NDArray[np.float64], key: np.uint64) -> Codes:
-    codes = np.empty(len(scores), np.uint8)
-    for i in range(len(scores)):
-        band = _band(scores[i], cuts)
-        if band == len(cuts):
-            codes[i] = KEPT
-        else:
-            codes[i] = DROPPED if _uniform(_random(key, i)) < ratios[band] else BAND + band
-    return codes
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _counts(
-    scores: Floats,
-    cuts: npt.NDArray[np.float32],
-    sizes: npt.NDArray[np.int64],
-    dropped: npt.NDArray[np.int64],
-    key: np.uint64,
-) -> Codes:
-    """Knuth's selection sampling (Algorithm S), one run in each band: uniform over subsets of that size."""
-    codes = np.empty(len(scores), np.uint8)
-    left, wanted = sizes.copy(), dropped.copy()
-    for i in range(len(scores)):
-        band = _band(scores[i], cuts)
-        if band == len(cuts):
-            codes[i] = KEPT
-            continue
-        if _uniform(_random(key, i)) * left[band] < wanted[band]:
-            codes[i] = DROPPED
-            wanted[band] -= 1
-        else:
-            codes[i] = BAND + band
-        left[band] -= 1
-    return codes
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _scatter(codes: Codes, key: np.uint64, order: npt.NDArray[np.signedinteger], buckets: int) -> None:
-    mask = np.uint64(buckets - 1)
-    ends = np.zeros(buckets + 1, np.int64)
-    for i in range(len(codes)):
-        if codes[i] != DROPPED:
-            ends[np.int64(_random(key, i) & mask) + 1] += 1
-    ends = np.cumsum(ends)
-    place = ends[:-1].copy()
-    for i in range(len(codes)):
-        if codes[i] != DROPPED:
-            bucket = np.int64(_random(key, i) & mask)
-            order[place[bucket]] = i
-            place[bucket] += 1
-    counter = len(codes)
-    for bucket in range(buckets):
-        start, stop = ends[bucket], ends[bucket + 1]
-        for last in range(stop - 1, start, -1):
-            span = np.uint64(last - start + 1)
-            # Lemire's draw below ``span``: the rejection makes it exact.
-            product = (_random(key, counter) >> _U32) * span
-            counter += 1
-            if product & _LOW32 < span:
-                floor = ((_LOW32 - span) + np.uint64(1)) % span
-                while product & _LOW32 < floor:
-                    product = (_random(key, counter) >> _U32) * span
-                    counter += 1
-            other = start + np.int64(product >> _U32)
-            order[last], order[other] = order[other], order[last]
+    return np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])

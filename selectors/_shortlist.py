@@ -21,7 +21,8 @@ import pyarrow as pa
 from curation.selectors._texts import TextBlock, text_blocks
 
 SAMPLE = 512
-COLUMNS = 24
+MOST_COLUMNS = 24
+_LEAST_COLUMNS = 12
 Floats = npt.NDArray[np.float64]
 
 
@@ -32,8 +33,10 @@ def rereadable(texts: Iterable[Any]) -> Iterator[Any]:
     Raises:
         ValueError, TypeError: as :func:`~curation.selectors._texts.text_blocks`.
     """
-    if isinstance(texts, pa.ChunkedArray | pa.Array):
-        yield texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts])
+    if isinstance(texts, pa.Array):
+        texts = pa.chunked_array([texts])
+    if isinstance(texts, pa.ChunkedArray) and texts.type in (pa.string(), pa.large_string()):
+        yield texts
         return
     schema = pa.schema([("text", pa.large_string())])
     with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
@@ -52,6 +55,11 @@ def _as_arrow(block: TextBlock) -> Any:
 def sample(size: int) -> npt.NDArray[np.int64]:
     """int64[min(512, N)], distinct positions, rising; the same for every call."""
     return np.sort(np.random.default_rng(0).choice(size, min(SAMPLE, size), replace=False)).astype(np.int64)
+
+
+def column_count(targets: int) -> int:
+    """How many of T targets the estimate looks at: a tenth, from 12 to 24."""
+    return min(max(targets // 10, _LEAST_COLUMNS), MOST_COLUMNS)
 
 
 def pick_columns(distances: Floats, count: int) -> tuple[npt.NDArray[np.int64], Floats]:

@@ -35,7 +35,8 @@ class TextBlock:
         """int64[n], bytes of each text."""
         return np.diff(self.offsets)
 
-    def text(self, row: int) -> bytes:
+    def text(self, row: int | np.integer[Any]) -> bytes:
+        """One text's bytes."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
     def split(self, rows: int) -> Iterator["TextBlock"]:

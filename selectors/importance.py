@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from curation.selectors import _pruning
 from curation.selectors._checks import check_state, checked_losses, checked_positions, restored
 from curation.selectors._gather import PairGather
+from curation.selectors._pruning import shuffled_kept
+from curation.selectors._pruning_kernels import finite_mean
 
 _DRAW, _ORDER = 2, 3
 
@@ -74,7 +75,7 @@ class Importance:
         gaps = rng.standard_exponential(count + 1)
         points = np.cumsum(gaps)
         drawn = _pick(self._chances, points[:-1] / points[-1] * self._total)
-        order = _pruning.shuffled_kept(np.ones(count, np.uint8), (self.seed, epoch, _ORDER))
+        order = shuffled_kept(np.ones(count, np.uint8), (self.seed, epoch, _ORDER))
         return np.asarray(drawn[order], np.int64)
 
     def weights(self, indices: Any) -> npt.NDArray[np.float32]:
@@ -129,7 +130,7 @@ class Importance:
 def chances(scores: npt.NDArray[np.float32], uniform: float) -> npt.NDArray[np.float32]:
     """float32[N]: ``(1 - uniform) · loss share + uniform / N``; uniform where all losses are zero or unknown."""
     share = np.maximum(scores, 0)
-    mean = _pruning.finite_mean(share)
+    mean = finite_mean(share)
     if np.isnan(mean) or mean <= 0:
         return np.full(len(scores), 1 / len(scores), np.float32)
     share[~np.isfinite(share)] = mean
@@ -138,7 +139,7 @@ def chances(scores: npt.NDArray[np.float32], uniform: float) -> npt.NDArray[np.f
     return share
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _pick(chances: npt.NDArray[np.float32], points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """For each of the rising ``points``, the first position whose running sum of ``chances`` exceeds it."""
     picked = np.empty(len(points), np.int64)

@@ -20,14 +20,18 @@ import torch
 import torch.distributed as dist
 
 from curation.selection import Selection
-from curation.selectors import _pruning
 from curation.selectors._checks import check_state, checked_losses, checked_positions, restored
 from curation.selectors._gather import PairGather, world
+from curation.selectors._pruning import Rule
+from curation.selectors._pruning_kernels import DROPPED, KEPT
 from curation.selectors._schedule import by_progress as by_progress
 from curation.selectors._schedule import cosine as cosine
 from curation.selectors._schedule import one_cycle as one_cycle
 
-_COINS, _ORDER = 0, 1
+_STATE = (
+    *("version", "epoch", "seen", "nonfinite"),
+    *("scores", "codes", "weights", "pending_indices", "pending_losses"),
+)
 
 
 class InfoBatch:
@@ -78,34 +82,23 @@ class InfoBatch:
         sync: Literal["step", "epoch"] = "step",
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        if size < 1 or epochs < 1:
-            raise ValueError(f"size and epochs must be at least 1, not {size} and {epochs}")
-        if not 0 <= delta <= 1:
-            raise ValueError(f"delta must lie in [0, 1], not {delta}")
-        if form not in ("coins", "exact"):
-            raise ValueError(f'form must be "coins" or "exact", not {form!r}')
         if sync not in ("step", "epoch"):
             raise ValueError(f'sync must be "step" or "epoch", not {sync!r}')
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, but is {seed}")
-        self.size, self.epochs, self.delta, self.form, self.seed, self.sync = (
-            size,
-            epochs,
-            delta,
-            form,
-            seed,
-            sync,
+        self.rule = Rule(
+            size=size,
+            epochs=epochs,
+            prune_ratio=tuple(float(r) for r in np.atleast_1d(prune_ratio)),
+            delta=delta,
+            quantiles=None if quantiles is None else tuple(float(q) for q in quantiles),
+            form=form,
+            seed=seed,
         )
-        self.prune_ratio = (
-            tuple(float(r) for r in prune_ratio) if isinstance(prune_ratio, Sequence) else (float(prune_ratio),)
-        )
-        self.quantiles = None if quantiles is None else tuple(float(q) for q in quantiles)
-        _pruning.check_bands(self.quantiles, self.prune_ratio)
+        self.size, self.epochs, self.sync = size, epochs, sync
         self.nonfinite = 0
         self.current: int | None = None
         self._scores = np.full(size, np.nan, np.float32)
-        self._codes = np.full(size, _pruning.KEPT, np.uint8)
-        self._weights = np.ones(_pruning.BAND + len(self.prune_ratio), np.float32)
+        self._codes = np.full(size, KEPT, np.uint8)
+        self._weights = self.rule.no_weights()
         self._kept = size
         self._seen = 0
         self._pending: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
@@ -121,8 +114,7 @@ class InfoBatch:
     @property
     def annealing_from(self) -> int:
         """The first epoch that runs on everything."""
-        # The small addition undoes the rounding of products such as 0.29 · 100 = 28.999….
-        return math.floor(self.delta * self.epochs + 1e-9)
+        return self.rule.annealing_from
 
     def epoch(self, epoch: int) -> Selection:
         """Begin an epoch, or return it again while it is the current one.
@@ -145,7 +137,7 @@ class InfoBatch:
     def order(self, epoch: int) -> npt.NDArray[np.signedinteger]:
         """Begin an epoch as :meth:`epoch` does; only its kept positions, shuffled: int32[kept], or int64."""
         self.begin(epoch)
-        return _pruning.shuffled_kept(self._codes, (self.seed, epoch, _ORDER))
+        return self.rule.order(self._codes, epoch)
 
     def begin(self, epoch: int) -> None:
         """Decide which examples epoch ``epoch`` keeps, unless it is the current epoch already.
@@ -157,7 +149,7 @@ class InfoBatch:
         if epoch == self.current:
             return
         self.synchronize()
-        fates = self._decide(epoch)
+        fates = self.rule.decide(self._scores, epoch)
         self._codes, self._weights = fates.codes, fates.weights
         self._kept = int(np.count_nonzero(self._codes))
         self._seen = 0
@@ -170,10 +162,11 @@ class InfoBatch:
     def mask(self, epoch: int) -> npt.NDArray[np.bool_]:
         """bool[N]: whether ``epoch`` keeps each example: the current one, or another if it began now.
 
-        Changes nothing.
+        Changes nothing; with ``sync="epoch"`` call :meth:`synchronize` before, for losses still held back.
         """
-        codes = self._codes if epoch == self.current else self._decide(epoch).codes
-        return codes != _pruning.DROPPED
+        codes = self._codes if epoch == self.current else self.rule.decide(self._scores, epoch).codes
+        kept: npt.NDArray[np.bool_] = codes != DROPPED
+        return kept
 
     @overload
     def update(self, indices: Any, losses: torch.Tensor) -> torch.Tensor: ...
@@ -220,7 +213,7 @@ class InfoBatch:
         codes = self._codes[positions]
         if not codes.all():
             raise ValueError(
-                f"example {positions[codes == _pruning.DROPPED][0]} is not in epoch {self.current}: its loss would "
+                f"example {positions[codes == DROPPED][0]} is not in epoch {self.current}: its loss would "
                 "be credited to an epoch that dropped it. Was the loader's epoch begun before (persistent "
                 "workers over a filtered stream), or are these not positions in the dataset?"
             )
@@ -251,7 +244,7 @@ class InfoBatch:
             index = int(id_of(item) if callable(id_of) else item[id_of])
             if not 0 <= index < self.size:
                 raise ValueError(f"id {index} is out of range: InfoBatch was made for size={self.size}")
-            if self._codes[index] != _pruning.DROPPED:
+            if self._codes[index] != DROPPED:
                 yield index, item
 
     def progress(self) -> float:
@@ -268,10 +261,9 @@ class InfoBatch:
         per_step = batch_size * (world(self._gather.group)[1] if world_size is None else world_size)
         now = self.current or 0
         steps = math.ceil(max(0, self._kept - self._seen) / per_step)
-        cuts = _pruning.thresholds(self._scores, self.quantiles)
-        share = _pruning.expected_share(self._scores, cuts, self.prune_ratio)
-        pruned = sum(self._prunes(epoch) for epoch in range(now + 1, self.epochs))
+        pruned = sum(self.rule.prunes(epoch) for epoch in range(now + 1, self.epochs))
         full = max(0, self.epochs - now - 1 - pruned)
+        share = self.rule.expected_share(self._scores)
         return steps + pruned * math.ceil(share * self.size / per_step) + full * math.ceil(self.size / per_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,7 +272,7 @@ class InfoBatch:
         pending_losses = [losses for _, losses in self._pending] or [np.empty(0, np.float32)]
         return {
             "version": 1,
-            **self._identity(),
+            **self.rule.identity(),
             "epoch": self.current,
             "seen": self._seen,
             "nonfinite": self.nonfinite,
@@ -297,7 +289,8 @@ class InfoBatch:
         Raises:
             ValueError: keys are missing or unknown, or the state belongs to other parameters.
         """
-        check_state(state, set(self.state_keys), self._identity(), "InfoBatch")
+        identity = self.rule.identity()
+        check_state(state, {*_STATE, *identity}, identity, "InfoBatch")
         scores, codes = restored(state["scores"], np.float32), restored(state["codes"], np.uint8)
         if scores.shape != (self.size,) or codes.shape != (self.size,):
             raise ValueError(f"scores has shape {scores.shape} and codes {codes.shape}, not ({self.size},)")
@@ -307,35 +300,6 @@ class InfoBatch:
         self.current, self._seen, self.nonfinite = state["epoch"], state["seen"], state["nonfinite"]
         held = restored(state["pending_indices"], np.int64), restored(state["pending_losses"], np.float32)
         self._pending = [held] if len(held[0]) else []
-
-    state_keys = (
-        *("version", "size", "seed", "prune_ratio", "quantiles", "form"),
-        *("epoch", "seen", "nonfinite", "scores", "codes", "weights", "pending_indices", "pending_losses"),
-    )
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "size": self.size,
-            "seed": self.seed,
-            "prune_ratio": list(self.prune_ratio),
-            "quantiles": None if self.quantiles is None else list(self.quantiles),
-            "form": self.form,
-        }
-
-    def _prunes(self, epoch: int) -> bool:
-        return epoch < self.annealing_from
-
-    def _decide(self, epoch: int) -> _pruning.Fates:
-        if not self._prunes(epoch):
-            codes = np.full(self.size, _pruning.KEPT, np.uint8)
-            return _pruning.Fates(codes, np.ones(_pruning.BAND + len(self.prune_ratio), np.float32))
-        return _pruning.decide(
-            self._scores,
-            _pruning.thresholds(self._scores, self.quantiles),
-            self.prune_ratio,
-            exact=self.form == "exact",
-            seed=(self.seed, epoch, _COINS),
-        )
 
     def _record(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None:
         bad = ~np.isfinite(losses)

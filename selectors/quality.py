@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from curation.gpu._exact import Matrix
+from curation.gpu._matrix import Matrix
 from curation.gpu._threads import by_rows
 from curation.plan import BatchPlan
 from curation.selectors._graph import Graph
@@ -107,7 +107,7 @@ def _similarity(plan: BatchPlan, left: Matrix, right: Matrix, rows: int = 65_536
 
 
 @numba.njit(cache=True, nogil=True)
-def _together(begin, end, batch_of: Any, neighbours: Any) -> Any:
+def _together(begin: Any, end: Any, batch_of: Any, neighbours: Any) -> Any:
     total = 0
     for row in range(begin, end):
         for place in range(neighbours.shape[1]):

@@ -10,13 +10,11 @@ computes some per cent of the pairs and may miss some of the best k: :meth:`ZipF
 Obbad et al. 2024, "ZIP-FIT: Embedding-Free Data Selection via Compression-Based Alignment", arXiv 2410.18194.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +23,10 @@ from curation.selection import Selection
 from curation.selectors import _shortlist
 from curation.selectors._codecs import CODECS, Sizer, Sizes
 from curation.selectors._texts import TextBlock, joined, text_blocks
+from curation.selectors._threads import in_threads, usable_threads
 
 MODES = ("exact", "shortlist")
 _PAIRS = 1 << 17
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 Floats = npt.NDArray[np.float64]
 
 
@@ -102,7 +99,7 @@ class ZipFit:
             ValueError: a text is null or empty; the message names its position.
             TypeError: texts are not strings.
         """
-        parts = list(self._each_block(texts, self._distances))
+        parts = list(self._each_block(texts, lambda distances: distances))
         return np.concatenate(parts) if parts else np.empty((0, len(self.targets)))
 
     def score(self, texts: Iterable[Any]) -> Floats:
@@ -121,8 +118,8 @@ class ZipFit:
     def select(self, texts: Iterable[Any], k: int) -> Selection:
         """The k texts of highest alignment, best first; ties go to the lower position.
 
-        Exact mode keeps the best k of a stream and one block of it. Shortlist mode reads texts twice: it
-        keeps a list as Arrow, and a generator in a temporary file.
+        Exact mode keeps the best k of a stream and one block of it. Shortlist mode reads texts more
+        than once, so it copies what is not an Arrow array to a temporary file.
 
         Returns:
             A selection with ``indices`` int64[k], ``scores`` float64[k] (exact alignments in either mode)
@@ -134,7 +131,7 @@ class ZipFit:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        if self.mode == "exact" or len(self.targets) <= _shortlist.COLUMNS:
+        if self.mode == "exact" or len(self.targets) <= _shortlist.MOST_COLUMNS:
             best = _Best(k)
             for start, scores in self._alignments(texts):
                 best.offer(np.arange(start, start + len(scores)), scores)
@@ -153,14 +150,17 @@ class ZipFit:
             ValueError, TypeError: as :meth:`select`.
         """
         with _shortlist.rereadable(texts) as column:
-            modes = ({**self.__getstate__(), "mode": mode} for mode in MODES)
-            exact, found = (ZipFit(**fields).select(column, k).indices for fields in modes)
+            exact, found = (replace(self, mode=mode).select(column, k).indices for mode in MODES)
         return len(np.intersect1d(exact, found)) / k
 
     def _select_shortlist(self, texts: Iterable[Any], k: int) -> "_Best":
+        """The best k of the shortlist; every text is checked before the first is scored."""
         with _shortlist.rereadable(texts) as column:
             best = _Best(k)
-            size = len(column)
+            best.seen = size = len(column)
+            deque(text_blocks(column), maxlen=0)
+            if size < k:
+                return best
             count = min(max(int(np.ceil(self.shortlist_fraction * size)), 2 * k), size)
             rows = _shortlist.highest(self._estimates(column), count)
             for start, scores in self._alignments(column.take(rows)):
@@ -171,23 +171,27 @@ class ZipFit:
     def _estimates(self, column: Any) -> Floats:
         """float64[N], the order of which is nearly that of the alignments."""
         sample = _shortlist.sample(len(column))
-        columns, weights = _shortlist.pick_columns(self.compute(column.take(sample)), _shortlist.COLUMNS)
-        few = ZipFit(**{**self.__getstate__(), "targets": [self.targets[j] for j in columns]})
-        parts = few._each_block(column, lambda block: -few._distances(block) @ weights)
+        count = _shortlist.column_count(len(self.targets))
+        columns, weights = _shortlist.pick_columns(self.compute(column.take(sample)), count)
+        few = replace(self, targets=[self.targets[j] for j in columns])
+        parts = few._each_block(column, lambda distances: -(distances * weights).sum(axis=1))
         return np.concatenate([*parts, np.empty(0)])
 
     def _alignments(self, texts: Iterable[Any]) -> Iterator[tuple[int, Floats]]:
         start = 0
-        for distances in self._each_block(texts, lambda block: 1 - self._distances(block).mean(axis=1)):
-            yield start, distances
-            start += len(distances)
+        for scores in self._each_block(texts, lambda distances: 1 - distances.mean(axis=1)):
+            yield start, scores
+            start += len(scores)
 
-    def _distances(self, block: TextBlock) -> Floats:
-        return ncd(*self._sizer(block), self._target_sizes)
-
-    def _each_block(self, texts: Iterable[Any], work: Callable[[TextBlock], _Result]) -> Iterator[_Result]:
+    def _each_block(self, texts: Iterable[Any], reduce: Callable[[Floats], Floats]) -> Iterator[Floats]:
+        """``reduce(NCD)`` of consecutive texts, NCD float64[n, T], in order."""
+        sizer, sizes = self._prepared
         rows = max(1, _PAIRS // len(self.targets))
         parts = (part for block in text_blocks(texts) for part in block.split(rows))
+
+        def work(part: TextBlock) -> Floats:
+            return reduce(ncd(*sizer(part), sizes))
+
         return in_threads(work, parts, self.threads or usable_threads())
 
     @cached_property
@@ -197,14 +201,6 @@ class ZipFit:
         block = joined(list(text_blocks(self.targets)))
         sizes = [codec.size(block.text(j), level) for j in range(len(block))]
         return codec.sizer(block, level), np.array(sizes, np.int64)
-
-    @property
-    def _sizer(self) -> Sizer:
-        return self._prepared[0]
-
-    @property
-    def _target_sizes(self) -> Sizes:
-        return self._prepared[1]
 
 
 def ncd(own: Sizes, pairs: Sizes, targets: Sizes) -> Floats:
@@ -220,30 +216,6 @@ def ncd(own: Sizes, pairs: Sizes, targets: Sizes) -> Floats:
     """
     x = own[:, None]
     return (pairs - np.minimum(x, targets)) / np.maximum(x, targets)
-
-
-def usable_threads() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
-    """``map(work, items)`` in order, a few items ahead, so that a long stream stays out of memory."""
-    if threads == 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="zipfit") as pool:
-        ahead: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(work, item))
-                if len(ahead) > 2 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 class _Best:

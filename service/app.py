@@ -15,13 +15,13 @@ from curation.service.datasets import Datasets
 from curation.service.gate import Gate
 from curation.service.keeper import Keeper
 from curation.service.metrics import Metrics
-from curation.service.routers import operations, sessions
+from curation.service.routers import operations, select, sessions
 from curation.service.routers.state import Parts
 from curation.service.security import Guard
 from curation.service.settings import Settings
 from curation.service.store import Store
 
-ROUTERS = (sessions.router, operations.router)
+ROUTERS = (sessions.router, select.router, operations.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         datasets=Datasets(settings.datasets),
         select_slots=asyncio.Semaphore(settings.select_threads),
     )
+    app.router.routes.insert(0, sessions.STEP_ROUTE)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
@@ -74,7 +75,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for model in sessions.SCHEMAS:
+        for model in (*sessions.SCHEMAS, *select.SCHEMAS):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

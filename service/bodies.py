@@ -1,7 +1,9 @@
 """Bodies in and out: JSON for people, Arrow IPC streams for machines, by ``Content-Type`` and ``Accept``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 
 _STEP_FIELDS = (pa.field("indices", pa.int64(), False), pa.field("weights", pa.float32(), False))
+_ALIGNED = 8
+_NOTHING = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, -1, False)
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -51,6 +55,7 @@ class StepAnswer(BaseModel):
     weights: list[float]
     epoch: int | None
     step: int | None
+    epoch_end: int | None = Field(description="the step after the epoch's last")
     end_of_epoch: bool
     end_of_session: bool
     generation: int
@@ -108,15 +113,16 @@ def read_step(body: bytes, arrow: bool) -> StepAsk:
 def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
     """The answer to a step request; without a batch where none was asked for."""
     if batch is None:
-        batch = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, False, False)
-    indices, weights, epoch, step, end_of_epoch, end_of_session = batch
+        batch = _NOTHING
+    indices, weights, epoch, step, epoch_end, end_of_session = batch
     if not arrow:
         answer = {
             "indices": indices.tolist(),
             "weights": weights.tolist(),
             "epoch": None if epoch < 0 else epoch,
             "step": None if step < 0 else step,
-            "end_of_epoch": end_of_epoch,
+            "epoch_end": None if step < 0 else epoch_end,
+            "end_of_epoch": batch.end_of_epoch,
             "end_of_session": end_of_session,
             "generation": generation,
         }
@@ -126,13 +132,14 @@ def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
         {
             "epoch": "" if epoch < 0 else str(epoch),
             "step": "" if step < 0 else str(step),
-            "end_of_epoch": str(int(end_of_epoch)),
+            "epoch_end": "" if step < 0 else str(epoch_end),
+            "end_of_epoch": str(int(batch.end_of_epoch)),
             "end_of_session": str(int(end_of_session)),
             "generation": str(generation),
         },
     )
-    rows = pa.record_batch([pa.array(indices), pa.array(weights)], schema=schema)
-    return Response(b"".join((schema.serialize(), rows.serialize(), _END)), media_type=ARROW)
+    parts = (schema.serialize(), _head(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
+    return Response(b"".join((*parts, _padding(weights), _END)), media_type=ARROW)
 
 
 def read_tables(body: bytes) -> tuple[dict[str, Any], pa.Table]:
@@ -196,6 +203,19 @@ def write_table(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
+@lru_cache(maxsize=256)
+def _head(rows: int) -> bytes:
+    """The message that stands before the buffers of a batch of so many rows: the rest is numbers."""
+    columns = [pa.array(np.zeros(rows, np.int64)), pa.array(np.zeros(rows, np.float32))]
+    message = pa.record_batch(columns, schema=pa.schema(_STEP_FIELDS)).serialize().to_pybytes()
+    body = sum(-(-rows * width // _ALIGNED) * _ALIGNED for width in (8, 4))
+    return bytes(message[: len(message) - body])
+
+
+def _padding(values: np.ndarray[Any, Any]) -> bytes:
+    return bytes(-values.nbytes % _ALIGNED)
+
+
 def _step_from_json(body: bytes) -> StepAsk:
     try:
         ask = StepBody.model_validate_json(body)
@@ -211,29 +231,30 @@ def _losses(values: Sequence[float | None]) -> Losses:
 
 
 def _step_from_arrow(body: bytes) -> StepAsk:
-    table = _table(body)
-    metadata = table.schema.metadata or {}
+    batches: list[pa.RecordBatch] = []
+    with _reading():
+        schema = pa.ipc.read_schema(pa.py_buffer(body))
+        metadata, names = schema.metadata or {}, schema.names
+        if names:
+            with pa.ipc.open_stream(body) as reader:
+                batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)
     rank, step, generation = (_whole(metadata, name) for name in (b"rank", b"step", b"generation"))
-    reports: list[Report] = []
-    if table.num_columns:
-        for name in ("step", "losses"):
-            if name not in table.column_names:
-                raise Refusal("bad-body", f"the Arrow body has columns {table.column_names}, but not {name!r}")
-        if len(table):
-            reports = _reports(rank or 0, table)
+    for name in ("step", "losses"):
+        if names and name not in names:
+            raise Refusal("bad-body", f"the Arrow body has columns {names}, but not {name!r}")
+    reports = [report for batch in batches for report in _reports(rank or 0, batch)]
     return StepAsk(rank or 0, step, reports, generation)
 
 
-def _reports(rank: int, table: pa.Table) -> list[Report]:
-    steps, losses = table["step"].combine_chunks(), table["losses"].combine_chunks()
+def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
+    steps, losses = batch["step"], batch["losses"]
     kind = losses.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
         raise Refusal("bad-body", f"column losses must be a list of floats for each step, not {kind}")
     if not pa.types.is_integer(steps.type) or steps.null_count or losses.null_count:
-        raise Refusal(
-            "bad-body",
-            f"column step must be integers without nulls, and losses without null lists; step is {steps.type}",
-        )
+        raise Refusal("bad-body", f"column step must be integers, not {steps.type}, and no row of either may be null")
     offsets = losses.offsets.to_numpy()
     with np.errstate(over="ignore"):
         values = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
@@ -241,13 +262,18 @@ def _reports(rank: int, table: pa.Table) -> list[Report]:
 
 
 def _table(body: bytes) -> pa.Table:
-    try:
-        with pa.ipc.open_stream(body) as reader:
-            table = reader.read_all()
+    with _reading(), pa.ipc.open_stream(body) as reader:
+        table = reader.read_all()
         table.validate(full=True)
+    return table
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Refusal("bad-body", f"the body is not an Arrow IPC stream: {str(error)[:200]}") from error
-    return table
 
 
 def _whole(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:

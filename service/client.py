@@ -28,6 +28,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 _AGAIN = frozenset({429, 502, 503, 504})
 _AGAIN_KINDS = frozenset({"missing-reports", "session-changed"})
 _LONGEST_PAUSE = 5.0
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 T = TypeVar("T")
 
 
@@ -52,12 +53,16 @@ class ServiceError(CurationError):
 
 
 class StepBatch(NamedTuple):
-    """What a rank trains on at a step: ``indices`` int64[n], ``weights`` float32[n]. ``step`` None: only a report."""
+    """What a rank trains on at a step: ``indices`` int64[n], ``weights`` float32[n].
+
+    ``epoch_end`` is the step after the epoch's last. ``step`` None: it was only a report.
+    """
 
     indices: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     epoch: int | None
     step: int | None
+    epoch_end: int
     end_of_epoch: bool
     end_of_session: bool
     generation: int
@@ -142,16 +147,17 @@ class _Calls:
             metadata["step"] = str(step)
         if generation is not None:
             metadata["generation"] = str(generation)
+        if not reports:
+            schema = pa.schema([], metadata)
+            return _Call("POST", f"/v1/sessions/{session}/steps", _step, schema.serialize().to_pybytes() + _END, ARROW)
         losses = [np.asarray(values, np.float32) for _, values in reports]
         offsets = np.cumsum([0, *(len(values) for values in losses)], dtype=np.int32)
         columns = {
             "step": pa.array([number for number, _ in reports], pa.int64()),
-            "losses": pa.ListArray.from_arrays(
-                pa.array(offsets), pa.array(np.concatenate([*losses, np.empty(0, np.float32)]))
-            ),
+            "losses": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(losses))),
         }
         rows = pa.record_batch(columns, metadata=metadata)
-        body = b"".join((rows.schema.serialize(), rows.serialize(), b"\xff\xff\xff\xff\0\0\0\0"))
+        body = b"".join((rows.schema.serialize(), rows.serialize(), _END))
         return _Call("POST", f"/v1/sessions/{session}/steps", _step, body, ARROW)
 
     def session(self, session: str) -> _Call[SessionInfo]:
@@ -507,6 +513,7 @@ def _step(answer: httpx.Response) -> StepBatch:
         rows["weights"].to_numpy(),
         int(said["epoch"]) if said["epoch"] else None,
         int(said["step"]) if said["step"] else None,
+        int(said["epoch_end"] or 0),
         said["end_of_epoch"] == "1",
         said["end_of_session"] == "1",
         int(said["generation"]),

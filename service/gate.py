@@ -49,52 +49,29 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), *_SAFETY]
             await send(message)
 
-        self._metrics.open.inc()
+        self._metrics.open += 1
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        limit = asyncio.timeout(self._settings.body_seconds if has_body else self._settings.request_seconds)
+        body = _Body(self._settings, headers, receive, limit, whole=not has_body)
         try:
-            async with asyncio.timeout(self._settings.request_seconds):
-                await self._app(scope, self._limited(headers, receive), answer)
+            async with limit:
+                await self._app(scope, body, answer)
         except Exception as error:
             if status:
                 raise
-            refusal = refusal_of(error)
+            slow = isinstance(error, TimeoutError) and not body.whole
+            refusal = _too_slow(self._settings.body_seconds) if slow else refusal_of(error)
             if refusal.kind == "internal":
                 logger.exception("request failed", extra={"fields": {"request": request_id.decode()}})
             await problem(refusal, request_id.decode())(scope, receive, answer)
         finally:
-            self._metrics.open.dec()
+            self._metrics.open -= 1
             self._account(scope, status, time.perf_counter() - start, request_id)
-
-    def _limited(self, headers: Mapping[bytes, bytes], receive: Receive) -> Receive:
-        most = self._settings.max_body_bytes
-        declared = headers.get(b"content-length", b"0")
-        left = most - (int(declared) if declared.isdigit() else 0)
-        seen, whole = 0, False
-        deadline = asyncio.get_running_loop().time() + self._settings.body_seconds
-
-        async def limited() -> Message:
-            nonlocal seen, whole
-            if left < 0:
-                raise _too_large(most)
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError as error:
-                raise Refusal("timeout", f"the body did not arrive within {self._settings.body_seconds:g} s") from error
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if seen > most:
-                    raise _too_large(most)
-            return message
-
-        return limited
 
     def _account(self, scope: Scope, status: int, seconds: float, request_id: bytes) -> None:
         route: Any = scope.get("route")
         path = getattr(route, "path", "unmatched")
-        self._metrics.seconds.labels(path, scope["method"], status).observe(seconds)
+        self._metrics.observe(path, scope["method"], status, seconds)
         if self._settings.access_log:
             fields = {
                 "request": request_id.decode(),
@@ -106,5 +83,40 @@ class Gate:
             logger.info("request", extra={"fields": fields})
 
 
+class _Body:
+    """A ``receive`` that counts bytes. Once the body is whole, the time limit becomes that of the answer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        limit: asyncio.Timeout,
+        *,
+        whole: bool,
+    ) -> None:
+        self._settings, self._receive, self._limit = settings, receive, limit
+        declared = headers.get(b"content-length", b"0")
+        self._refused = declared.isdigit() and int(declared) > settings.max_body_bytes
+        self._seen = 0
+        self.whole = whole
+
+    async def __call__(self) -> Message:
+        if self._refused:
+            raise _too_large(self._settings.max_body_bytes)
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.whole = True
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._settings.request_seconds)
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._settings.max_body_bytes:
+            raise _too_large(self._settings.max_body_bytes)
+        return message
+
+
 def _too_large(most: int) -> Refusal:
     return Refusal("too-large", f"the body is larger than {most} bytes, this server's limit (max_body_bytes)")
+
+
+def _too_slow(seconds: float) -> Refusal:
+    return Refusal("timeout", f"the body did not arrive within {seconds:g} s")

@@ -170,6 +170,8 @@ class Keeper:
     async def _take(self, entry: Entry, ask: StepAsk) -> Batch | None:
         session, row = entry.session, entry.row
         session.check_rank(ask.rank)
+        if session.open_epochs == 0:
+            await self._ready(entry, 0)
         newest = max((report.step for report in ask.reports), default=-1)
         if self.store.shared and max(newest, -1 if ask.step is None else ask.step) >= session.known_steps:
             await self._catch_up(entry)

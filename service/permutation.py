@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 ROUNDS = 6
 SMALL = 65_536
-_A, _B, _C = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_27, _30, _31, _32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+_A, _B, _32 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +30,7 @@ class Permutation:
     size: int
     key: tuple[int, ...]
     _order: npt.NDArray[np.int64] | None = field(init=False, repr=False)
+    _grid: tuple[int, int] = field(init=False, repr=False)
     _keys: npt.NDArray[np.uint64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,6 +39,8 @@ class Permutation:
         seed = np.random.SeedSequence(self.key)
         order = np.random.default_rng(seed).permutation(self.size) if self.size <= SMALL else None
         object.__setattr__(self, "_order", order)
+        rows = max(int(np.ceil(np.sqrt(self.size))), 1)
+        object.__setattr__(self, "_grid", (rows, -(-self.size // rows)))
         object.__setattr__(self, "_keys", seed.generate_state(ROUNDS, np.uint64))
 
     def __getitem__(self, positions: slice) -> npt.NDArray[np.int64]:
@@ -49,18 +51,14 @@ class Permutation:
         if self._order is not None:
             return self._order[start:stop]
         out: npt.NDArray[np.int64] = np.empty(max(stop - start, 0), np.int64)
-        a = int(np.ceil(np.sqrt(self.size)))
-        b = -(-self.size // a)
-        _fill(out, start, self.size, a, b, self._keys)
+        _fill(out, start, self.size, *self._grid, self._keys)
         return out
 
 
 @numba.njit(cache=True, nogil=True)
 def _mixed(value: np.uint64, key: np.uint64, bound: np.uint64) -> np.uint64:
-    value = (value + key) * _A
-    value = (value ^ (value >> _30)) * _B
-    value = (value ^ (value >> _27)) * _C
-    value ^= value >> _31
+    value = (value ^ key) * _A
+    value = (value ^ (value >> _32)) * _B
     return ((value >> _32) * bound) >> _32
 
 

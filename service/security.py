@@ -89,6 +89,7 @@ class Guard:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
+        self._loopback = settings.loopback
         self._hosts = LOCAL_HOSTS | {host.lower() for host in settings.allowed_hosts}
         self._tokens: dict[str, Token] = {}
         self._any = False
@@ -121,7 +122,7 @@ class Guard:
         return caller
 
     def _without_token(self, host: bytes | None) -> Caller:
-        if self._any or self._settings.auth == "required" or not self._settings.loopback:
+        if self._any or self._settings.auth == "required" or not self._loopback:
             raise Refusal("no-token", "send 'Authorization: Bearer cur_…' (curation token create makes one)")
         name = (host or b"").decode("latin-1").lower()
         name = name if name.endswith("]") else name.rsplit(":", 1)[0]

@@ -35,6 +35,7 @@ def run(settings: Settings) -> None:
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
         h11_max_incomplete_event_size=64 << 10,

@@ -160,8 +160,13 @@ class Batch(NamedTuple):
     weights: Weights
     epoch: int
     step: int
-    end_of_epoch: bool
+    epoch_end: int
     end_of_session: bool
+
+    @property
+    def end_of_epoch(self) -> bool:
+        """Whether the epoch ends with this step."""
+        return self.step == self.epoch_end - 1
 
 
 class Report(NamedTuple):
@@ -315,8 +320,7 @@ class Session:
         number = self.epoch_of(step)
         first, end = self.span_of(number)
         indices, weights = self._epoch(number).batch(rank, step - first)
-        last = step == end - 1
-        return Batch(indices, weights, number, step, last, last and number == self.spec.epochs - 1)
+        return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
     def missing(self, epoch: int, ranks: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """int64[m, 2]: (rank, step), by step, of the reports of an open epoch that are not among those given."""

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     token_seconds: float = Field(default=2, ge=0, description="how long a token's revocation may go unnoticed")
     resident_bytes: int = Field(default=4 << 30, ge=1, description="memory for epochs of open sessions; older ones go")
     max_texts: int = Field(default=100_000, ge=1, description="texts in one /v1/select/zipfit")
+    max_text_pairs: int = Field(default=20_000_000, ge=1, description="texts times targets in one /v1/select/zipfit")
     max_rows: int = Field(default=2_000_000, ge=1, description="scores in one /v1/select/acquire")
     max_pairs: int = Field(default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3")
     select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -28,6 +28,15 @@ from curation.service.sessions import EpochRecord, Layout, Refusal, Report, Sess
 
 PART = 16 << 20
 LOSS = np.dtype("<f4")
+
+# Built once: for a group of reports, building them took as long as running them. In the order of keys, so that two
+# replicas never wait for each other's rows.
+_GENERATIONS = (
+    select(sessions.c.key, sessions.c.generation)
+    .where(sessions.c.key.in_(bindparam("keys", expanding=True)))
+    .order_by(sessions.c.key)
+)
+_LOCKED_GENERATIONS = _GENERATIONS.with_for_update(read=True)
 
 
 class StoreError(CurationError):
@@ -86,6 +95,7 @@ class Store:
         self._one_writer = threading.Lock()
         self._owner: Any = None
         self._upsert = (postgresql if self.shared else sqlite).insert
+        self._add_reports = self._upsert(reports).on_conflict_do_nothing()
         migrate(self._writes)
 
     def own(self) -> None:
@@ -261,13 +271,11 @@ class Store:
         A report that is there already stays as it is. Returns for each what hindered it: its session was rewound or
         deleted by another replica.
         """
-        keys = sorted({write.key for write in writes})
-        query = select(sessions.c.key, sessions.c.generation).where(sessions.c.key.in_(keys)).order_by(sessions.c.key)
+        keys = {"keys": list({write.key for write in writes})}
         some = any(write.reports for write in writes)
-        if some and self.shared:
-            query = query.with_for_update(read=True)
+        query = _LOCKED_GENERATIONS if some and self.shared else _GENERATIONS
         with self._writing() if some else self.engine.connect() as connection:
-            known = {key: generation for key, generation in connection.execute(query)}  # noqa: C416 (typed rows)
+            known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
             rows = [
                 _report_row(write.key, report)
                 for write in writes
@@ -275,7 +283,7 @@ class Store:
                 for report in write.reports
             ]
             if rows:
-                connection.execute(self._upsert(reports).on_conflict_do_nothing(), rows)
+                connection.execute(self._add_reports, rows)
         return [None if known.get(write.key) == write.generation else _outdated() for write in writes]
 
     def reports(self, key: int, first: int, end: int) -> Iterator[Report]:

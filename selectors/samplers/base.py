@@ -154,7 +154,7 @@ class ResumableSampler(Sampler[list[int]]):
         """
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, but is {epoch}")
-        if epoch != self._epoch or self._ended:
+        if epoch != self._epoch or self._over():
             self._start = self._position = 0
             self._run = None
         self._epoch, self._ended, self._loaded_end = epoch, False, False
@@ -228,7 +228,7 @@ class ResumableSampler(Sampler[list[int]]):
     def _over(self) -> bool:
         """Whether all batches of the running pass were handed out."""
         run = self._run
-        return self._ended or (run is not None and 0 < run.steps and self._position == run.after(run.steps))
+        return self._ended or (run is not None and run.steps > 0 and self._position == run.after(run.steps))
 
     def _total(self, epoch: int) -> int:
         """Units of the epoch. Changes nothing."""

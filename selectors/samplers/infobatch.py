@@ -66,7 +66,7 @@ class InfoBatchSampler(ResumableSampler):
         return indices[self.info.mask(epoch)[indices]]
 
     def _identity(self) -> dict[str, Any]:
-        return {"size": self.info.size, "seed": self.info.seed, "planned": self.plan is not None}
+        return {"size": self.info.size, "seed": self.info.rule.seed, "planned": self.plan is not None}
 
 
 def plan_of(plan: Plans | None, epoch: int) -> BatchPlan:

@@ -27,30 +27,31 @@ class Parts:
     select_slots: asyncio.Semaphore
 
 
-def parts(request: Request) -> Parts:
-    """The parts of the app that answers a request."""
+async def parts(request: Request) -> Parts:
+    """The parts of the app that answers a request. Async, because FastAPI sends a plain function to a thread."""
     found: Parts = request.app.state.parts
     return found
 
 
 async def reader(request: Request) -> Caller:
     """A caller who may read."""
-    return await _caller(request, "read")
+    return await identify(request, "read")
 
 
 async def selector(request: Request) -> Caller:
     """A caller who may select."""
-    return await _caller(request, "select")
+    return await identify(request, "select")
 
 
-async def _caller(request: Request, scope: str) -> Caller:
+async def identify(request: Request, scope: str) -> Caller:
+    """Who makes a request; raises ``Refusal`` unless they may do what ``scope`` names."""
     authorization = host = None
     for name, value in request.scope["headers"]:
         if name == b"authorization":
             authorization = value
         elif name == b"host":
             host = value
-    caller = await parts(request).guard.caller(authorization, host)
+    caller = await (await parts(request)).guard.caller(authorization, host)
     caller.need(scope)
     return caller
 

@@ -49,6 +49,17 @@ def test_counts_and_rows(finished: Finished, batches: int) -> None:
     assert sorted(decisions.rows([399, 0, 57, 0])) == [0, 57, 399]
 
 
+@pytest.mark.parametrize("batches", [1, 7, 400])
+def test_values_at_positions_keep_their_order(finished: Finished, batches: int) -> None:
+    out, manifest = finished(decision_batches=batches)
+    decisions, table = Decisions(out, manifest), whole(out)
+    index = np.random.default_rng(2).permutation(400)[:90]
+    found = decisions.at(index, [SCORE, "weight"])
+    np.testing.assert_array_equal(found[SCORE], table[SCORE][index])
+    np.testing.assert_array_equal(found["weight"], table["weight"][index])
+    assert decisions.at(index[:0], [SCORE])[SCORE].shape == (0,)
+
+
 @pytest.mark.parametrize("batches", [1, 7])
 @pytest.mark.parametrize(("kind", "sharp"), [("top-k", True), ("threshold", True), ("power", False)])
 def test_cuts(finished: Finished, batches: int, kind: str, sharp: bool) -> None:

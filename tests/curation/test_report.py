@@ -160,9 +160,9 @@ def test_many_values_are_folded(finished: Finished) -> None:
     out, manifest = finished(sources=tuple(f"site-{number:02d}" for number in range(30)))
     page = Page(render(out, manifest))
     labels = page.figures["figure-mix"]["layout"]["yaxis"]["ticktext"]
-    assert len(labels) == 13
-    assert labels[-1] == "(other)"
-    assert "The 18 rarest stand together." in page.text
+    assert len(labels) == 12
+    assert "(other)" in page.text
+    assert "The table has the 18 others in one row." in page.text
 
 
 def test_a_dataset_without_a_column_to_mix_by(finished: Finished) -> None:
@@ -176,6 +176,7 @@ def test_a_dataset_without_a_column_to_mix_by(finished: Finished) -> None:
         ({"step": "acquire", "kind": "threshold", "threshold": 0.5}, "cut to s of at least 0.5"),
         ({"step": "acquire", "fraction": 0.1, "per": "source"}, "cut to the 10 % with the highest s in each source"),
         ({"step": "acquire", "kind": "power", "count": 9, "beta": 2}, "cut to a draw of 9 by s (power, beta 2)"),
+        ({"step": "dedup", "column": "code"}, "freed of repeated code"),
     ],
 )
 def test_steps_in_words(finished: Finished, step: dict[str, Any], words: str) -> None:
@@ -186,4 +187,14 @@ def test_steps_in_words(finished: Finished, step: dict[str, Any], words: str) ->
     assert told == (
         "400 rows of the Python standard library were scored by how well their text compresses with the targets "
         f"(ZIP-FIT, lz4), then {words}."
+    )
+
+
+def test_a_grouping_recipe_in_words(finished: Finished) -> None:
+    _, manifest = finished()
+    source = {"format": "stdlib", "content": "pair"}
+    steps = [{"step": "embed"}, {"step": "b3", "batch_size": 64, "cluster_size": 8}]
+    recipe = Recipe.model_validate({"source": source, "steps": steps}).model_dump(mode="json")
+    assert in_words(manifest.model_copy(update={"recipe": recipe})) == (
+        "400 rows of the Python standard library were embedded by tfidf, then grouped into batches of 64 (B3)."
     )

@@ -83,7 +83,7 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.end()
     shown = screen.getvalue()
     assert "1. align" in shown
-    assert "100/100" in shown
+    assert "100 of 100" in shown
     assert "2. acquire" in shown
     assert "a choice was made" in shown
     assert "rows/s" in shown

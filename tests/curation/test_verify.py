@@ -11,6 +11,7 @@ import pytest
 from curation.errors import SourceError, VerificationError
 from curation.manifest import DECISIONS, QUARANTINE, FileRecord, Manifest, sha256_of
 from curation.plan import BatchPlan
+from curation.recipe import Recipe
 from curation.verify import findings, verify
 
 Finished = Callable[..., tuple[Path, Manifest]]
@@ -207,6 +208,14 @@ def test_another_recipe_than_its_hash(out: Path) -> None:
     assert "manifest.json: seed 4 is not the recipe's, 3" in found
     change(out, recipe={**recipe, "unknown": 1})
     assert any("not one that this version reads" in line for line in findings(out))
+
+
+def test_an_infinite_beta_survives_the_manifest(out: Path) -> None:
+    raw = Manifest.load(out).recipe
+    raw["steps"][2] |= {"kind": "power", "beta": float("inf")}
+    recipe = Recipe.model_validate(raw)
+    change(out, recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256())
+    assert findings(out) == []
 
 
 def test_a_plan_that_leaves_rows_out(finished: Finished) -> None:

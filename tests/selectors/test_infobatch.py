@@ -344,6 +344,15 @@ class TestState:
         assert losses.grad is not None
         assert np.array_equal(losses.grad.numpy(), info.weights(index))
 
+    @pytest.mark.gpu
+    def test_losses_may_lie_on_a_gpu(self) -> None:
+        info = trained(np.array([1, 1, 1, 9], np.float32))
+        index = torch.from_numpy(info.epoch(1).indices).cuda()
+        losses = torch.ones(len(index), device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        weighted = info.update(index, losses)
+        assert weighted.device == losses.device
+        assert np.array_equal(weighted.detach().cpu().numpy(), info.weights(index))
+
     def test_the_state_is_the_callers(self) -> None:
         info = trained(np.arange(10.0))
         state = info.state_dict()

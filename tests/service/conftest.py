@@ -5,12 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+
+from curation.service.app import create_app
+from curation.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 _SERVE = "import typer; from curation.service.cli import serve; typer.run(serve)"
@@ -71,6 +77,41 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+
+class Live:
+    """The app on a real socket, in a thread of this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = create_app(settings)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.listener.close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Live]]:
+    """Starts apps with given settings; they run until the module's end."""
+    started: list[Live] = []
+
+    def start(**settings: Any) -> Live:
+        settings.setdefault("store", f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db")
+        started.append(Live(Settings(**settings)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
 
 
 @pytest.fixture

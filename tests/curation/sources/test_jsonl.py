@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from curation.errors import SourceError
 from curation.recipe import FileSource
 from curation.source import BadRow
-from curation.sources import jsonl, open_source
+from curation.sources import lines as line_reading
+from curation.sources import open_source
 
 SCHEMA = pa.schema([("text", pa.string()), ("n", pa.int64())])
 
@@ -113,7 +114,7 @@ def test_rows_are_those_of_a_plain_loop(
 ) -> None:
     content = b"\n".join([b'{"text": "first", "n": 0}', *lines]) + end
     expected = reference(content)
-    kept, jsonl._CHUNK = jsonl._CHUNK, chunk
+    kept, line_reading._CHUNK = line_reading._CHUNK, chunk
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("a.jsonl.gz" if zipped else "a.jsonl")
@@ -122,7 +123,7 @@ def test_rows_are_those_of_a_plain_loop(
             source._names = {"text": "text", "n": "n"}
             table, bad = read(source, rows)
     finally:
-        jsonl._CHUNK = kept
+        line_reading._CHUNK = kept
     assert table.to_pylist() == [row or {"text": None, "n": None} for row in expected]
     assert [row.index for row in bad] == [index for index, row in enumerate(expected) if row is None]
     assert sum(source.counts) == len(expected)

@@ -1,0 +1,122 @@
+"""The last stage of a run: from decisions to a whole dataset folder, ready to be renamed into place."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from curation.files import atomic
+from curation.manifest import (
+    BAD_ROW,
+    BATCHES,
+    DECISIONS,
+    KEPT,
+    MANIFEST,
+    QUARANTINE,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    StepRecord,
+    now,
+    sha256_of,
+)
+from curation.pipelines.blocks import save
+from curation.pipelines.choose import describe
+from curation.pipelines.executor import run_one
+from curation.pipelines.workspace import Stage
+from curation.pipelines.write import Shard, WriteDecisions, shard_schema, write_dataset_files
+from curation.recipe import Recipe
+from curation.report import write_report
+from curation.source import Block, Source
+
+PACKAGES = ("curation", "numpy", "pyarrow", "ray", "lz4", "zstandard", "xxhash", "numba")
+GROUPING = ("torch", "scikit-learn", "kaminpar")
+
+
+def cut_shards(stage: Stage, reason: Path, rows_per_shard: int) -> tuple[Path, list[Shard]]:
+    """Write the kept positions to ``kept.npy`` and cut them into shards."""
+    kept = stage.folder / "kept.npy"
+    if not kept.exists():
+        save(kept, np.flatnonzero(np.load(reason, mmap_mode="r") == 0))
+    rows = len(np.load(kept, mmap_mode="r"))
+    starts = range(0, rows, rows_per_shard)
+    return kept, [Shard(number, start, min(rows_per_shard, rows - start)) for number, start in enumerate(starts)]
+
+
+def finish_dataset(
+    dataset: Path,
+    *,
+    recipe: Recipe,
+    source: Source,
+    blocks: Sequence[Block],
+    scores: dict[str, Stage],
+    reason: Path,
+    pick: Path | None,
+    duplicates: Sequence[Path],
+    bad_stages: Sequence[Stage],
+    shard_stage: Stage,
+    shards: Sequence[Shard],
+    plan: Path | None,
+    inputs: list[InputRecord],
+    steps: list[StepRecord],
+    seconds: dict[str, float],
+) -> Manifest:
+    """Write everything but the shards, which are there: decisions, quarantine, report, manifest."""
+    files = _shard_records(shard_stage, shards)
+    reasons = (KEPT, BAD_ROW, *(describe(step, number) for number, step in enumerate(recipe.steps, 1)))
+    run_one(WriteDecisions(blocks, scores, reason, reasons, pick, tuple(duplicates), dataset / DECISIONS))
+    if plan is not None:
+        with atomic(dataset / BATCHES) as path:
+            shutil.copyfile(plan, path)
+    bad = _write_quarantine(bad_stages, dataset / QUARANTINE)
+    digest = recipe.sha256()
+    packages = PACKAGES if plan is None else (*PACKAGES, *GROUPING)
+    write_dataset_files(dataset, shard_schema(source.schema, list(scores)), list(files), digest[:16])
+    rows = sum(block.rows for block in blocks)
+    manifest = Manifest(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=digest,
+        seed=recipe.seed,
+        inputs=inputs,
+        rows_in=rows,
+        rows_out=sum(shard.rows for shard in shards),
+        bad_rows=bad,
+        steps=steps,
+        files=files,
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        seconds=seconds,
+        created=now(),
+    )
+    write_report(dataset, manifest)
+    for path in sorted(dataset.iterdir()):
+        if path.name not in files and path.name != MANIFEST:
+            counted = {DECISIONS: rows, QUARANTINE: bad}.get(path.name)
+            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path), rows=counted)
+    manifest = manifest.model_copy(update={"files": files})
+    manifest.save(dataset)
+    return manifest
+
+
+def _shard_records(stage: Stage, shards: Sequence[Shard]) -> dict[str, FileRecord]:
+    files: dict[str, FileRecord] = {}
+    for shard in shards:
+        record = json.loads(stage.piece(shard.number, "json").read_text(encoding="utf-8"))
+        files.update({name: FileRecord.model_validate(values) for name, values in record.items()})
+    return files
+
+
+def _write_quarantine(stages: Sequence[Stage], path: Path) -> int:
+    """Gather the bad rows of all stages; no file where there are none. Returns how many there are."""
+    pieces = [piece for stage in stages for piece in sorted(stage.folder.glob("[0-9]*.jsonl"))]
+    pieces = [piece for piece in pieces if piece.stat().st_size]
+    if not pieces:
+        return 0
+    rows = 0
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for piece in pieces:
+            lines = piece.read_text(encoding="utf-8").splitlines(keepends=True)
+            file.writelines(lines)
+            rows += len(lines)
+    return rows

@@ -1,0 +1,191 @@
+"""``RemoteBatchSampler``: the service as the ``batch_sampler`` of a torch DataLoader."""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from curation.service.client import Client, Report, StepBatch
+
+
+class RemoteBatchSampler(Sampler[list[int]]):
+    """Batches of one rank from a session of the service; its losses go back with the requests for later steps.
+
+    ::
+
+        client = Client("http://127.0.0.1:8765")
+        session = client.create_session("infobatch", size=len(dataset), batch_size=256, epochs=90)
+        sampler = RemoteBatchSampler(client, session.id)
+        loader = DataLoader(Indexed(dataset), batch_sampler=sampler, num_workers=4)
+        for epoch in range(90):
+            for index, item in loader:
+                loss = sampler.update(index, criterion(...)).mean()      # criterion with reduction="none"
+
+    Requests that fail are repeated (see :class:`~curation.service.client.Client`), so a server may die and come back,
+    or a replica take over, and training goes on with the very next batch. A state resumes to it as well; the number
+    of ranks is the session's and stays.
+
+    Args:
+        client: where the service is; a copy of it is made in another process.
+        session: the session's id.
+        rank: this rank; None asks torch.distributed, 0 without it.
+        prefetch: batches asked for ahead, in a thread; never beyond the epoch's end.
+
+    Raises:
+        ValueError: prefetch is negative.
+        ServiceError: the service refuses, or cannot be reached for too long.
+    """
+
+    def __init__(self, client: Client, session: str, *, rank: int | None = None, prefetch: int = 2) -> None:
+        if prefetch < 0:
+            raise ValueError(f"prefetch must not be negative, but is {prefetch}")
+        self._client, self.session, self._prefetch = client, session, prefetch
+        if rank is None:
+            up = torch.distributed.is_available() and torch.distributed.is_initialized()
+            rank = torch.distributed.get_rank() if up else 0
+        self.rank = rank
+        self.generation = client.session(session).generation
+        self._step = 0
+        self._pending: OrderedDict[int, StepBatch] = OrderedDict()
+        self._reports: list[Report] = []
+        self._ahead: StepBatch | None = None
+        self._done = False
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Batches from the next one to its epoch's end. Asks the service, and so waits as ``iter`` does."""
+        return 0 if self._done else self._next().epoch_end - self._step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches up to the epoch's end; the next call goes on with the next epoch.
+
+        After leaving an epoch early, ``load_state_dict(state_dict())`` goes back to the first batch not updated.
+        """
+        if self._done:
+            return
+        ahead: deque[Future[StepBatch]] = deque()
+        batch, asked = self._next(), self._step + 1
+        with ThreadPoolExecutor(1, thread_name_prefix="curation-remote") as pool:
+            try:
+                while True:
+                    for step in range(
+                        max(asked, self._step + 1), min(self._step + 1 + self._prefetch, batch.epoch_end)
+                    ):
+                        ahead.append(pool.submit(self._ask, step))
+                        asked = step + 1
+                    self._pending[self._step] = batch
+                    self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
+                    yield batch.indices.tolist()
+                    if batch.end_of_epoch:
+                        return
+                    batch = ahead.popleft().result() if ahead else self._next()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def weights(self, indices: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """float32[n], the weights of a batch that was handed out and not yet updated."""
+        return self._find(indices)[1].weights
+
+    def update(self, indices: Any, losses: torch.Tensor) -> torch.Tensor:
+        """Note the losses of a batch, and return them weighted; take their ``.mean()`` and go backward.
+
+        They reach the service with the next request, or at once where the epoch ends with them.
+
+        Args:
+            indices: int[n], the batch's positions, in its order.
+            losses: [n], one loss a row; gradients flow through.
+
+        Returns:
+            [n], losses · weights.
+
+        Raises:
+            ValueError: no batch that was handed out and not updated has these indices, or the losses are not one a row.
+        """
+        step, batch = self._find(indices)
+        if tuple(losses.shape) != batch.indices.shape:
+            raise ValueError(
+                f"losses has shape {tuple(losses.shape)}, but the batch has {len(batch.indices)} rows: one a row"
+            )
+        del self._pending[step]
+        with self._lock:
+            self._reports.append((step, losses.detach().float().cpu().numpy()))
+        if batch.end_of_epoch:
+            self.flush()
+        return losses * torch.from_numpy(batch.weights.copy()).to(losses.device)
+
+    def flush(self) -> None:
+        """Send the losses noted so far; they are on the server's disk when this returns."""
+        with self._reporting() as reports:
+            if reports:
+                self._client.report(self.session, reports, rank=self.rank, generation=self.generation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: the first batch that was not updated is the next one after a resume.
+
+        Flush is called first, so that what was trained on is on the server.
+        """
+        self.flush()
+        step = next(iter(self._pending), self._step)
+        return {"version": 1, "session": self.session, "rank": self.rank, "step": step}
+
+    def load_state_dict(self, state: dict[str, Any], *, rewind: bool = False) -> None:
+        """Go on from a state.
+
+        Args:
+            state: what :meth:`state_dict` gave; it is left as it is.
+            rewind: forget what was reported since, on all ranks: for a training that resumes from an older checkpoint.
+                Let one rank do it, and the others load after it.
+
+        Raises:
+            ValueError: the state is another session's or rank's.
+        """
+        own = {"version": 1, "session": self.session, "rank": self.rank}
+        if set(state) != {*own, "step"} or any(state[name] != value for name, value in own.items()):
+            raise ValueError(f"not a state of rank {self.rank} in session {self.session!r}: {state}")
+        info = self._client.rewind(self.session, state["step"]) if rewind else self._client.session(self.session)
+        self.generation = info.generation
+        self._step, self._done = state["step"], state["step"] == info.total_steps
+        self._pending, self._reports, self._ahead = OrderedDict(), [], None
+
+    def _next(self) -> StepBatch:
+        if self._ahead is None:
+            self._ahead = self._ask(self._step)
+        return self._ahead
+
+    def _ask(self, step: int) -> StepBatch:
+        with self._reporting() as reports:
+            return self._client.step(self.session, step, rank=self.rank, reports=reports, generation=self.generation)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[list[Report]]:
+        """Takes the reports noted so far; puts them back where sending fails."""
+        with self._lock:
+            reports, self._reports = self._reports, []
+        try:
+            yield reports
+        except BaseException:
+            with self._lock:
+                self._reports = reports + self._reports
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _find(self, indices: Any) -> tuple[int, StepBatch]:
+        positions = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
+        for step, batch in self._pending.items():
+            if np.array_equal(batch.indices, positions):
+                return step, batch
+        raise ValueError(
+            "no batch that waits for its losses has these indices: they must be one whole batch, in its order"
+        )

@@ -1,0 +1,63 @@
+"""schemathesis drives every documented operation: no answer may be a 5xx, or one that the document does not name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import checks
+
+from curation.service.client import Client
+
+
+@pytest.fixture(scope="module")
+def url(live: Callable[..., Any]) -> str:
+    app = live()
+    with Client(app.url) as client:
+        client.create_session("infobatch", size=100, batch_size=8, epochs=3, id="known")
+    return str(app.url)
+
+
+@pytest.fixture(scope="module")
+def schema(url: str) -> Any:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+api = schemathesis.pytest.from_fixture("schema")
+
+
+@api.parametrize()
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_operation_keeps_to_its_description(case: Any) -> None:
+    if "id" in case.path_parameters and case.operation.method.upper() != "DELETE":
+        case.path_parameters["id"] = "known"
+    answer = case.call(timeout=30)
+    case.validate_response(
+        answer,
+        checks=[
+            checks.not_a_server_error,
+            checks.status_code_conformance,
+            checks.content_type_conformance,
+            checks.response_schema_conformance,
+        ],
+    )
+
+
+def test_the_document_names_both_bodies_and_the_problems(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    steps = document["paths"]["/v1/sessions/{id}/steps"]["post"]
+    assert set(steps["requestBody"]["content"]) == {"application/json", "application/vnd.apache.arrow.stream"}
+    assert set(steps["responses"]["200"]["content"]) == {"application/json", "application/vnd.apache.arrow.stream"}
+    assert set(steps["responses"]["409"]["content"]) == {"application/problem+json"}
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert operation["summary"]
+            assert operation["description"]

