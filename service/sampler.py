@@ -45,7 +45,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
     def __init__(self, client: Client, session: str, *, rank: int | None = None, prefetch: int = 2) -> None:
         if prefetch < 0:
             raise ValueError(f"prefetch must not be negative, but is {prefetch}")
-        self._client, self.session, self._prefetch = client, session, prefetch
+        self.client, self.session, self._prefetch = client, session, prefetch
         if rank is None:
             up = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if up else 0
@@ -124,7 +124,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         """Send the losses noted so far; they are on the server's disk when this returns."""
         with self._reporting() as reports:
             if reports:
-                self._client.report(self.session, reports, rank=self.rank, generation=self.generation)
+                self.client.report(self.session, reports, rank=self.rank, generation=self.generation)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: the first batch that was not updated is the next one after a resume.
@@ -149,7 +149,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         own = {"version": 1, "session": self.session, "rank": self.rank}
         if set(state) != {*own, "step"} or any(state[name] != value for name, value in own.items()):
             raise ValueError(f"not a state of rank {self.rank} in session {self.session!r}: {state}")
-        info = self._client.rewind(self.session, state["step"]) if rewind else self._client.session(self.session)
+        info = self.client.rewind(self.session, state["step"]) if rewind else self.client.session(self.session)
         self.generation = info.generation
         self._step, self._done = state["step"], state["step"] == info.total_steps
         self._pending, self._reports, self._ahead = OrderedDict(), [], None
@@ -161,7 +161,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
 
     def _ask(self, step: int) -> StepBatch:
         with self._reporting() as reports:
-            return self._client.step(self.session, step, rank=self.rank, reports=reports, generation=self.generation)
+            return self.client.step(self.session, step, rank=self.rank, reports=reports, generation=self.generation)
 
     @contextmanager
     def _reporting(self) -> Iterator[list[Report]]:

@@ -137,6 +137,8 @@ def test_fewer_rows_than_ranks_are_padded() -> None:
     rows = embeddings(11, 5)
     found = knn(rows, rows, count=10, offset=2, exclude=np.arange(5))
     assert (found.indices >= 0).sum(1).tolist() == [2] * 5
+    for offset in (4, 5, 9):
+        assert (knn(rows, rows, count=3, offset=offset, exclude=np.arange(5)).indices == -1).all()
     assert np.isneginf(found.scores[:, 2:]).all()
 
 

