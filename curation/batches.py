@@ -64,7 +64,7 @@ def look_at_batches(folder: Path, manifest: Manifest, batches: int = 3, rows: in
     Raises:
         SourceError: the plan or a shard cannot be read.
     """
-    if BATCHES not in manifest.files:
+    if not manifest.steps or manifest.steps[-1].step != "b3":
         return None
     plan = BatchPlan.load(folder / BATCHES)
     record = manifest.steps[-1]

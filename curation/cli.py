@@ -27,6 +27,8 @@ COMMANDS = {
     "recipes": "curation.commands:recipes",
     "schema": "curation.commands:schema",
     "version": "curation.commands:version",
+    "serve": "curation.service.cli:serve",
+    "token": "curation.service.cli:token",
 }
 
 INTERRUPTED = 130

@@ -168,11 +168,10 @@ def _inspect_batches(out: Path, samples: int, json: bool) -> None:
     ]
     console.print()
     console.print(terminal.table("Against random batches of the same sizes", ["", "#these", "#random"], quality))
-    for title, sizes in (("Batches by size", found.batch_sizes), ("Communities by size", found.cluster_sizes)):
-        console.print()
-        console.print(
-            terminal.table(title, ["#rows", "#how many"], [(int(size), many) for size, many in sizes.items()])
-        )
+    sizes = [("batches", int(size), many) for size, many in found.batch_sizes.items()]
+    sizes += [("communities", int(size), many) for size, many in found.cluster_sizes.items()]
+    console.print()
+    console.print(terminal.table("Sizes", ["of", "#rows", "#how many"], sizes))
     for batch in found.shown:
         names = list(batch.texts[0]) if batch.texts else []
         lines = [

@@ -14,11 +14,13 @@ from pathlib import Path
 from string import Template
 
 from curation import figures, report_sections
+from curation.batches import look_at_batches
 from curation.decisions import Decisions
 from curation.files import write_text
 from curation.manifest import REPORT, Manifest
 from curation.markup import seconds
 from curation.recipe import Recipe, Step
+from curation.report_batches import batches
 from curation.report_facts import count_mix, pick_rows
 from curation.report_sections import Section
 
@@ -45,6 +47,7 @@ def render(folder: Path, manifest: Manifest) -> str:
     sections = [
         report_sections.flow(manifest, decisions.counts()),
         report_sections.scores(decisions.histograms(BINS), cuts),
+        batches(look_at_batches(folder, manifest)),
         report_sections.mix(count_mix(folder, manifest)),
         report_sections.rows(pick_rows(folder, manifest, decisions), cuts),
         report_sections.time(manifest),

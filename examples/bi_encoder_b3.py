@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from curation import B3, BatchPlan
-from curation.pipelines.embed import Tfidf
+from curation.pipelines.teachers import Tfidf
 from curation.recipe import StdlibSource
 from curation.selectors.b3 import text_ids
 from curation.selectors.samplers import PlanBatchSampler
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
 
 def hashed(text: str) -> Tensor:
-    words = re.findall(r"[^\W_]+", text.lower())[:200] or ["-"]
+    words = re.findall(r"[^\W_]+", text.lower())[:60] or ["-"]
     grams = words + [f"{left} {right}" for left, right in pairwise(words)]
     return torch.tensor([crc32(gram.encode()) % BUCKETS for gram in grams])
 
@@ -87,7 +87,7 @@ def recall_at_1(model: Encoder, left: list[Tensor], right: list[Tensor]) -> floa
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=400)
+parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--cluster-size", type=int, default=4)
 parser.add_argument("--ranks", type=int, nargs=2, default=(5, 55))

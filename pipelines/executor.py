@@ -48,6 +48,8 @@ def runtime(address: str | None = None, workers: int | None = None) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS")
     # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # And on every start of a pool of actors, of what Ray Data itself does.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     # "local": without an address Ray would join any cluster that it finds on this machine.
     local = {"address": "local", "include_dashboard": False, "num_cpus": workers}
     where = local if address is None else {"address": address}
@@ -119,10 +121,11 @@ def run_pieces(
         return Work()(batch)
 
     work.__name__ = Work.__name__ = label
+    worker: Any = Work if actors else work
     pool = (1, max(1, min(len(pieces), workers or _places(resources)))) if actors else workers
     results = ray.data.from_items(
         [{"number": piece.number} for piece in pieces], override_num_blocks=len(pieces)
-    ).map_batches(Work if actors else work, batch_size=1, concurrency=pool, **_remote(resources))
+    ).map_batches(worker, batch_size=1, concurrency=pool, **_remote(resources))
     with _ray_trouble(label):
         for result in results.iter_rows():
             if result["error"]:
@@ -193,12 +196,17 @@ def _remote(resources: Resources | None) -> dict[str, Any]:
 
 def gpus() -> int:
     """GPUs that the runtime has."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(_there().get("GPU", 0))
+
+
+def _there() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _places(resources: Resources | None) -> int:
     """How many tasks of these resources run at a time."""
-    asked, there = resources or Resources(), ray.cluster_resources()
+    asked, there = resources or Resources(), _there()
     wanted = {"CPU": asked.cpus, "GPU": asked.gpus}
     return int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount))
 

@@ -147,12 +147,20 @@ class Group:
             plan = b3.batches(found, seed=self.seed)
         except ValueError as error:
             raise StepError(f"step {self.number} (b3): {error}") from error
+        if len(plan) == 0:
+            raise StepError(
+                f"step {self.number} (b3) keeps none of {layout.rows} rows: they do not fill a batch of "
+                f"{self.step.batch_size}. Lower `batch_size`, or set `last: keep`"
+            )
         queries, positives = layout.array("queries"), layout.array("positives")
         graph = found.graph if self.cells is None else None
         measured = {
             name: plan_quality(each, queries, positives, window=window, near=near, graph=graph).as_dict()
             for name, each in (("plan", plan), ("random", random_plan(plan, seed=self.seed)))
         }
+        if graph is not None:
+            # Of the communities as they were cut: the plan may leave rows out.
+            measured["plan"]["inside_edges"] = graph.inside(found.clusters)
         self._lay_out(plan, layout.rows)
         details = {
             **found.metadata,

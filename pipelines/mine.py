@@ -5,8 +5,8 @@ search is cut into (query block, part of the database): each task keeps the best
 merged exactly, ties by index, into ``near.npy`` and ``window.npy``. Every task leaves a file, so a search that
 was killed goes on, and one whose worker died is done again.
 
-Memory of a search task: a part's slice of the matrix as it is read (an approximate engine copies it into its
-index) and the search's tiles. :mod:`curation.pipelines.group` goes on from there.
+Memory of a search task: ``part_rows``·4·D bytes, twice where the engine copies them into an index, and the
+search's tiles. :mod:`curation.pipelines.group` goes on from there.
 """
 
 import json
@@ -22,7 +22,7 @@ import xxhash
 
 from curation.errors import StepError
 from curation.files import atomic, write_text
-from curation.gpu._exact import Matrix
+from curation.gpu._matrix import Matrix
 from curation.gpu.knn import choose, knn
 from curation.pipelines.blocks import save
 from curation.pipelines.workspace import Stage
@@ -98,6 +98,9 @@ class Allocate:
         write_text(self.stage.folder / "layout.json", json.dumps(layout))
 
     def _make(self, name: str, shape: tuple[int, int], kind: Any) -> None:
+        # What a killed driver's task still does must not wipe what the next driver's have filled in.
+        if (self.stage.folder / f"{name}.npy").exists():
+            return
         with atomic(self.stage.folder / f"{name}.npy") as path, path.open("wb") as file:
             np.lib.format.write_array_header_2_0(
                 file, {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
@@ -214,8 +217,9 @@ class Search:
 
     def __call__(self, piece: SearchPiece) -> None:
         layout = Layout.load(self.matrices.folder)
-        queries = layout.array("queries")[piece.start : piece.stop]
-        database = layout.array("positives")[piece.low : piece.high]
+        # Copied: torch warns of arrays that it may not write to.
+        queries = layout.array("queries")[piece.start : piece.stop].copy()
+        database = layout.array("positives")[piece.low : piece.high].copy()
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         best = np.empty((piece.rows, self.step.ranks[1]), PARTIAL)
         best["row"], best["score"] = -1, -np.inf

@@ -5,9 +5,7 @@ each block of rows, or one file for all; whatever is there when a run starts is 
 position and randomness is keyed by seed and step, so the result does not depend on who did what, or when.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,14 +24,15 @@ from curation.pipelines.blocks import (
     StoredScore,
 )
 from curation.pipelines.choose import Choose, DropDuplicates, MarkBad, describe
-from curation.pipelines.embed import MODEL, CopyVectors, EmbedBlock, FitTfidf, vector_width
-from curation.pipelines.executor import Piece, gpus, run_one, run_pieces, runtime
+from curation.pipelines.embed import EmbedBlock, FitTfidf
+from curation.pipelines.executor import gpus, run_one, runtime
 from curation.pipelines.finish import cut_shards, finish_dataset
-from curation.pipelines.group import Cell, CutCell, Group, MakeCells
-from curation.pipelines.mine import Allocate, Gather, KeepApart, Layout, Merge, Search, search_pieces
-from curation.pipelines.requirements import check_columns, import_path, vector_columns
+from curation.pipelines.grouping import Grouping
+from curation.pipelines.requirements import check_columns, import_path
 from curation.pipelines.reselect import recut
 from curation.pipelines.shuffle import JoinShard, Places, Scatter, cut_by_batches
+from curation.pipelines.stages import Stages
+from curation.pipelines.teachers import MODEL
 from curation.pipelines.workspace import Stage, Workspace
 from curation.pipelines.write import Shard, WriteShard
 from curation.progress import Progress, Silent
@@ -137,13 +136,13 @@ class _Run:
         self.workers = workers
         self.restart = restart
         self.progress = progress
+        self.stages = Stages(progress, workers)
         self.stored = stored
         self.workspace = Workspace(self.out)
         self.scores: dict[str, Stage] = {}
         self.duplicates: list[Path] = []
         self.bad_stages: list[Stage] = []
         self.records: list[StepRecord] = []
-        self.seconds: dict[str, float] = {}
         self.pick: Path | None = None
         self.vectors: dict[str, Stage] = {}
         self.plan: Stage | None = None
@@ -207,8 +206,11 @@ class _Run:
     def _check_rows(self, texts: frozenset[str], numbers: frozenset[str]) -> int:
         stage = self.workspace.stage(0, "check")
         check = Check(self.source, stage, texts, numbers, self.quarantine)
-        done = self._stage(
-            CHECK, stage, lambda: self._each_block(CHECK, stage, check, "jsonl"), MarkBad(stage, None, self.rows)
+        done = self.stages.finish(
+            CHECK,
+            stage,
+            lambda: self.stages.each(CHECK, stage, check, self.blocks, "jsonl"),
+            MarkBad(stage, None, self.rows),
         )
         self.reason = stage.folder / "reason.npy"
         self.bad_stages.append(stage)
@@ -254,11 +256,11 @@ class _Run:
         def each() -> None:
             columns, score = self._scorer(step)
             task = ScoreBlock(self.source, stage, before, columns, score, self.quarantine)
-            self._each_block(label, stage, task, resources=step.resources)
+            self.stages.each(label, stage, task, self.blocks, resources=step.resources)
 
         self.scores[step.name] = stage
         self.bad_stages.append(stage)
-        return self._stage(label, stage, each, MarkBad(stage, before, self.rows))
+        return self.stages.finish(label, stage, each, MarkBad(stage, before, self.rows))
 
     def _scorer(self, step: Align | Score) -> tuple[tuple[str, ...] | None, BlockScore]:
         """The columns that a score reads, and the score."""
@@ -277,10 +279,10 @@ class _Run:
     def _dedup(self, label: str, stage: Stage, step: Dedup, number: int) -> dict[str, Any]:
         hashing = HashBlock(self.source, stage, step.column)
         self.duplicates.append(stage.folder / "duplicates.npy")
-        return self._stage(
+        return self.stages.finish(
             label,
             stage,
-            lambda: self._each_block(label, stage, hashing, resources=step.resources),
+            lambda: self.stages.each(label, stage, hashing, self.blocks, resources=step.resources),
             DropDuplicates(stage, self.reason, number + 1, self.blocks),
         )
 
@@ -291,10 +293,10 @@ class _Run:
 
         def groups() -> None:
             if grouping is not None:
-                self._each_block(label, stage, grouping, "arrow", resources=step.resources)
+                self.stages.each(label, stage, grouping, self.blocks, "arrow", resources=step.resources)
 
         self.pick = stage.folder / "pick.npy"
-        return self._stage(label, stage, groups, choose)
+        return self.stages.finish(label, stage, groups, choose)
 
     def _embed(self, label: str, stage: Stage, step: Embed, number: int) -> dict[str, Any]:
         columns = {name: self.workspace.stage(number, f"embed-{place}") for place, name in enumerate(step.columns)}
@@ -307,139 +309,29 @@ class _Run:
             if step.teacher.startswith(MODEL) and "resources" not in step.model_fields_set and gpus():
                 resources = Resources(gpus=1)
             task = EmbedBlock(self.source, stage, columns, before, step, self.quarantine, import_path())
-            self._each_block(label, stage, task, "jsonl", resources=resources, actors=True)
+            self.stages.each(label, stage, task, self.blocks, "jsonl", resources=resources, actors=True)
 
         self.vectors.update(columns)
         self.bad_stages.append(stage)
-        return self._stage(label, stage, each, MarkBad(stage, before, self.rows))
+        return self.stages.finish(label, stage, each, MarkBad(stage, before, self.rows))
 
     def _b3(self, label: str, stage: Stage, step: MineB3, number: int) -> tuple[dict[str, Any], int]:
-        """Vectors, matrices, search, ranks, cells where there are too many rows, and the plan: a stage each."""
-        bad = self._copy_vectors(label, step, number)
-        vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
-        matrices = self.workspace.stage(number, "b3-matrices")
-        hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
-        plain = vector_columns(self.recipe, step)
-        # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
-        twins = tuple(dict.fromkeys(side if name in plain else name for side, name in hashed.items()))
-        apart = (() if step.groups is None else (step.groups,)) + twins
-        columns = apart + (() if step.datasets is None else (step.datasets,))
-
-        def gather() -> None:
-            if not (matrices.folder / "layout.json").exists():
-                run_one(Allocate(step, matrices, vectors, self.blocks, self.reason), resources=step.resources)
-            task = Gather(self.source, matrices, vectors, columns, self.reason)
-            self._each_block(f"{label}: gather", matrices, task)
-
-        merge = KeepApart(matrices, self.blocks, len(columns), len(apart))
-        self._stage(f"{label}: gather", matrices, gather, merge)
-        searches, ranks = self.workspace.stage(number, "b3-search"), self.workspace.stage(number, "b3-ranks")
-        pieces, chunks = search_pieces(step, Layout.load(matrices.folder), self.recipe.block_rows)
-        name = f"{label}: search"
-        search = Search(step, matrices, searches, self.recipe.seed)
-        self._stage(
-            name, searches, lambda: self._each_block(name, searches, search, resources=step.resources, pieces=pieces)
+        grouping = Grouping(
+            self.stages,
+            self.workspace,
+            self.source,
+            self.blocks,
+            self.recipe,
+            step,
+            number,
+            self.vectors,
+            self.reason,
         )
-        task = Merge(step, matrices, searches, ranks, len(pieces) // len(chunks))
-        self._stage(f"{label}: rank", ranks, lambda: self._each_block(f"{label}: rank", ranks, task, pieces=chunks))
-        cells = self._cells(label, step, number, matrices)
-        group = Group(step, number, matrices, searches, cells, stage, self.reason, self.recipe.seed)
-        done = self._stage(f"{label}: group", stage, lambda: None, group, step.resources)
-        done["seconds"] = round(sum(self.seconds[name] for name in self.seconds if name.startswith(f"{label}:")), 3)
+        copied = grouping.copy_vectors(f"{label}: vectors", self.quarantine)
+        if copied is not None:
+            self.bad_stages.append(copied[0])
         self.plan = stage
-        return done, bad
-
-    def _copy_vectors(self, label: str, step: MineB3, number: int) -> int:
-        """Vectors that stand in the source; returns how many rows have bad ones."""
-        names = vector_columns(self.recipe, step)
-        if not names:
-            return 0
-        stage, before = self.workspace.stage(number, "b3-vectors"), self.reason
-        columns = {name: self.workspace.stage(number, f"b3-vectors-{place}") for place, name in enumerate(names)}
-
-        def each() -> None:
-            widths = {name: vector_width(self.source, self.blocks, name) for name in names}
-            task = CopyVectors(self.source, stage, columns, widths, before, self.quarantine)
-            self._each_block(f"{label}: vectors", stage, task, "jsonl")
-
-        self.vectors.update(columns)
-        self.bad_stages.append(stage)
-        done = self._stage(f"{label}: vectors", stage, each, MarkBad(stage, before, self.rows))
-        self.reason = stage.folder / "reason.npy"
-        return int(done["bad"])
-
-    def _cells(self, label: str, step: MineB3, number: int, matrices: Stage) -> Stage | None:
-        """Communities of each cell, where the rows are too many for one task."""
-        if Layout.load(matrices.folder).rows <= step.cell_rows:
-            return None
-        stage = self.workspace.stage(number, "b3-cells")
-
-        def each() -> None:
-            sizes = stage.folder / "cells.json"
-            if not sizes.exists():
-                run_one(MakeCells(step, matrices, stage, self.recipe.seed), resources=step.resources)
-            cells = [Cell(*entry) for entry in enumerate(json.loads(sizes.read_text(encoding="utf-8")))]
-            task = CutCell(step, matrices, stage, self.recipe.seed)
-            self._each_block(f"{label}: cut", stage, task, resources=step.resources, pieces=cells)
-
-        self._stage(f"{label}: cut", stage, each)
-        return stage
-
-    def _stage(
-        self,
-        label: str,
-        stage: Stage,
-        each: Callable[[], None],
-        merge: Callable[[], None] | None = None,
-        resources: Resources | None = None,
-    ) -> dict[str, Any]:
-        """Bring a stage to its end, unless an earlier run did; returns what it says of itself.
-
-        ``each`` does its pieces; ``merge`` is one task that ends it, with the resources of a step.
-        """
-        start = time.perf_counter()
-        if stage.done is None:
-            each()
-            if merge is None:
-                stage.finish({})
-            else:
-                run_one(merge, resources=resources)
-        done = stage.done
-        assert done is not None
-        if "seconds" not in done:
-            done["seconds"] = round(time.perf_counter() - start, 3)
-            stage.finish(done)
-        self.seconds[label] = done["seconds"]
-        return done
-
-    def _each_block(
-        self,
-        label: str,
-        stage: Stage,
-        task: Callable[[Any], None],
-        suffix: str = "npy",
-        *,
-        resources: Resources | None = None,
-        pieces: Sequence[Piece] | None = None,
-        actors: bool = False,
-    ) -> None:
-        """Run a task on the blocks (or other pieces) that have no file in the stage yet."""
-        pieces = self.blocks if pieces is None else pieces
-        finished = stage.finished(suffix)
-        left = [piece for piece in pieces if piece.number not in finished]
-        rows = sum(piece.rows for piece in pieces)
-        self.progress.begin(label, rows, rows - sum(piece.rows for piece in left))
-        run_pieces(
-            task,
-            left,
-            label=label,
-            tries=stage.folder,
-            progress=self.progress,
-            resources=resources,
-            workers=self.workers,
-            actors=actors,
-        )
-        self.progress.end()
+        return grouping(label, stage), 0 if copied is None else copied[1]
 
     def _write(self, inputs: list[InputRecord]) -> Manifest:
         start = time.perf_counter()
@@ -448,10 +340,10 @@ class _Run:
         if self.plan is None:
             kept, shards = cut_shards(stage, self.reason, self.recipe.output.rows_per_shard)
             task = WriteShard(self.source, self.blocks, kept, self.scores, stage, dataset, len(shards))
-            self._each_block("write shards", stage, task, "json", pieces=shards)
+            self.stages.each("write shards", stage, task, shards, "json")
         else:
             shards = self._write_in_order(self.plan, stage, dataset)
-        self.seconds["write shards"] = round(time.perf_counter() - start, 3)
+        self.stages.seconds["write shards"] = round(time.perf_counter() - start, 3)
         return finish_dataset(
             dataset,
             recipe=self.recipe,
@@ -467,7 +359,7 @@ class _Run:
             plan=None if self.plan is None else self.plan.folder / BATCHES,
             inputs=inputs,
             steps=self.records,
-            seconds=self.seconds,
+            seconds=self.stages.seconds,
         )
 
     def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
@@ -476,9 +368,9 @@ class _Run:
         if not (scattered.folder / "places.npy").exists():
             run_one(Places(plan.folder / "kept.npy", scattered))
         scatter = Scatter(self.source, self.scores, scattered, shards)
-        self._each_block("scatter rows", scattered, scatter, "arrow")
+        self.stages.each("scatter rows", scattered, scatter, self.blocks, "arrow")
         join = JoinShard(self.source, self.blocks, self.scores, scattered, stage, dataset, len(shards))
-        self._each_block("write shards", stage, join, "json", pieces=shards)
+        self.stages.each("write shards", stage, join, shards, "json")
         return shards
 
 

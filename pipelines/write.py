@@ -168,7 +168,7 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
 
     info = DatasetInfo(features=Features.from_arrow_schema(schema))
     write_text(folder / "dataset_info.json", json.dumps(_without_none(info), indent=2, sort_keys=True))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": fingerprint,
         "_format_columns": None,

@@ -139,8 +139,7 @@ def _read_shard(
     for batch in shard_batches(datasets.file(name, shard)):
         schema = batch.schema
         here = wanted[(wanted >= start) & (wanted < start + len(batch))]
-        for position, row in zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True):
-            found[position] = row
+        found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
         start += len(batch)
         left -= len(here)
         if not left:
@@ -169,7 +168,5 @@ def _hardness(manifest: Manifest) -> dict[str, dict[str, float | None]]:
         quality = step.details.get("quality")
         if isinstance(quality, dict) and isinstance(quality.get("plan"), dict):
             random = quality.get("random") or {}
-            return {
-                str(name): {"plan": value, "random": random.get(name)} for name, value in quality["plan"].items()
-            }
+            return {str(name): {"plan": value, "random": random.get(name)} for name, value in quality["plan"].items()}
     return {}

@@ -115,9 +115,8 @@ def curve(store: Store, entry: Entry, last: int | None) -> Curve:
     ranks = int(np.clip(VALUES // (entry.row.spec.batch_size * points), 1, world))
     if last is None:
         return Curve(points=[], epochs=[], edges=[], every=1, ranks=ranks)
-    # A power of two, so that the curve grows at its end and does not change shape at every new step.
-    every = 1 << max(0, -(-(last + 1) // points) - 1).bit_length()
-    steps = sorted({*range(0, last + 1, every), last})
+    first = session.span_of(entry.row.base)[0] if entry.row.base < session.open_epochs else 0
+    steps, every = thinned(min(first, last), last, points)
     samples = _samples(store, entry.row.key, steps, ranks)
     if not samples:
         return Curve(points=[], epochs=[], edges=[], every=every, ranks=ranks)
@@ -133,10 +132,17 @@ def curve(store: Store, entry: Entry, last: int | None) -> Curve:
     for number, parts in by_epoch.items():
         losses = np.concatenate(parts)
         counts = np.histogram(np.clip(losses, edges[0], edges[-1]), edges)[0]
-        found.append(
-            EpochLosses(number=number, mean=float(losses.mean()), values=len(losses), counts=counts.tolist())
-        )
+        found.append(EpochLosses(number=number, mean=float(losses.mean()), values=len(losses), counts=counts.tolist()))
     return Curve(points=drawn, epochs=found, edges=edges.tolist(), every=every, ranks=ranks)
+
+
+def thinned(first: int, last: int, points: int) -> tuple[list[int], int]:
+    """About ``points`` of the steps ``first`` to ``last``, and at which distance; the last is always among them.
+
+    The distance is a power of two, so that a curve grows at its end and keeps its shape at every new step.
+    """
+    every = 1 << (-(-(last + 1 - first) // points) - 1).bit_length()
+    return sorted({*range(-(-first // every) * every, last + 1, every), last}), every
 
 
 def weights(session: Session, number: int) -> list[Weight]:

@@ -47,7 +47,7 @@ def plan_batch_sampler(plan: Plans, *, shuffle: bool = True) -> MakesBatchSample
     return make
 
 
-class _Planned(DefaultBatchSampler):  # type: ignore[misc]
+class _Planned(DefaultBatchSampler):
     def __init__(
         self, plan: Plans, shuffle: bool, dataset: Any, batch_size: int, drop_last: bool, **others: Any
     ) -> None:

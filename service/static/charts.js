@@ -24,24 +24,38 @@ export const count = (value) => (value == null ? "–" : whole.format(value));
 export const real = (value) => (value == null ? "–" : String(Number(value.toPrecision(4))));
 export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.01 ? 2 : 1)} %`);
 
-// Columns: [title, cell(row), numeric?]. The first cell is the row's heading.
+// Columns: [title, cell(row), numeric?]. The first cell is the row's heading, never to the right.
 export function table(caption, columns, rows, high = false) {
-  const kind = (column) => (column[2] ? { class: "number" } : {});
-  const head = el("tr", {}, columns.map((column) => el("th", { scope: "col", ...kind(column) }, column[0])));
-  const body = rows.map((row) =>
-    el("tr", {}, columns.map((column, at) =>
-      el(at ? "td" : "th", at ? kind(column) : { scope: "row", ...kind(column) }, column[1](row)))));
-  const whole = el("table", {}, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, body));
-  return el("div", { class: high ? "scroll high" : "scroll", role: "region", tabindex: 0, "aria-label": caption }, whole);
+  const head = columns.map(([title, , numeric]) => el("th", { scope: "col", class: numeric ? "number" : null }, title));
+  const body = rows.map((row) => el("tr", {}, columns.map(([, cell, numeric], at) =>
+    (at ? el("td", { class: numeric ? "number" : null }, cell(row)) : el("th", { scope: "row" }, cell(row))))));
+  const inner = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
+  return el("div", { class: high ? "scroll high" : "scroll", role: "region", tabindex: 0, "aria-label": caption }, inner);
+}
+
+// A table that changes in place, cell by cell, so that focus and scrolling stay where they are.
+export class Grid {
+  constructor(caption, columns, high = false) {
+    Object.assign(this, { caption, columns, high, node: table(caption, columns, [], high) });
+  }
+
+  update(rows) {
+    const fresh = table(this.caption, this.columns, rows, this.high);
+    const [old, next] = [this.node, fresh].map((node) => [...node.querySelectorAll("tbody tr")].map((row) => [...row.cells]));
+    if (old.length !== next.length) return this.node.querySelector("tbody").replaceWith(fresh.querySelector("tbody"));
+    old.forEach((row, at) => row.forEach((cell, column) => {
+      if (!cell.isEqualNode(next[at][column])) cell.replaceWith(next[at][column]);
+    }));
+  }
 }
 
 // A figure whose picture is redrawn, and whose numbers stand in a table that is filled while it is open.
 export class Chart {
   constructor(title, height, draw, columns, legend = []) {
-    Object.assign(this, { title, height, draw, columns, rows: [] });
+    Object.assign(this, { title, height, draw, rows: [], grid: new Grid(title, columns, true) });
     this.picture = svg("svg", { role: "img", height });
     this.caption = el("figcaption");
-    this.details = el("details", { class: "data", ontoggle: () => this.fill() }, el("summary", {}, `${title}: numbers`));
+    this.details = el("details", { class: "data", ontoggle: () => this.fill() }, el("summary", {}, `${title}: numbers`), this.grid.node);
     this.node = el("figure", {}, this.picture,
       legend.length ? el("ul", { class: "legend" }, legend.map(([kind, text]) => el("li", { class: kind }, text))) : null,
       this.caption, this.details);
@@ -63,11 +77,7 @@ export class Chart {
   }
 
   fill() {
-    if (!this.details.open) return;
-    const old = this.details.querySelector(".scroll");
-    const fresh = table(this.title, this.columns, this.rows, true);
-    if (!old) return this.details.append(fresh);
-    old.querySelector("table").replaceWith(fresh.firstChild); // the region keeps its focus and its place
+    if (this.details.open) this.grid.update(this.rows);
   }
 }
 
@@ -102,7 +112,7 @@ class Plane {
 function ticks(low, high, about) {
   const raw = (high - low || 1) / about;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw);
+  const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= raw);
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(Number((at * step).toPrecision(12)));
   return found;
@@ -150,5 +160,5 @@ export function drawHistogram(plane, { edges, counts }) {
     const from = x(edges[at]), to = x(edges[at + 1]);
     if (value) plane.add("rect", { class: "accent", x: from + 0.5, width: Math.max(0.5, to - from - 1), y: y(value), height: plane.bottom - y(value) });
   });
-  plane.columns(ticks(edges[0], edges.at(-1), 4), x, real);
+  plane.columns(ticks(edges[0], edges.at(-1), 5), x, real);
 }

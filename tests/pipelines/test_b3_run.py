@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.batches import look_at_batches
 from curation.errors import BadRowError, CurationError, RecipeError, SourceError, StepError
 from curation.manifest import Manifest
 from curation.pipelines.run import run
@@ -101,7 +103,15 @@ def test_equals_memory_on_any_number_of_workers(pairs: Path, tmp_path: Path) -> 
     manifest = Manifest.load(tmp_path / "1")
     # Shards hold whole batches: 64 rows and not 70.
     assert [file.rows for name, file in manifest.files.items() if name.startswith("data-")] == [64, 64, 64, 64, 44]
+    look = look_at_batches(tmp_path / "1", manifest, batches=2, rows=3)
+    assert look is not None
+    assert [shown.number for shown in look.shown] == [0, 9]
+    assert [text["query"] for text in look.shown[0].texts] == [f"what is {index % 280}" for index in expected[0][:3]]
+    page = (tmp_path / "1" / "report.html").read_text()
+    assert "Against random batches of the same sizes" in page
+
     details = manifest.steps[0].details
+    assert details["quality"]["plan"]["inside_edges"] > 0.3
     assert details["exact"] == "true"
     assert details["cluster_sizes"] == {"8": 37, "4": 1}
     assert details["quality"]["plan"]["window_neighbours"] > 1.5 * details["quality"]["random"]["window_neighbours"]
@@ -143,47 +153,49 @@ def test_cells_bound_the_graph(pairs: Path, tmp_path: Path) -> None:
     verify(tmp_path / "out")
 
 
-def test_embed_after_dedup(pairs: Path, tmp_path: Path) -> None:
-    embed = {"step": "embed", "teacher": "tfidf", "dimensions": 8}
-    mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12]}
-    manifest = run(spec(pairs, {"step": "dedup", "column": "query"}, embed, mine), tmp_path / "out")
-    batches = plan_of(tmp_path / "out")
-    assert sorted(index for batch in batches for index in batch) == list(range(280))
-    assert [step.rows_out for step in manifest.steps] == [280, 280, 280]
-    verify(tmp_path / "out")
-
-
 def test_equal_texts_never_share_a_batch(pairs: Path, tmp_path: Path) -> None:
     embed = {"step": "embed", "teacher": "tfidf", "dimensions": 8}
-    run(spec(pairs, embed, {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12]}), tmp_path / "out")
+    mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12]}
+    manifest = run(spec(pairs, embed, mine), tmp_path / "out")
+    assert [step.rows_out for step in manifest.steps] == [ROWS, ROWS]
     batches = plan_of(tmp_path / "out")
     assert sorted(index for batch in batches for index in batch) == list(range(ROWS))
     assert all(len({index % 280 for index in batch}) == len(batch) for batch in batches)
 
 
-def test_killed_driver_and_killed_worker(pairs: Path, tmp_path: Path) -> None:
-    recipe = spec(pairs, MINE, block_rows=16)
+def slow_teacher(texts: list[str]) -> list[list[float]]:
+    """Slow enough to be killed in the middle."""
+    time.sleep(0.1)
+    return np.stack([np.random.default_rng(len(text)).normal(size=8) + [len(text) % 5] * 8 for text in texts]).tolist()
+
+
+def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
+    embed = {"step": "embed", "teacher": "tests.pipelines.test_b3_run:slow_teacher"}
+    mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12], "part_rows": 90}
+    recipe = spec(pairs, {"step": "dedup", "column": "query"}, embed, mine, block_rows=16)
     run(recipe, tmp_path / "undisturbed")
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    for pattern in ("01-b3-search/[0-9]*.npy", "01-b3-ranks/[0-9]*.npy", "02-scatter/[0-9]*.arrow"):
-        driver = start_driver(recipe, out)
-        wait_for(partial, pattern, driver)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+
     driver = start_driver(recipe, out)
-    finish(driver, out)
+    wait_for(partial, "02-embed/[0-9]*.jsonl", driver)
+    kill_a_worker("embed")
+    wait_for(partial, "03-b3-search/[0-9]*.npy", driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver = start_driver(recipe, out)
+    wait_for(partial, "04-scatter/[0-9]*.arrow", driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    finish(start_driver(recipe, out), out)
     assert shards(out) == shards(tmp_path / "undisturbed")
     verify(out)
 
-    out = tmp_path / "again"
-    driver = start_driver(recipe, out)
-    wait_for(tmp_path / "again.partial", "01-b3-search/[0-9]*.npy", driver)
-    kill_a_worker("search")
-    finish(driver, out)
-    assert shards(out) == shards(tmp_path / "undisturbed")
+
+def lengths(texts: list[str]) -> list[list[int]]:
+    return [[len(text)] for text in texts]
 
 
-EMBED = {"step": "embed", "columns": ["query"]}
+EMBED = {"step": "embed", "columns": ["query"], "teacher": f"{__name__}:lengths"}
 BAD: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
     "text without embed": ([{**MINE, "queries": "query"}], RecipeError, "'query', which is text .* `embed` step"),
     "not vectors": ([{**MINE, "queries": "part"}], SourceError, "'part' as vectors .* int64"),
@@ -192,7 +204,12 @@ BAD: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
     "other widths": (
         [EMBED, {**MINE, "queries": "query"}],
         StepError,
-        "'query' have 128 numbers, those of 'p' have 16",
+        "'query' have 1 numbers, those of 'p' have 16",
+    ),
+    "no full batch": (
+        [{**MINE, "batch_size": 512, "last": "drop"}],
+        StepError,
+        "keeps none of 300 rows: they do not fill a batch of 512",
     ),
     "cannot be kept apart": (
         [{**MINE, "groups": "part"}],

@@ -1,0 +1,79 @@
+"""The stages of a run: each is brought to its end once, and what stands on disk is not done again."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from curation.pipelines.executor import Piece, run_one, run_pieces
+from curation.pipelines.workspace import Stage
+from curation.progress import Progress
+from curation.recipe import Resources
+
+
+class Stages:
+    """Runs pieces and merges of a run, and keeps the seconds of each stage by its label."""
+
+    def __init__(self, progress: Progress, workers: int | None) -> None:
+        self.progress = progress
+        self.workers = workers
+        self.seconds: dict[str, float] = {}
+
+    def finish(
+        self,
+        label: str,
+        stage: Stage,
+        each: Callable[[], None],
+        merge: Callable[[], None] | None = None,
+        resources: Resources | None = None,
+    ) -> dict[str, Any]:
+        """Bring a stage to its end, unless an earlier run did; returns what it says of itself.
+
+        Args:
+            label: names the stage in progress, errors and the manifest.
+            stage: its folder.
+            each: does its pieces.
+            merge: the task that ends it and says so in the folder; without one it is then finished.
+            resources: what that task asks of Ray.
+        """
+        start = time.perf_counter()
+        if stage.done is None:
+            each()
+            if merge is None:
+                stage.finish({})
+            else:
+                run_one(merge, resources=resources)
+        done = stage.done
+        assert done is not None
+        if "seconds" not in done:
+            done["seconds"] = round(time.perf_counter() - start, 3)
+            stage.finish(done)
+        self.seconds[label] = done["seconds"]
+        return done
+
+    def each(
+        self,
+        label: str,
+        stage: Stage,
+        task: Callable[[Any], None],
+        pieces: Sequence[Piece],
+        suffix: str = "npy",
+        *,
+        resources: Resources | None = None,
+        actors: bool = False,
+    ) -> None:
+        """Run a task on the pieces that have no file of this suffix in the stage yet."""
+        finished = stage.finished(suffix)
+        left = [piece for piece in pieces if piece.number not in finished]
+        rows = sum(piece.rows for piece in pieces)
+        self.progress.begin(label, rows, rows - sum(piece.rows for piece in left))
+        run_pieces(
+            task,
+            left,
+            label=label,
+            tries=stage.folder,
+            progress=self.progress,
+            resources=resources,
+            workers=self.workers,
+            actors=actors,
+        )
+        self.progress.end()

@@ -1,0 +1,28 @@
+"""The curl walk-through of docs/service.md, run as it stands."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "service.md"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_line_of_the_walk_through_runs(live: Callable[..., Any], tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    script = "\n".join(blocks).replace("/tmp/demo.arrow", f"{tmp_path}/demo.arrow")
+    assert script.count("curl") >= 15
+    command = ["bash", "-euo", "pipefail", "-x", "-c", script.replace("| head -3", "> /dev/null")]
+    done = subprocess.run(command, env={"URL": live().url, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = done.stdout
+    assert answers.count('"epoch_end":250') == 3
+    assert "urn:curation:problem:bad-rank" in answers
+    assert '"reports":1,"last_reported":0' in answers
+    assert '"id":"copy"' in answers
+    assert '"generation":1' in answers
