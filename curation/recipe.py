@@ -388,10 +388,16 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
         resolved = [path if "://" in path else str(folder / Path(path).expanduser()) for path in paths]
         return source.model_copy(update={"path": resolved})
 
-    steps = [
-        step.model_copy(update={"targets": absolute(step.targets)}) if isinstance(step, Align) else step
-        for step in recipe.steps
-    ]
+    def resolve(step: Step) -> Step:
+        if isinstance(step, Align):
+            return step.model_copy(update={"targets": absolute(step.targets)})
+        if isinstance(step, Embed):
+            kind, _, name = step.teacher.partition(":")
+            if kind == "sentence-transformers" and (folder / name).is_dir():
+                return step.model_copy(update={"teacher": f"{kind}:{folder / name}"})
+        return step
+
+    steps = [resolve(step) for step in recipe.steps]
     return recipe.model_copy(update={"source": absolute(recipe.source), "steps": steps})
 
 

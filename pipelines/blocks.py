@@ -115,7 +115,8 @@ class ColumnScore:
 
     def __call__(self, block: Block, table: pa.Table | None) -> npt.NDArray[np.float64]:
         assert table is not None
-        return table[self.column].cast(pa.float64(), safe=False).to_numpy()
+        scores: npt.NDArray[np.float64] = table[self.column].cast(pa.float64(), safe=False).to_numpy()
+        return scores
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,14 @@ def load_function(name: str, path: Sequence[str] = ()) -> Any:
 
 
 def _bad_text(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    bad = pc.fill_null(pc.equal(pc.binary_length(column), 0), True)
-    return bad.to_numpy()
+    bad: npt.NDArray[np.bool_] = pc.fill_null(pc.equal(pc.binary_length(column), 0), True).to_numpy()
+    return bad
 
 
 def _not_finite(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     values = column.cast(pa.float64(), safe=False)
-    return pc.fill_null(pc.invert(pc.is_finite(values)), True).to_numpy()
+    bad: npt.NDArray[np.bool_] = pc.fill_null(pc.invert(pc.is_finite(values)), True).to_numpy()
+    return bad
 
 
 def is_text(kind: pa.DataType) -> bool:

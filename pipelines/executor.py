@@ -48,8 +48,6 @@ def runtime(address: str | None = None, workers: int | None = None) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS")
     # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # And on every start of a pool of actors, of what Ray Data itself does.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     # "local": without an address Ray would join any cluster that it finds on this machine.
     local = {"address": "local", "include_dashboard": False, "num_cpus": workers}
     where = local if address is None else {"address": address}

@@ -134,8 +134,8 @@ async def show_session(id: SessionId, here: Here, caller: Reader) -> SessionView
     """A session's progress, losses and epochs, thinned to what a screen can show."""
     state = await read_session(id, here, caller)
     entry = await here.keeper.entry(caller, id)
-    reported = [rank.last_reported for rank in state.ranks if rank.last_reported is not None]
-    step = overview.position(entry, max(reported, default=None))
+    reported = max((rank.last_reported for rank in state.ranks if rank.last_reported is not None), default=None)
+    step = overview.position(entry, reported)
     epoch = None if step is None else entry.session.epoch_of(step)
     until = 0 if epoch is None else epoch
     listed = await list_epochs(id, here, caller, max(0, until - EPOCHS + 1), min(until + 1, EPOCHS))
@@ -144,7 +144,7 @@ async def show_session(id: SessionId, here: Here, caller: Reader) -> SessionView
         step=step,
         epoch=epoch,
         epochs=listed.epochs,
-        losses=await asyncio.to_thread(overview.curve, here.store, entry, step),
+        losses=await asyncio.to_thread(overview.curve, here.store, entry, reported),
         weights=[] if epoch is None else await asyncio.to_thread(overview.weights, entry.session, epoch),
     )
 

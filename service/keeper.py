@@ -40,7 +40,7 @@ class Entry:
     row: SessionRow
     session: Session
     asked: dict[int, int] = field(default_factory=dict)
-    tasks: "dict[int, asyncio.Task[None]]" = field(default_factory=dict)
+    tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
 
 
 class Keeper:
@@ -164,8 +164,7 @@ class Keeper:
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """An open epoch's order, computed again where needed."""
-        await self._ready(entry, number)
-        return entry.session.epoch(number)
+        return await self._ready(entry, number)
 
     async def _take(self, entry: Entry, ask: StepAsk) -> Batch | None:
         session, row = entry.session, entry.row
@@ -196,10 +195,11 @@ class Keeper:
         if ask.step is None:
             return None
         number = session.epoch_of(ask.step)
-        if not session.has(number) or number >= session.open_epochs:
-            await self._ready(entry, number)
+        epoch = session.epoch(number)
+        if epoch is None and (session.method.stateful or number >= session.open_epochs):
+            epoch = await self._ready(entry, number)
         entry.asked[ask.rank] = max(ask.step, entry.asked.get(ask.rank, -1))
-        return session.batch(ask.rank, ask.step)
+        return session.batch(ask.rank, ask.step, epoch)
 
     async def _load(self, id: str) -> Entry:
         entry = await asyncio.to_thread(self._from_store, id)
@@ -231,22 +231,29 @@ class Keeper:
         for record in records:
             entry.session.opened(record)
 
-    async def _ready(self, entry: Entry, number: int) -> None:
+    async def _ready(self, entry: Entry, number: int) -> Epoch | None:
+        """Open an epoch, or compute it again; None where the method makes it on the spot.
+
+        It is returned because requests for other epochs may push it out of memory before the caller goes on.
+        """
         task = entry.tasks.get(number)
         if task is None:
             task = entry.tasks[number] = asyncio.create_task(self._prepare(entry, number))
             task.add_done_callback(lambda done: (entry.tasks.pop(number, None), done.cancelled() or done.exception()))
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _prepare(self, entry: Entry, number: int) -> None:
+    async def _prepare(self, entry: Entry, number: int) -> Epoch | None:
         session, row = entry.session, entry.row
         if number < session.open_epochs:
-            if not session.has(number):
-                session.put(number, await asyncio.to_thread(self._compute, row, session, number))
+            epoch = session.epoch(number)
+            if epoch is None and session.method.stateful:
+                epoch = await asyncio.to_thread(self._compute, row, session, number)
+                session.put(number, epoch)
         else:
             record, epoch = await asyncio.to_thread(self._open, row, session, number)
             session.opened(record, epoch)
         self._make_room(entry)
+        return epoch
 
     def _open(self, row: SessionRow, session: Session, number: int) -> tuple[EpochRecord, Epoch]:
         missing = np.empty((0, 2), np.int64)
@@ -261,7 +268,7 @@ class Keeper:
         record, epoch = session.opening(state, missing)
         if not self.store.open_epoch(row.key, row.generation, record, state):
             record = self.store.records(row)[number]
-            if len(record.missing) != len(missing):
+            if not np.array_equal(record.missing, missing):
                 found = self.store.state(row.key, number)
                 if found is None or found[0] != number:
                     raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)

@@ -15,7 +15,7 @@ from curation.service.store import LOSS, Store
 
 POINTS = 240
 RANKS = 8
-VALUES = 1 << 21
+VALUES = 1 << 19
 BINS = 30
 WEIGHT_STEPS = 32
 
@@ -109,10 +109,10 @@ def position(entry: Entry, last_reported: int | None) -> int | None:
 
 
 def curve(store: Store, entry: Entry, last: int | None) -> Curve:
-    """The losses up to the step ``last``: at most :data:`POINTS` steps and :data:`RANKS` ranks of each."""
-    session, world = entry.session, min(entry.row.spec.world_size, RANKS)
-    points = int(np.clip(VALUES // (entry.row.spec.batch_size * world), 16, POINTS))
-    ranks = int(np.clip(VALUES // (entry.row.spec.batch_size * points), 1, world))
+    """The losses up to ``last``, the last step reported: at most :data:`POINTS` steps, :data:`RANKS` ranks of each."""
+    session, batch = entry.session, entry.row.spec.batch_size
+    points = int(np.clip(VALUES // batch, 16, POINTS))
+    ranks = int(np.clip(VALUES // (batch * points), 1, min(entry.row.spec.world_size, RANKS)))
     if last is None:
         return Curve(points=[], epochs=[], edges=[], every=1, ranks=ranks)
     first = session.span_of(entry.row.base)[0] if entry.row.base < session.open_epochs else 0

@@ -307,19 +307,15 @@ class Session:
             return stop - start
         return self._epoch(epoch).length(rank, step - epoch * self._constant)
 
-    def has(self, epoch: int) -> bool:
-        """Whether an epoch is in memory (or can be put there in no time)."""
-        return epoch in self._epochs or not self.method.stateful
-
     def epoch(self, number: int) -> Epoch | None:
         """An epoch's order, where it is in memory."""
         return self._epochs.get(number)
 
-    def batch(self, rank: int, step: int) -> Batch:
-        """The batch of a rank at a step whose epoch is open and in memory."""
+    def batch(self, rank: int, step: int, epoch: Epoch | None = None) -> Batch:
+        """The batch of a rank at a step of an open epoch; a stateful method's epoch is given, or in memory."""
         number = self.epoch_of(step)
         first, end = self.span_of(number)
-        indices, weights = self._epoch(number).batch(rank, step - first)
+        indices, weights = (epoch or self._epoch(number)).batch(rank, step - first)
         return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
     def missing(self, epoch: int, ranks: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

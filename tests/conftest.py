@@ -15,6 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        # A file's tests stay together, for their fixtures; those that need Ray share one runtime.
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("ray" if folder == "pipelines" else str(item.path)))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if item.get_closest_marker("gpu"):

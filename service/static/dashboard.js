@@ -44,7 +44,7 @@ class Tiles {
 }
 
 function sessions() {
-  const grid = new Grid("Newest first. Step: the last one reported. Epoch: the last one opened.", [
+  const grid = new Grid("Sessions, newest first", [
     ["session", (s) => el("a", { href: `#/sessions/${part(s.id)}` }, s.id)],
     ["method", (s) => s.method],
     ["step", (s) => count(s.last_step), true],
@@ -54,16 +54,18 @@ function sessions() {
     ["ranks", (s) => count(s.world_size), true],
     ["created", (s) => day(s.created)],
   ]);
-  const empty = el("p", { class: "note", hidden: true }, "There is no session yet. POST /v1/sessions makes one; it shows up here by itself.");
+  const note = el("p", { class: "note" });
   const more = el("button", { type: "button", hidden: true, onclick: () => { limit += 50; refresh(); } }, "Show older sessions");
   let limit = 50;
   return {
     title: "Sessions",
-    nodes: [el("h1", { tabindex: -1 }, "Sessions"), empty, grid.node, more],
+    nodes: [el("h1", { tabindex: -1 }, "Sessions"), note, grid.node, more],
     async load() {
       const found = await ask(`dashboard/sessions?limit=${limit}`);
       grid.update(found.sessions);
-      empty.hidden = found.sessions.length > 0;
+      note.textContent = found.sessions.length
+        ? "Step is the last one reported, epoch the last one opened."
+        : "There is no session yet. POST /v1/sessions makes one; it shows up here by itself.";
       grid.node.hidden = !found.sessions.length;
       more.hidden = found.next == null || limit >= 200;
     },
@@ -202,13 +204,13 @@ function dataset(name) {
   const path = `dashboard/datasets/${part(name)}`;
   const tiles = new Tiles(["kept", "of candidates", "share", "bad rows", "batches"]);
   const steps = el("div"), plan = el("div"), rows = el("div"), frame = el("div");
-  const where = el("p", { class: "note", role: "status" });
+  const where = el("p", { class: "note", role: "status" }), told = el("p", { class: "note", role: "status" });
   const input = el("input", { type: "number", min: 0, value: 0, id: "which-rows", onchange: () => go(Number(input.value)) });
   const label = el("label", { for: "which-rows" }, "Rows from", input);
   const back = el("button", { type: "button", onclick: () => go(Number(input.value) - by) }, "Previous");
   const forth = el("button", { type: "button", onclick: () => go(Number(input.value) + by) }, "Next");
   const more = el("button", { type: "button", hidden: true, onclick: () => read(rows.childElementCount) }, "More rows of this batch");
-  const show = el("button", { type: "button", onclick: () => report().catch(trouble) }, "Show the report");
+  const show = el("button", { type: "button", onclick: () => report().catch((error) => tell(told, error)) }, "Show the report");
   let by = PAGE, most = 0, batched = false, loaded = false, turn = 0;
 
   function go(to) {
@@ -232,7 +234,7 @@ function dataset(name) {
       back.disabled = from <= 0;
       forth.disabled = from + by > most;
       if (start) shown[0]?.querySelector("summary").focus();
-    } catch (error) { trouble(error); }
+    } catch (error) { tell(where, error); }
   }
 
   async function report() {
@@ -244,6 +246,7 @@ function dataset(name) {
       inner.addEventListener("load", () => inner.contentWindow.postMessage(page, "*"), { once: true });
       frame.replaceChildren(inner);
       show.hidden = true;
+      told.textContent = "";
     } finally { show.disabled = false; }
   }
 
@@ -251,7 +254,7 @@ function dataset(name) {
     title: name,
     nodes: [el("p", { class: "kicker" }, "Curated dataset"), el("h1", { tabindex: -1 }, name), tiles.node,
       section("Rows", el("div", { class: "bar" }, label, back, forth), where, rows, el("div", { class: "bar" }, more)),
-      plan, section("Steps", steps), section("Report", show, frame)],
+      plan, section("Steps", steps), section("Report", show, told, frame)],
     async load() {
       const found = await ask(path);
       tiles.update([count(found.rows_out), count(found.rows_in), percent(found.rows_in ? found.rows_out / found.rows_in : null), count(found.bad_rows), count(found.plan?.batches)]);
@@ -292,6 +295,12 @@ function trouble(error) {
     return;
   }
   complain(error instanceof Problem ? error.message : "The server does not answer. This page tries again by itself.");
+}
+
+// What stays until the next try, where a problem of the whole page goes with the next answer.
+function tell(node, error) {
+  if (error.status === 401) trouble(error);
+  else node.textContent = error.message;
 }
 
 function complain(text) {

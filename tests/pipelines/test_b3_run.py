@@ -17,7 +17,7 @@ from curation.errors import BadRowError, CurationError, RecipeError, SourceError
 from curation.manifest import Manifest
 from curation.pipelines.run import run
 from curation.plan import BatchPlan
-from curation.recipe import Recipe
+from curation.recipe import Embed, Recipe, load_recipe
 from curation.selectors.b3 import B3, text_ids
 from curation.verify import verify
 
@@ -165,14 +165,14 @@ def test_equal_texts_never_share_a_batch(pairs: Path, tmp_path: Path) -> None:
 
 def slow_teacher(texts: list[str]) -> list[list[float]]:
     """Slow enough to be killed in the middle."""
-    time.sleep(0.1)
+    time.sleep(0.2)
     return np.stack([np.random.default_rng(len(text)).normal(size=8) + [len(text) % 5] * 8 for text in texts]).tolist()
 
 
 def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     embed = {"step": "embed", "teacher": "tests.pipelines.test_b3_run:slow_teacher"}
     mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12], "part_rows": 90}
-    recipe = spec(pairs, {"step": "dedup", "column": "query"}, embed, mine, block_rows=16)
+    recipe = spec(pairs, {"step": "dedup", "column": "query"}, embed, mine, block_rows=40)
     run(recipe, tmp_path / "undisturbed")
     out, partial = tmp_path / "out", tmp_path / "out.partial"
 
@@ -225,6 +225,37 @@ def test_bad_recipes(case: str, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
         run(spec(pairs, *steps), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+EMBEDS: dict[str, Any] = {"step": "embed"}
+B3_STEP: dict[str, Any] = {"step": "b3"}
+BAD_ORDERS: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "after b3": ([EMBEDS, B3_STEP, {"step": "dedup"}], r"step 3 \(dedup\) stands after b3, which groups"),
+    "embed for nothing": ([EMBEDS, {"step": "dedup"}], "embeds 'query', which no later `b3` step uses"),
+    "embedded twice": ([EMBEDS, EMBEDS, B3_STEP], "embeds 'query', which step 1 has done"),
+    "sizes": ([EMBEDS, {**B3_STEP, "batch_size": 30, "cluster_size": 8}], "multiple of `cluster_size`, not 30 with 8"),
+    "ranks": ([EMBEDS, {**B3_STEP, "ranks": [9, 9]}], "0 <= first < end, not"),
+    "margin of a distance": ([EMBEDS, {**B3_STEP, "metric": "l2", "positive_margin": 0.9}], "needs metric: ip"),
+    "prompts": ([{**EMBEDS, "prompts": {"text": "x"}}, B3_STEP], "`prompts` names text, which `columns` does not"),
+    "teacher": ([{**EMBEDS, "teacher": "word2vec"}, B3_STEP], "teacher"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ORDERS)
+def test_bad_orders(case: str, tmp_path: Path) -> None:
+    steps, message = BAD_ORDERS[case]
+    with pytest.raises(ValueError, match=message):
+        spec(tmp_path, *steps)
+
+
+def test_a_model_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = "source: {format: stdlib, content: pair}\nsteps:\n  - {step: embed, teacher: 'sentence-transformers:%s'}\n"
+    for name, expected in (("model", f"{tmp_path.resolve()}/model"), ("org/model", "org/model")):
+        (tmp_path / "recipe.yaml").write_text(text % name + "  - {step: b3}\n")
+        step = load_recipe(tmp_path / "recipe.yaml").steps[0]
+        assert isinstance(step, Embed)
+        assert step.teacher == f"sentence-transformers:{expected}"
 
 
 @pytest.mark.parametrize(("value", "why"), [(None, "null"), (0.0, "zero"), (float("nan"), "not finite")])

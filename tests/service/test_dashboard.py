@@ -200,8 +200,8 @@ def test_the_curve_is_exact_while_every_step_fits(url: str) -> None:
 def test_the_curve_of_a_long_session_is_thinned_and_ends_at_the_last_step(url: str) -> None:
     steps = 1000
     with Client(url) as client:
-        id = client.create_session("random", size=2 * steps, batch_size=2).id
-        client.step(id, steps - 1)
+        id = client.create_session("random", size=4 * steps, batch_size=2).id
+        client.step(id, steps + 100)
         client.report(id, [(step, np.full(2, float(step), np.float32)) for step in range(steps)])
     curve = httpx.get(f"{url}/dashboard/sessions/{id}").json()["losses"]
     assert curve["every"] == 8
@@ -339,6 +339,8 @@ def test_the_curve_moves_as_losses_come_in(browser: Browser, serve: Callable[...
     assert bars[0] > 0
     browser.click("#pause")
     assert browser.js("document.getElementById('pause').ariaPressed") == "true"
+    browser.click(".name")
+    browser.until("document.querySelector('tbody td:nth-of-type(2)')?.textContent", "10")
     server.kill()
     browser.click("#pause")
     browser.until("!document.getElementById('problem').hidden")
@@ -386,6 +388,25 @@ def test_a_dataset_by_keyboard(browser: Browser, url: str) -> None:
     assert browser.js("document.title") == "mined – curation"
     assert browser.js("document.querySelectorAll('main img').length") == 0
     assert browser.complaints() == []
+
+
+def test_a_dataset_without_its_shards_and_report_says_so(browser: Browser, url: str, root: Path) -> None:
+    folder = root / "torn"
+    curated(folder)
+    (folder / "data-00000-of-00002.arrow").write_bytes(b"not arrow")
+    (folder / "report.html").unlink()
+    try:
+        browser.open(f"{url}/#/datasets/torn")
+        browser.until(
+            "document.querySelector('p[role=status].note').textContent",
+            "data-00000-of-00002.arrow of dataset 'torn' cannot be read",
+        )
+        browser.driver.find_element("xpath", "//button[text()='Show the report']").click()
+        browser.until(
+            "[...document.querySelectorAll('p.note')].at(-1).textContent", "dataset 'torn' has no report.html"
+        )
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_report_runs_apart_from_the_page(browser: Browser, url: str) -> None:

@@ -1,5 +1,6 @@
 """PostgreSQL for real: two servers over one store, and a database that dies."""
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -38,7 +39,12 @@ def loss(indices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("on_missing", ["wait", "skip"])
 def test_replicas_agree_at_every_step(replicas: list[str], on_missing: str) -> None:
-    clients = [Client(url, patience=30) for url in replicas]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(url, patience=30)) for url in replicas]
+        agree_at_every_step(clients, on_missing)
+
+
+def agree_at_every_step(clients: list[Client], on_missing: str) -> None:
     ranks = 4
     session = (
         clients[0]
@@ -81,8 +87,6 @@ def test_replicas_agree_at_every_step(replicas: list[str], on_missing: str) -> N
     assert [client.session(session).open_epochs for client in clients] == [4, 4]
     states = [client.checkpoint(session) for client in clients]
     assert states[0] == states[1]
-    for client in clients:
-        client.close()
 
 
 def test_what_one_replica_changes_the_other_knows(replicas: list[str]) -> None:
