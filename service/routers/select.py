@@ -245,8 +245,12 @@ def _matrix(name: str, values: Any, here: Parts) -> Any:
         widths = {len(line) for line in values}
         if len(widths) > 1:
             raise Refusal("bad-body", f"{name}: rows have {min(widths)} to {max(widths)} columns: give each as many")
-        matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
+        with np.errstate(over="ignore"):  # found just below
+            matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
     _limit(name, len(matrix), here.settings.max_pairs)
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        raise Refusal("bad-body", f"{name}: row {int(np.argmin(finite))} is not finite as float32")
     return matrix
 
 

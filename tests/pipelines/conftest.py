@@ -15,8 +15,12 @@ ROWS = 1000
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
+    """See :func:`make_corpus`."""
+    return make_corpus(tmp_path / "corpus")
+
+
+def make_corpus(folder: Path) -> Path:
     """Three JSONL files, one of them compressed: texts, of which a tenth repeat, a quality, and a group."""
-    folder = tmp_path / "corpus"
     folder.mkdir()
     rng = np.random.default_rng(7)
     words = ["merge", "sort", "list", "parse", "json", "open", "file", "token", "yield", "value"]

@@ -1,8 +1,8 @@
 """A cluster that somebody else started: by address, and through ``ray job submit``."""
 
+import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -54,12 +55,27 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
                 time.sleep(0.2)
         yield f"127.0.0.1:{port}", url
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+
+
+def _submit(dashboard: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Submit a job; the agent that takes it comes up some time after the dashboard does."""
+    deadline = time.monotonic() + 90
+    while True:
+        done = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", "--address", dashboard, "--", *command],
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def test_ray_job_submit_and_address(cluster: tuple[str, str], corpus: Path, tmp_path: Path) -> None:
@@ -69,14 +85,7 @@ def test_ray_job_submit_and_address(cluster: tuple[str, str], corpus: Path, tmp_
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     command = [str(BIN / "curation"), "run", str(path)]
 
-    submitted = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", dashboard, "--", *command, "-o", str(tmp_path / "job")],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    submitted = _submit(dashboard, [*command, "-o", str(tmp_path / "job")])
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert re.search("succeeded", submitted.stdout + submitted.stderr)
     verify(tmp_path / "job")

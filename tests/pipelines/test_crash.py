@@ -21,7 +21,7 @@ from curation.pipelines.run import run
 from curation.recipe import Recipe
 from curation.verify import verify
 
-from .conftest import recipe
+from .conftest import make_corpus, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE = 0.06
@@ -73,10 +73,11 @@ def shards(out: Path) -> dict[str, str]:
     return {name: record.sha256 for name, record in files.items() if name.endswith(".arrow")}
 
 
-@pytest.fixture
-def undisturbed(ray_session: None, corpus: Path, tmp_path: Path) -> dict[str, str]:
-    run(spec(corpus), tmp_path / "undisturbed")
-    return shards(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(spec(make_corpus(folder / "corpus")), folder / "out")
+    return shards(folder / "out")
 
 
 def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes]) -> None:
