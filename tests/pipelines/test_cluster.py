@@ -39,6 +39,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
         *("--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+        # Its agent takes jobs, and shares this machine with the agents of other tests' runtimes.
+        "--dashboard-agent-listen-port=0",
     ]
     with (tmp_path / "cluster.log").open("wb") as log:
         head = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
