@@ -8,7 +8,6 @@ texts are runs of 400 characters from the functions of the installed Python stan
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -66,7 +65,9 @@ def child(folder: Path) -> None:
         manifest = run(recipe("corpus"), folder / "out")
         seconds = time.perf_counter() - start
         assert ray.is_initialized()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which a process inherits from the one that started it, here with a whole corpus in its memory.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
     print(json.dumps({"seconds": seconds, "peak": peak, "steps": manifest.seconds}))
 
 

@@ -7,6 +7,7 @@ q = Π (1 + u_i) - 1, which loses nothing where the u_i are small.
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -91,21 +92,31 @@ def accumulate_numba(
     bias: float,
     width: int,
 ) -> None:
-    """See :func:`curation.gpu.learnability.accumulate`; ``taken`` float32, ``width`` columns a tile."""
+    """See :func:`curation.gpu.learnability.accumulate`; ``width`` columns a tile.
+
+    A small round takes some 0.1 ms, so what costs 10 µs (autocast's context, a pool that nobody needs) is left out.
+    """
     kernel = _add_softplus if loss == "sigmoid" else _add_exponentials
     scale32, bias32 = _f(scale * _LOG2E), _f(bias * _LOG2E)
+    # Out of autograd's and autocast's sight: a detached operand, and a result in a given tensor.
+    taken, rows = taken.detach().float(), rows.detach()
+    count, size = taken.shape[0], rows.shape[0]
+    width = min(width, size)
     # Plain threads rather than numba's own pool: that one aborts when two Python threads enter it, or after a fork.
-    workers = max(1, min(torch.get_num_threads(), len(taken) * min(width, len(rows)) // _WORTH_A_THREAD))
-    buffer = torch.empty(len(taken) * min(width, len(rows)), dtype=torch.float32)
+    workers = max(1, min(torch.get_num_threads(), count * width // _WORTH_A_THREAD))
+    buffer = torch.empty(count * width, dtype=torch.float32)
     sums: npt.NDArray[np.float64] = out.numpy()
-    with ThreadPoolExecutor(max(1, workers - 1)) as pool:
-        for start in range(0, len(rows), width):
-            part = rows[start : start + width].float()
-            tile = buffer[: len(taken) * len(part)].view(len(taken), len(part))
-            torch.mm(taken, part.T, out=tile)
-            z, into = tile.numpy(), sums[start : start + width]
-            step = -(-len(part) // (workers * _LANES)) * _LANES
-            bounds = [(low, min(low + step, len(part))) for low in range(0, len(part), step)]
+    with ThreadPoolExecutor(workers - 1) if workers > 1 else nullcontext() as pool:
+        for start in range(0, size, width):
+            stop = min(start + width, size)
+            tile = buffer[: count * (stop - start)].view(count, stop - start)
+            torch.mm(taken, rows[start:stop].float().T, out=tile)
+            z, into = tile.numpy(), sums[start:stop]
+            if pool is None:
+                kernel(z, 0, stop - start, scale32, bias32, into)
+                continue
+            step = -(-(stop - start) // (workers * _LANES)) * _LANES
+            bounds = [(low, min(low + step, stop - start)) for low in range(0, stop - start, step)]
             others = [pool.submit(kernel, z, low, high, scale32, bias32, into) for low, high in bounds[1:]]
             kernel(z, *bounds[0], scale32, bias32, into)
             for other in others:

@@ -3,7 +3,9 @@
 A program owns a block of candidates and walks over its share of the taken examples; tiles live in
 registers only. No atomics: shares are added up afterwards in a fixed order, so a run repeats bit by bit.
 The walk is one loop over (tile of taken, step of D), so that loads of the next tile overlap the arithmetic
-of this one. Accumulators are float32; logits are in base 2, which is what the hardware's exp and log take.
+of this one. Programs of one block and different shares run side by side, so that the block's rows, which are
+read again for each tile, come from the second-level cache. Accumulators are float32; logits are in base 2,
+which is what the hardware's exp and log take.
 """
 
 import math
@@ -17,6 +19,7 @@ import triton.language as tl
 _LOG2E = 1 / math.log(2)
 _LN2 = math.log(2)
 _PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
+_SHARE = 512  # taken examples a program walks over: four such programs read the same rows at the same time
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
@@ -31,15 +34,15 @@ def _larger(p, q):  # type: ignore[no-untyped-def]
     return tl.maximum(p, q)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["size_class"])  # type: ignore[untyped-decorator]
 def _sums(  # type: ignore[no-untyped-def]
-    taken, rows, out, n_taken, n_rows, share, stride_taken, stride_rows, scale, bias,
-    D: tl.constexpr, SOFTMAX: tl.constexpr, PRECISION: tl.constexpr,
+    taken, rows, out, n_taken, n_rows, share, groups, stride_taken, stride_rows, scale, bias, size_class,
+    D: tl.constexpr, SOFTMAX: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out[group, j]: sigmoid Σ log2(1 + 2^y), softmax log2 Σ 2^y, over the group's share of taken; y in base 2."""
-    j = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
-    group = tl.program_id(1)
+    j = tl.program_id(0) // groups * BLOCK_J + tl.arange(0, BLOCK_J)
+    group = tl.program_id(0) % groups
     first = group * share
     last = tl.minimum(first + share, n_taken)
     row_offsets = tl.minimum(j, n_rows - 1).to(tl.int64)[:, None] * stride_rows
@@ -64,20 +67,20 @@ def _sums(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, y, acc, input_precision=PRECISION)
         if step % steps_d == steps_d - 1:
             z = acc * scale + bias
-            inside = s[None, :] < last
+            if not EVEN:
+                z = tl.where(s[None, :] < last, z, -3e38)
             if SOFTMAX:
-                z = tl.where(inside, z, -3e38)
                 new_top = tl.maximum(top, tl.reduce(z, 1, _larger))
                 total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(z - new_top[:, None]), 1)
                 top = new_top
             else:
                 # One logarithm a tile: Σ log(1 + u) = log Π (1 + u), with the product kept less 1 so that small u
                 # count. Below 1 by a hair, 128 factors stay under float32's 2^128.
-                u = tl.where(inside, tl.minimum(tl.exp2(-tl.abs(z)), 0.999999), 0.0)
+                u = tl.minimum(tl.exp2(-tl.abs(z)), 0.999999)
                 q = tl.reduce(u, 1, _joint)
                 # log2(1 + q) drops q below 2^-24, where it is q · log2(e) to within float32.
                 log = tl.where(q < 1e-3, q * (1.4426950 - q * (0.7213475 - q * 0.4808983)), tl.log2(1.0 + q))
-                total += log + tl.sum(tl.where(inside, tl.maximum(z, 0.0), 0.0), 1)
+                total += log + tl.sum(tl.maximum(z, 0.0), 1)
             acc = tl.zeros([BLOCK_J, BLOCK_S], tl.float32)
     result = total
     if SOFTMAX:
@@ -96,6 +99,7 @@ def _configs() -> list[triton.Config]:
         config(128, 128, 64, 4, 4),
         config(128, 128, 128, 8, 2),
         config(256, 128, 64, 8, 3),
+        config(256, 128, 64, 8, 4),
         config(256, 128, 32, 8, 4),
         config(128, 64, 64, 4, 4),
         config(64, 64, 32, 4, 3),
@@ -109,8 +113,18 @@ def _fits(configs: list[Any], arguments: dict[str, Any], **more: Any) -> list[An
 
 
 _tuned_sums = triton.autotune(
-    _configs(), key=["D", "n_taken", "SOFTMAX", "PRECISION"], prune_configs_by={"early_config_prune": _fits}
+    _configs(),
+    key=["D", "size_class", "SOFTMAX", "EVEN", "PRECISION"],
+    prune_configs_by={"early_config_prune": _fits},
 )(_sums)
+
+
+def groups_of(taken: int, rows: int) -> tuple[int, int]:
+    """(groups, taken examples in each): how a call's sums are split; the last group may be shorter."""
+    # Few candidates do not fill the card: then their sums are split further.
+    wanted = max(triton.cdiv(_PROGRAMS, triton.cdiv(rows, 128)), triton.cdiv(taken, _SHARE))
+    share = triton.cdiv(triton.cdiv(taken, min(wanted, triton.cdiv(taken, 128))), 128) * 128
+    return triton.cdiv(taken, share), share
 
 
 def accumulate_triton(
@@ -118,23 +132,21 @@ def accumulate_triton(
 ) -> None:
     """See :func:`curation.gpu.learnability.accumulate`. Beside ``out`` it holds float32[groups, B].
 
-    The first call for a new (D, S, loss, dtype) times the tile shapes, which waits for the device.
+    The first call for a new (D, order of magnitude of S, loss, dtype) times the tile shapes, which waits for the
+    device.
     """
     taken, rows = (x if x.stride(1) == 1 else x.contiguous() for x in (taken, rows))
     softmax = loss == "softmax"
-    # Few candidates do not fill the card: then their sums are split over the taken examples as well.
-    blocks = triton.cdiv(len(rows), 128)
-    groups = max(1, min(triton.cdiv(_PROGRAMS, blocks), triton.cdiv(len(taken), 128)))
-    share = triton.cdiv(triton.cdiv(len(taken), groups), 128) * 128
-    groups = triton.cdiv(len(taken), share)
+    groups, share = groups_of(len(taken), len(rows))
     partial = torch.empty(groups, len(rows), dtype=torch.float32, device=rows.device)
 
-    def grid(chosen: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(len(rows), chosen["BLOCK_J"]), groups
+    def grid(chosen: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(len(rows), chosen["BLOCK_J"]) * groups,)
 
     _tuned_sums[grid](
-        taken, rows, partial, len(taken), len(rows), share, taken.stride(0), rows.stride(0),
-        scale * _LOG2E, bias * _LOG2E, D=rows.shape[1], SOFTMAX=softmax,
+        taken, rows, partial, len(taken), len(rows), share, groups, taken.stride(0), rows.stride(0),
+        scale * _LOG2E, bias * _LOG2E, (len(taken) - 1).bit_length(), D=rows.shape[1], SOFTMAX=softmax,
+        EVEN=len(taken) % 128 == 0,
         PRECISION="tf32x3" if rows.dtype == torch.float32 else "tf32",
         # Triton's interpreter keeps bfloat16 as integers and multiplies those.
         UPCAST=_INTERPRETED and rows.dtype == torch.bfloat16,

@@ -58,7 +58,7 @@ def accumulate(
     """
     _check(taken, rows, out)
     chosen = choose_backend(backend, rows)
-    if len(taken) == 0:
+    if taken.shape[0] == 0:
         return
     if chosen == "triton":
         from curation.gpu._learnability_triton import accumulate_triton
@@ -67,14 +67,14 @@ def accumulate(
         return
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     budget = tile_bytes or _TILE_BYTES.get(rows.device.type, _TILE_BYTES["cuda"])
-    width = _tile_width(len(taken), rows, dtype, budget)
-    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-        if chosen == "numba":
-            from curation.gpu._learnability_numba import accumulate_numba
+    width = _tile_width(taken.shape[0], rows, dtype, budget)
+    if chosen == "numba":
+        from curation.gpu._learnability_numba import accumulate_numba
 
-            accumulate_numba(taken.float(), rows, out, loss=loss, scale=scale, bias=bias, width=width)
-        else:
-            _accumulate_torch(taken.to(dtype), rows, out, loss=loss, scale=scale, bias=bias, width=width)
+        accumulate_numba(taken, rows, out, loss=loss, scale=scale, bias=bias, width=width)
+        return
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        _accumulate_torch(taken.to(dtype), rows, out, loss=loss, scale=scale, bias=bias, width=width)
 
 
 def own_logits(a: torch.Tensor, b: torch.Tensor, *, scale: float = 1.0, bias: float = 0.0) -> torch.Tensor:

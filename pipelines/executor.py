@@ -93,7 +93,7 @@ def run_pieces(
         return
     _quiet()
     by_number = {piece.number: piece for piece in pieces}
-    shared = ray.put((task, by_number))
+    shared = ray.put(task)
 
     for mark in tries.glob("*.tries"):
         mark.unlink()
@@ -101,19 +101,18 @@ def run_pieces(
     class Work:
         """One worker; Ray Data makes it where it runs."""
 
-        kept: tuple[Any, Any] | None = None
+        task: Callable[[Any], object] | None = None
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            number = int(batch["number"][0])
+            piece: Piece = pickle.loads(batch["piece"][0])
 
             def once() -> None:
-                _count_try(tries / f"{number:07d}.tries")
-                self.kept = self.kept or ray.get(shared)
-                run, lookup = self.kept
-                run(lookup[number])
+                _count_try(tries / f"{piece.number:07d}.tries")
+                self.task = self.task or ray.get(shared)
+                self.task(piece)
 
             # Everything stands inside: Ray Data tries an exception again without end.
-            return {"number": [number], "error": [_attempt(once)]}
+            return {"number": [piece.number], "error": [_attempt(once)]}
 
     def work(batch: dict[str, Any]) -> dict[str, Any]:
         return Work()(batch)
@@ -122,7 +121,7 @@ def run_pieces(
     worker: Any = Work if actors else work
     pool = (1, max(1, min(len(pieces), workers or _places(resources)))) if actors else workers
     results = ray.data.from_items(
-        [{"number": piece.number} for piece in pieces], override_num_blocks=len(pieces)
+        [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     ).map_batches(worker, batch_size=1, concurrency=pool, **_remote(resources))
     with _ray_trouble(label):
         for result in results.iter_rows():

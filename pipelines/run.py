@@ -26,7 +26,7 @@ from curation.pipelines.blocks import (
 from curation.pipelines.choose import Choose, DropDuplicates, MarkBad, describe
 from curation.pipelines.embed import EmbedBlock, FitTfidf
 from curation.pipelines.executor import gpus, run_one, runtime
-from curation.pipelines.finish import cut_shards, finish_dataset
+from curation.pipelines.finish import FinishDataset, cut_shards
 from curation.pipelines.grouping import Grouping
 from curation.pipelines.requirements import check_columns, import_path
 from curation.pipelines.reselect import recut
@@ -344,7 +344,7 @@ class _Run:
         else:
             shards = self._write_in_order(self.plan, stage, dataset)
         self.stages.seconds["write shards"] = round(time.perf_counter() - start, 3)
-        return finish_dataset(
+        finish = FinishDataset(
             dataset,
             recipe=self.recipe,
             source=self.source,
@@ -361,6 +361,8 @@ class _Run:
             steps=self.records,
             seconds=self.stages.seconds,
         )
+        run_one(finish)
+        return Manifest.load(dataset)
 
     def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
         shards = cut_by_batches(plan.folder / BATCHES, self.recipe.output.rows_per_shard)

@@ -86,45 +86,38 @@ def kept_rows(source: Source, block: Block, positions: npt.NDArray[np.int64], sc
     return table
 
 
-@dataclass(frozen=True)
-class WriteDecisions:
+def write_decisions(
+    target: Path,
+    blocks: Sequence[Block],
+    scores: dict[str, Stage],
+    reason: Path,
+    reasons: Sequence[str],
+    pick: Path | None,
+    duplicates: Sequence[Path],
+) -> None:
     """Write a row for each candidate: its scores, whether it was kept, and why."""
-
-    blocks: Sequence[Block]
-    scores: dict[str, Stage]
-    reason: Path
-    reasons: tuple[str, ...]
-    pick: Path | None
-    duplicates: tuple[Path, ...]
-    path: Path
-
-    def __call__(self) -> None:
-        reason = np.load(self.reason, mmap_mode="r")
-        schema = decisions_schema(list(self.scores))
-        picked = Lookup.from_order(np.load(self.pick) if self.pick else np.empty(0, np.int64))
-        twins = np.concatenate([np.empty((0, 2), np.int64), *map(np.load, self.duplicates)])
-        twins = twins[np.argsort(twins[:, 0])]
-        leader = Lookup(twins[:, 0], twins[:, 1])
-        names = pa.array(self.reasons)
-        with (
-            atomic(self.path) as path,
-            pa.OSFile(str(path), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
-        ):
-            for block in self.blocks:
-                codes = np.asarray(reason[block.start : block.start + block.rows])
-                index = np.arange(block.start, block.start + block.rows)
-                kept = codes == 0
-                columns = [
-                    pa.array(index),
-                    *(pa.array(np.load(stage.piece(block.number)), from_pandas=True) for stage in self.scores.values()),
-                    pa.array(kept),
-                    pa.DictionaryArray.from_arrays(pa.array(codes), names),
-                    pa.array(kept.astype(np.float32)),
-                    picked.column(index, kept),
-                    leader.column(index, ~kept),
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+    codes_of = np.load(reason, mmap_mode="r")
+    schema = decisions_schema(list(scores))
+    picked = Lookup.from_order(np.load(pick) if pick else np.empty(0, np.int64))
+    twins = np.concatenate([np.empty((0, 2), np.int64), *map(np.load, duplicates)])
+    twins = twins[np.argsort(twins[:, 0])]
+    leader = Lookup(twins[:, 0], twins[:, 1])
+    names = pa.array(reasons)
+    with atomic(target) as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for block in blocks:
+            codes = np.asarray(codes_of[block.start : block.start + block.rows])
+            index = np.arange(block.start, block.start + block.rows)
+            kept = codes == 0
+            columns = [
+                pa.array(index),
+                *(pa.array(np.load(stage.piece(block.number)), from_pandas=True) for stage in scores.values()),
+                pa.array(kept),
+                pa.DictionaryArray.from_arrays(pa.array(codes), names),
+                pa.array(kept.astype(np.float32)),
+                picked.column(index, kept),
+                leader.column(index, ~kept),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Bodies in and out: JSON for people, Arrow IPC streams for machines, by ``Content-Type`` and ``Accept``."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from pydantic_core import from_json, to_json
 
 from curation.plan import BatchPlan
 from curation.selection import Selection
+from curation.service.arrow import read_batches, read_table, write_table
 from curation.service.problems import invalid
 from curation.service.sessions import Batch, Losses, Refusal, Report
 
@@ -74,8 +74,14 @@ def is_arrow(request: Request) -> bool:
     """Whether the body is Arrow rather than JSON.
 
     Raises:
-        Refusal: it is neither.
+        Refusal: it is neither, or it is encoded.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refusal(
+            "bad-media-type",
+            f"Content-Encoding is {encoding[:40]!r}: send the body as it is (buffers of Arrow may be compressed)",
+        )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == ARROW:
         return True
@@ -101,13 +107,13 @@ def wants_arrow(request: Request) -> bool:
     raise Refusal("not-acceptable", f"Accept is {accept[:200]!r}: this server answers {JSON} or {ARROW}")
 
 
-def read_step(body: bytes, arrow: bool) -> StepAsk:
-    """Parse a step request.
+def read_step(body: bytes, arrow: bool, most: int) -> StepAsk:
+    """Parse a step request, which may expand to ``most`` bytes.
 
     Raises:
         Refusal: says what does not fit.
     """
-    return _step_from_arrow(body) if arrow else _step_from_json(body)
+    return _step_from_arrow(body, most) if arrow else _step_from_json(body)
 
 
 def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
@@ -142,13 +148,13 @@ def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
     return Response(b"".join((*parts, _padding(weights), _END)), media_type=ARROW)
 
 
-def read_tables(body: bytes) -> tuple[dict[str, Any], pa.Table]:
+def read_tables(body: bytes, most: int) -> tuple[dict[str, Any], pa.Table]:
     """An Arrow body's request (JSON under the key ``request`` of the schema's metadata), and its table.
 
     Raises:
-        Refusal: the body is not Arrow, or the request in it is not JSON.
+        Refusal: the body is not Arrow, expands to more than ``most`` bytes, or the request in it is not JSON.
     """
-    table = _table(body)
+    table = read_table(body, most)
     try:
         request = json.loads((table.schema.metadata or {}).get(b"request", b"{}"))
     except ValueError as error:
@@ -195,14 +201,6 @@ def write_plan(plan: BatchPlan, arrow: bool) -> Response:
     return Response(write_table(plan.to_arrow()), media_type=ARROW)
 
 
-def write_table(table: pa.Table) -> bytes:
-    """An Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
-
-
 @lru_cache(maxsize=256)
 def _head(rows: int) -> bytes:
     """The message that stands before the buffers of a batch of so many rows: the rest is numbers."""
@@ -230,16 +228,9 @@ def _losses(values: Sequence[float | None]) -> Losses:
         return np.array(values, np.float64).astype(np.float32)
 
 
-def _step_from_arrow(body: bytes) -> StepAsk:
-    batches: list[pa.RecordBatch] = []
-    with _reading():
-        schema = pa.ipc.read_schema(pa.py_buffer(body))
-        metadata, names = schema.metadata or {}, schema.names
-        if names:
-            with pa.ipc.open_stream(body) as reader:
-                batches = list(reader)
-        for batch in batches:
-            batch.validate(full=True)
+def _step_from_arrow(body: bytes, most: int) -> StepAsk:
+    schema, batches = read_batches(body, most)
+    metadata, names = schema.metadata or {}, schema.names
     rank, step, generation = (_whole(metadata, name) for name in (b"rank", b"step", b"generation"))
     for name in ("step", "losses"):
         if names and name not in names:
@@ -259,21 +250,6 @@ def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
     with np.errstate(over="ignore"):
         values = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
-
-
-def _table(body: bytes) -> pa.Table:
-    with _reading(), pa.ipc.open_stream(body) as reader:
-        table = reader.read_all()
-        table.validate(full=True)
-    return table
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Refusal("bad-body", f"the body is not an Arrow IPC stream: {str(error)[:200]}") from error
 
 
 def _whole(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:

@@ -265,7 +265,7 @@ class Keeper:
             if len(missing) and row.spec.on_missing == "wait":
                 raise _missing(number, missing)
             state = self._folded(row, session, number - 1, self.state(row, session, number - 1), missing)
-        record, epoch = session.opening(state, missing)
+        record, epoch = session.opening(number, state, missing)
         if not self.store.open_epoch(row.key, row.generation, record, state):
             record = self.store.records(row)[number]
             if not np.array_equal(record.missing, missing):

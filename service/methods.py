@@ -39,18 +39,18 @@ class Ordered:
         self.rows = layout.rows
         self.nbytes = nbytes
         self.reweighted = reweighted
-        self._take = take
+        self.take = take
 
     def length(self, rank: int, step: int) -> int:
         start, stop = self.layout.span(rank, step)
         return stop - start
 
     def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
-        return self._take(*self.layout.span(rank, step))
+        return self.take(*self.layout.span(rank, step))
 
     def everything(self) -> Indices:
         """int64[rows]: the whole order."""
-        return self._take(0, self.rows)[0]
+        return self.take(0, self.rows)[0]
 
 
 class Batches:
@@ -193,6 +193,12 @@ def _acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -
     return acquisition(spec, size, tables)
 
 
+def _jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+    from curation.service.jest import jest
+
+    return jest(spec, size)
+
+
 class Maker(Protocol):
     """Makes a method from a spec, the number of candidates, and the tables that came with the session.
 
@@ -206,6 +212,7 @@ class Maker(Protocol):
 METHODS: Mapping[str, Maker] = {
     "acquisition": _acquisition,
     "infobatch": _infobatch,
+    "jest": _jest,
     "plan": _plan,
     "random": _random,
 }

@@ -65,10 +65,11 @@ def _mixed(value: np.uint64, key: np.uint64, bound: np.uint64) -> np.uint64:
 @numba.njit(cache=True, nogil=True)
 def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, keys: npt.NDArray[np.uint64]) -> None:
     rows, columns, end = np.uint64(a), np.uint64(b), np.uint64(size)
+    # Counted along, because a division for each position would cost more than the six rounds.
+    from_row, from_column = np.uint64(start) // columns, np.uint64(start) % columns
     for i in range(len(out)):
-        value = np.uint64(start + i)
+        row, column = from_row, from_column
         while True:
-            row, column = value // columns, value % columns
             for r in range(0, len(keys), 2):
                 row += _mixed(column, keys[r], rows)
                 if row >= rows:
@@ -80,3 +81,6 @@ def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, key
             if value < end:
                 break
         out[i] = np.int64(value)
+        from_column += np.uint64(1)
+        if from_column == columns:
+            from_row, from_column = from_row + np.uint64(1), np.uint64(0)

@@ -326,13 +326,16 @@ class Session:
         found = np.argwhere(due)
         return np.stack([found[:, 1], found[:, 0] + record.first_step], axis=1)
 
-    def opening(self, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, Epoch]:
-        """The next epoch, from the state that it starts with. Changes nothing: see :meth:`opened`."""
-        number = len(self.records)
+    def opening(self, number: int, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, Epoch]:
+        """An epoch, from the state that it starts with. Changes nothing: see :meth:`opened`.
+
+        The number is given because another replica may open the epoch while this one computes it.
+        """
         epoch = self.method.epoch(number, state)
+        first = self.records[number - 1].end if number else 0
         layout = Layout(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
         reweighted = getattr(epoch, "reweighted", 0)
-        record = EpochRecord(number, self.known_steps, layout, reweighted, missing)
+        record = EpochRecord(number, first, layout, reweighted, missing)
         return record, epoch
 
     def opened(self, record: EpochRecord, epoch: Epoch | None = None) -> None:

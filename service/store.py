@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from curation.service.migrations import blobs, epochs, migrate, reports, session
 from curation.service.sessions import EpochRecord, Layout, Refusal, Report, SessionSpec, State
 
 PART = 16 << 20
+CHOICE = "choice"
 LOSS = np.dtype("<f4")
 
 # Built once: for a group of reports, building them took as long as running them. In the order of keys, so that two
@@ -152,8 +154,9 @@ class Store:
         records: Sequence[EpochRecord],
         state: State | None,
         given: Sequence[Report],
+        choices: Mapping[int, bytes] = MappingProxyType({}),
     ) -> SessionRow | None:
-        """Store a new session that is on its way already; None where the id is taken."""
+        """Store a new session that is on its way already; None where the id is taken. ``choices``: by step."""
         created = time.time()
         values = {"id": id, "owner": owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
         query = self._upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
@@ -169,6 +172,8 @@ class Store:
                 _put_blob(connection, key, "state", base, pack_state(state))
             if given:
                 connection.execute(insert(reports), [_report_row(key, report) for report in given])
+            for step, data in choices.items():
+                _put_blob(connection, key, CHOICE, step, data)
         return SessionRow(key, id, owner, 0, spec, size, base, created)
 
     def session(self, id: str) -> SessionRow | None:
@@ -259,6 +264,9 @@ class Store:
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
             connection.execute(
                 delete(blobs).where(blobs.c.session == key, blobs.c.kind == "state", blobs.c.number > epoch)
+            )
+            connection.execute(
+                delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
             )
             connection.execute(update(sessions).where(sessions.c.key == key).values(generation=generation + 1))
         return generation + 1
