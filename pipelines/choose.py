@@ -16,7 +16,6 @@ from curation.errors import StepError
 from curation.pipelines.blocks import save
 from curation.pipelines.workspace import Stage
 from curation.recipe import Acquire, Dedup, MineB3, Step
-from curation.selectors.acquisition import StochasticAcquisition, count_of, select_per_group
 from curation.source import Block
 
 HASHES_AT_A_TIME = 4_000_000
@@ -128,6 +127,9 @@ class Choose:
         return scores
 
     def _choose(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        # Here, so that only the worker that draws loads torch.
+        from curation.selectors.acquisition import StochasticAcquisition, count_of, select_per_group
+
         step = self.step
         if step.kind == "threshold":
             assert step.threshold is not None

@@ -27,7 +27,6 @@ from curation.pipelines.choose import Choose, DropDuplicates, MarkBad, describe
 from curation.pipelines.embed import EmbedBlock, FitTfidf
 from curation.pipelines.executor import gpus, run_one, runtime
 from curation.pipelines.finish import FinishDataset, cut_shards
-from curation.pipelines.grouping import Grouping
 from curation.pipelines.requirements import check_columns, import_path
 from curation.pipelines.reselect import recut
 from curation.pipelines.shuffle import JoinShard, Places, Scatter, cut_by_batches
@@ -309,13 +308,18 @@ class _Run:
             if step.teacher.startswith(MODEL) and "resources" not in step.model_fields_set and gpus():
                 resources = Resources(gpus=1)
             task = EmbedBlock(self.source, stage, columns, before, step, self.quarantine, import_path())
-            self.stages.each(label, stage, task, self.blocks, "jsonl", resources=resources, actors=True)
+            # A model is worth a process of its own; to load the tfidf teacher takes less than to start one.
+            actors = step.teacher != "tfidf"
+            self.stages.each(label, stage, task, self.blocks, "jsonl", resources=resources, actors=actors)
 
         self.vectors.update(columns)
         self.bad_stages.append(stage)
         return self.stages.finish(label, stage, each, MarkBad(stage, before, self.rows))
 
     def _b3(self, label: str, stage: Stage, step: MineB3, number: int) -> tuple[dict[str, Any], int]:
+        # Here, so that only recipes that need torch wait for it.
+        from curation.pipelines.grouping import Grouping
+
         grouping = Grouping(
             self.stages,
             self.workspace,
