@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(TRIALS), choices=list(TRIALS))
     parser.add_argument("--trials", type=int, default=8, help="trials of each arm on the validation split")
     parser.add_argument("--split", type=int, default=21, help="seed of the three splits")
+    parser.add_argument("--ranks", type=int, nargs=2, help="B3's window; default: the data set's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/b3cache"))
     parser.add_argument("--results", type=Path)
@@ -308,10 +309,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.cache.mkdir(parents=True, exist_ok=True)
-    results = options.results or options.cache / f"training-{options.dataset}-{options.split}-{options.steps}.json"
+    window: tuple[int, int] = tuple(options.ranks) if options.ranks else WINDOWS[options.dataset]
+    suffix = "" if window == WINDOWS[options.dataset] else f"-{window[0]}-{window[1]}"
+    name = f"training-{options.dataset}-{options.split}-{options.steps}{suffix}.json"
+    results = options.results or options.cache / name
     done: dict[str, dict[str, float]] = json.loads(results.read_text()) if results.exists() else {}
     data = load(options.dataset, options.cache, options.split)
-    window = WINDOWS[options.dataset]
     print(
         f"{options.dataset}: {len(data.train)} train, {len(data.valid)} valid, {len(data.test)} test; "
         f"{options.steps} steps; ranks {window}",
@@ -343,10 +346,16 @@ def main() -> None:
             for name, value in run(arm, chosen[arm], seed, "test").items():
                 rows[arm].setdefault(name, []).append(value)
     names = list(next(iter(rows.values())))
-    print(f"\n{'arm':28}" + "".join(f"{name:>18}" for name in names) + "   chosen on the validation split")
+    print(f"\n{'arm':28}" + "".join(f"{name:>20}" for name in names) + "   chosen on the validation split")
     for arm, values in rows.items():
-        cells = "".join(f"{np.mean(values[name]):>11.1f} ± {half(values[name]):4.1f}" for name in names)
+        cells = "".join(f"{np.mean(values[name]):>13.1f} ± {half(values[name]):4.1f}" for name in names)
         print(f"{arm:28}{cells}   {chosen[arm]}")
+    if "B3 64" in rows:
+        print("\nB3 64 minus another arm, seed by seed")
+        for arm, values in rows.items():
+            if arm != "B3 64":
+                gaps = [np.subtract(rows["B3 64"][name], values[name]).tolist() for name in names]
+                print(f"{arm:28}" + "".join(f"{np.mean(gap):>+13.1f} ± {half(gap):4.1f}" for gap in gaps))
     figure(rows, options.figure, f"{options.dataset}, {options.steps} steps, {options.seeds} seeds")
 
 

@@ -8,8 +8,9 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from benchmarks.common import Timing, data_dir, ratio, timed
-from curation import InfoBatch
+from curation import InfoBatch, StochasticAcquisition
 from curation.plan import BatchPlan
+from curation.selectors.importance import Importance
 from curation.selectors.infobatch import by_progress, one_cycle
-from curation.selectors.samplers import InfoBatchSampler, PlanBatchSampler
+from curation.selectors.samplers import AcquisitionSampler, ImportanceSampler, InfoBatchSampler, PlanBatchSampler
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "infobatch.png"
 
@@ -63,34 +65,50 @@ def time_epochs(size: int, repeats: int) -> None:
 
 
 def time_steps(sizes: list[int]) -> None:
-    """What a step takes, whatever N is."""
-    print("\nA step of 1,024, median of up to 300: microseconds for the batch and for the update")
+    """What a step takes, whatever N is: the next batch, and the update that records its losses."""
+    print("\nA step of 1,024: median (and 95th percentile) of up to 300, in microseconds; the target is < 1,000")
+    print(f"  {'':22}{'N':>13}{'batch':>19}{'update':>19}{'epoch begun in':>17}")
     for n in sizes:
         info = InfoBatch(size=n, epochs=100)
-        info.begin(0)
-        start = time.perf_counter()
-        batches = iter(InfoBatchSampler(info, batch_size=1024))
-        next(batches)
-        begin = time.perf_counter() - start
-        drawn, updated = [], []
-        values = torch.rand(1024)
-        for _ in range(min(300, n // 1024 - 1)):
-            start = time.perf_counter()
-            batch = next(batches)
-            middle = time.perf_counter()
-            info.update(batch, values)
-            drawn.append(middle - start)
-            updated.append(time.perf_counter() - middle)
+        one_size(n, "InfoBatchSampler", InfoBatchSampler(info, batch_size=1024), info.update)
         state = sum(state.nbytes for state in info.state_dict().values() if isinstance(state, Tensor))
-        print(
-            f"  N = {n:>11,}: {1e6 * statistics.median(drawn):6.1f} {1e6 * statistics.median(updated):6.1f}"
-            f"   order made in {begin:.3g} s; {state / n:.2f} bytes a candidate, 4 more for each kept one"
-        )
-    plan = BatchPlan.of_size(np.arange(10**6), 1024)
-    batches = iter(PlanBatchSampler(plan))
+        del info
+        importance = Importance(size=n)
+        drawing = ImportanceSampler(importance, batch_size=1024, draws=min(n, 10**6))
+        one_size(n, "ImportanceSampler", drawing, importance.update)
+        del importance, drawing
+        plan = BatchPlan.of_size(np.arange(n), 1024)
+        one_size(n, "PlanBatchSampler", PlanBatchSampler(plan), None)
+        del plan
+    print(f"  InfoBatch's state: {state / n:.2f} bytes a candidate, and 4 more for each kept one while an epoch runs")
+    scores = np.random.default_rng(0).random(10**6)
+    draws = iter(AcquisitionSampler(scores, StochasticAcquisition(), size=10**6, batch_size=1024))
+    taken = timed(lambda: next(draws), repeats=5)
+    print(f"  AcquisitionSampler reads all scores anew for each draw, O(N): {taken} at N = 1,000,000")
+
+
+def one_size(n: int, name: str, sampler: Iterable[Any], update: Callable[..., object] | None) -> None:
+    start = time.perf_counter()
+    batches = iter(sampler)
     next(batches)
-    taken = timed(lambda: next(batches), repeats=300)
-    print(f"  PlanBatchSampler, N = 1,000,000: {1e6 * taken.median:6.1f}")
+    begun = time.perf_counter() - start
+    drawn, updated, losses = [], [], torch.rand(1024)
+    for _ in range(min(300, n // 1024 - 2)):
+        start = time.perf_counter()
+        batch = next(batches)
+        middle = time.perf_counter()
+        drawn.append(middle - start)
+        if update is not None:
+            update(batch, losses)
+            updated.append(time.perf_counter() - middle)
+
+    def cell(seconds: list[float]) -> str:
+        if not seconds:
+            return "–"
+        low, high = np.percentile(seconds, [50, 95]) * 1e6
+        return f"{low:.0f} ({high:.0f})"
+
+    print(f"  {name:22}{n:>13,}{cell(drawn):>19}{cell(updated):>19}{begun:>15.3g} s", flush=True)
 
 
 class Net(nn.Module):

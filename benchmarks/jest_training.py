@@ -3,20 +3,22 @@
 A hashed EmbeddingBag (65,536 × 128, one table for both sides) learns description -> command line with the
 sigmoid loss. Each arm takes 256 of a super-batch of 1,280 a step; ``uniform`` takes 256 at random. The
 reference model is trained on 20 % of the data, all clean, which the arms never see. Every arm of a seed
-shares data, noise and initial weights. Steps and seconds are those until an arm's MRR on held-out pairs reaches
-the best of that seed's uniform run; seconds hold scoring and selection, not evaluation.
+shares data, noise and initial weights.
 
-Results go to a JSON file as they come: the same command goes on where it was stopped.
+Steps are those until an arm's MRR on held-out pairs reaches the best of that seed's uniform run, and the best of
+its independent run, interpolated between evaluations. Seconds are these steps times the median step of a
+timing in which all arms train side by side, a step each in turn, so that a busy machine slows all of them
+alike; scoring and selection count, evaluation does not.
+
+Results go to a JSON file as they come: the same command goes on where it was stopped, and with a complete file it
+only takes the times anew (a minute).
 """
 
 import argparse
 import itertools
 import json
-import math
-import re
 import statistics
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,238 +26,237 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from scipy import stats
 
+from benchmarks._jest_task import Texts, Training
 from benchmarks.common import data_dir
-from curation import JEST, Pair
+from curation import JEST
 from curation.selectors.reference import EmbeddingCache
 
-BUCKETS, WIDTH, SUPER, TAKEN, TEST = 65_536, 128, 1_280, 256, 2_000
+TEST = 2_000
 ARMS: dict[str, JEST | None] = {
     "uniform": None,
     "independent": JEST(joint=False),
     "joint": JEST(),
+    "joint, 4 rounds": JEST(chunks=4),
     "hard": JEST(criterion="hard"),
     "easy": JEST(criterion="easy"),
 }
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 
 
-class Texts:
-    """Hashed words, word pairs and character trigrams of each text, as one ragged array."""
+class Seed:
+    """The split and the noise of one seed, and its reference model's embeddings."""
 
-    def __init__(self, texts: list[str]) -> None:
-        hashed = [self._features(text.lower()) for text in texts]
-        self._ids = np.concatenate(hashed)
-        self._starts = np.cumsum([0, *map(len, hashed)])
+    def __init__(self, queries: Texts, positives: Texts, count: int, noise: float, seed: int, args: Any) -> None:
+        random = np.random.default_rng((seed, 0))
+        order = random.permutation(count)
+        rest = order[TEST:]
+        self.test, self.clean, self.pool = order[:TEST], rest[: len(rest) // 5], rest[len(rest) // 5 :]
+        self.own, self.partner = np.arange(count), np.arange(count)
+        shuffled = random.choice(self.pool, int(noise * len(self.pool)), replace=False)
+        self.partner[shuffled] = np.roll(shuffled, 1)
+        self.texts, self.seed, self.args = (queries, positives), seed, args
+        self.cache: Path = args.results.with_suffix(f".{noise}.{seed}.arrow")
 
-    @staticmethod
-    def _features(text: str) -> np.ndarray:
-        words = re.findall(r"\w+|[^\w\s]", text)
-        grams = [*words, *map(" ".join, itertools.pairwise(words))]
-        grams += [f"#{word[i : i + 3]}" for word in (f"^{w}$" for w in words) for i in range(len(word) - 2)]
-        return np.array([zlib.crc32(gram.encode()) % BUCKETS for gram in grams] or [0], np.int64)
+    def train_reference(self) -> dict[str, Any]:
+        training = self._training(self.clean, self.own, None, None)
+        found = training.run(self.args.steps, self.args.steps, self.test)
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        EmbeddingCache.write(self.cache, [training.model.pair(*self.texts, self.pool, self.partner[self.pool])])
+        return found
 
-    def __getitem__(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        lengths = self._starts[rows + 1] - self._starts[rows]
-        offsets = np.cumsum(lengths) - lengths
-        places = np.arange(lengths.sum()) + np.repeat(self._starts[rows] - offsets, lengths)
-        return torch.from_numpy(self._ids[places]), torch.from_numpy(offsets)
+    def training(self, arm: str) -> Training:
+        return self._training(self.pool, self.partner, ARMS[arm], EmbeddingCache(self.cache))
 
-
-class Model(torch.nn.Module):
-    """Two towers over one table; SigLIP's scale and bias are learnt."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.table = torch.nn.EmbeddingBag(BUCKETS, WIDTH, mode="mean", sparse=True)
-        torch.nn.init.normal_(self.table.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
-        self.log_scale = torch.nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = torch.nn.Parameter(torch.tensor(-10.0))
-
-    def embed(self, texts: Texts, rows: np.ndarray) -> torch.Tensor:
-        return torch.nn.functional.normalize(self.table(*texts[rows]), dim=1)
-
-    @torch.no_grad()
-    def pair(self, queries: Texts, positives: Texts, rows: np.ndarray, others: np.ndarray) -> Pair:
-        a, b = self.embed(queries, rows), self.embed(positives, others)
-        return Pair(a, b, float(self.log_scale.exp()), float(self.bias))
+    def _training(
+        self, pool: np.ndarray, partner: np.ndarray, jest: JEST | None, reference: EmbeddingCache | None
+    ) -> Training:
+        common = {"steps": self.args.steps, "rate": self.args.rate, "seed": self.seed}
+        return Training(*self.texts, pool, partner, jest=jest, reference=reference, **common)
 
 
-def sigmoid_loss(a: torch.Tensor, b: torch.Tensor, model: Model) -> torch.Tensor:
-    logits = model.log_scale.exp() * a @ b.T + model.bias
-    signs = 2 * torch.eye(len(a)) - 1
-    return torch.nn.functional.softplus(-signs * logits).sum() / len(a)
-
-
-def mrr(model: Model, queries: Texts, positives: Texts, rows: np.ndarray) -> float:
-    pair = model.pair(queries, positives, rows, rows)
-    similar = pair.a @ pair.b.T
-    ranks = (similar > similar.diagonal().unsqueeze(1)).sum(1) + 1
-    return float((100 / ranks).mean())
-
-
-def train(
-    queries: Texts, positives: Texts, pool: np.ndarray, partner: np.ndarray, test: np.ndarray, *,
-    jest: JEST | None, reference: EmbeddingCache | None, steps: int, every: int, rate: float, seed: int,
-) -> tuple[Model, dict[str, Any]]:  # fmt: skip
-    """``partner[row]`` is the row whose positive stands beside ``row``'s query; noise where they differ."""
-    model = Model(seed)
-    sparse = torch.optim.SparseAdam(model.table.parameters(), lr=rate)
-    dense = torch.optim.Adam([model.log_scale, model.bias], lr=rate)
-    optimizers = (sparse, dense)
-    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimizers]
-    random = np.random.default_rng((seed, 1))
-    generator = torch.Generator().manual_seed(seed)
-    curve, seconds, choosing, noise = [], 0.0, 0.0, 0
-    for step in range(1, steps + 1):
-        start = time.perf_counter()
-        at = random.choice(len(pool), SUPER, replace=False)
-        if jest is None:
-            at = at[:TAKEN]
-        else:
-            rows = pool[at]
-            learner = model.pair(queries, positives, rows, partner[rows])
-            known = None if reference is None else reference.pair(at)
-            at = at[jest.select(learner, known, generator=generator).indices]
-            choosing += time.perf_counter() - start
-        rows = pool[at]
-        loss = sigmoid_loss(model.embed(queries, rows), model.embed(positives, partner[rows]), model)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer, decay in zip(optimizers, decays, strict=True):
-            optimizer.step()
-            decay.step()
-        seconds += time.perf_counter() - start
-        noise += int((partner[rows] != rows).sum())
-        if step % every == 0:
-            curve.append((step, seconds, mrr(model, queries, positives, test)))
-    return model, {"curve": curve, "choosing": choosing, "noise": noise / steps / TAKEN}
-
-
-def run_seed(
-    queries: Texts, positives: Texts, count: int, noise: float, seed: int, args: Any, out: dict[str, Any]
-) -> Iterator[str]:
-    """Fill ``out`` with the arms that ``args`` asks for and that it lacks; yields each when it is done."""
-    random = np.random.default_rng((seed, 0))
-    order = random.permutation(count)
-    test, rest = order[:TEST], order[TEST:]
-    clean, pool = rest[: len(rest) // 5], rest[len(rest) // 5 :]
-    own = np.arange(count)
-    partner = own.copy()
-    shuffled = random.choice(pool, int(noise * len(pool)), replace=False)
-    partner[shuffled] = np.roll(shuffled, 1)
-    common = {"steps": args.steps, "rate": args.rate, "seed": seed}
-    cache = args.results.with_suffix(f".{noise}.{seed}.arrow")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    if "reference" not in out or not cache.exists():
-        model, out["reference"] = train(
-            queries, positives, clean, own, test, jest=None, reference=None, every=args.steps, **common
-        )
-        EmbeddingCache.write(cache, [model.pair(queries, positives, pool, partner[pool])])
+def run_seed(one: Seed, out: dict[str, Any]) -> Iterator[str]:
+    """Fill ``out`` with the arms asked for that it lacks; yields each when it is done."""
+    if "reference" not in out or not one.cache.exists():
+        out["reference"] = one.train_reference()
         yield "reference"
-    for arm in args.arms:
+    for arm in one.args.arms:
         if arm not in out:
-            _, out[arm] = train(
-                queries, positives, pool, partner, test,
-                jest=ARMS[arm], reference=EmbeddingCache(cache), every=args.every, **common,
-            )  # fmt: skip
+            out[arm] = one.training(arm).run(one.args.steps, one.args.every, one.test)
             yield arm
 
 
-def interval(values: list[float]) -> str:
+def time_arms(one: Seed, steps: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, of which choosing) of each step, the arms in turn; 10 steps warm up."""
+    trainings = {arm: one.training(arm) for arm in one.args.arms}
+    found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in trainings}
+    for step in range(-10, steps):
+        for arm, training in trainings.items():
+            taken = training.step()
+            if step >= 0:
+                found[arm].append(taken)
+    return found
+
+
+def steps_to(curve: list[tuple[float, float, float]], target: float) -> float | None:
+    """The step at which MRR reaches ``target``, or None."""
+    for (before, _, low), (after, _, high) in itertools.pairwise([(0, 0, 0), *curve]):
+        if high >= target:
+            return before + (after - before) * (target - low) / (high - low)
+    return None
+
+
+def interval(values: list[float], form: str = ".1f") -> str:
+    """Mean ± half of the 95 % interval (Student's t)."""
     if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "–"
-    half = T_95.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+        return f"{values[0]:{form}}" if values else "–"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):{form}} ± {half:{form.replace('+', '')}}"
 
 
-def table(results: dict[str, Any]) -> str:
-    lines = ["mean ± 95 % interval; 'reached' counts the seeds that reached their uniform run's best MRR", ""]
-    names = ("best MRR", "vs uniform", "steps", "seconds", "reached", "noise taken", "choosing")
-    widths = (13, 14, 15, 13, 9, 13, 10)
-    head = f"{'noise':>5}  {'arm':<12}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
+def medians(timing: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Median seconds of a step, and of its choosing."""
+    return {
+        arm: (statistics.median(s for s, _ in taken), statistics.median(c for _, c in taken))
+        for arm, taken in timing.items()
+    }
+
+
+def best(run: dict[str, Any]) -> float:
+    return max(point[2] for point in run["curve"])
+
+
+def table(results: dict[str, Any], timing: dict[str, list[tuple[float, float]]]) -> str:
+    step = medians(timing)
+    lines = [
+        "mean ± 95 % interval over seeds",
+        "",
+        "a step, all arms in turn: median ms (quartiles), of which choosing",
+    ]
+    for arm, taken in timing.items():
+        low, _, high = statistics.quantiles((s for s, _ in taken), n=4)
+        ms = (1e3 * s for s in (step[arm][0], low, high, step[arm][1]))
+        lines.append("  {:<16}{:7.1f} ({:.1f}–{:.1f}){:9.1f}".format(arm, *ms))
+    names = ("best MRR", "vs uniform", "noise taken", "reached", "steps", "seconds", "seconds vs uniform, %")
+    widths = (13, 14, 13, 9, 14, 13, 23)
     for noise in sorted({key.split("/")[0] for key in results}, key=float):
-        runs = [run for key, run in results.items() if key.split("/")[0] == noise]
-        lines.append(head)
+        runs = [run for key, run in results.items() if key.split("/")[0] == noise and "uniform" in run]
+        head = "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
+        lines += ["", f"{float(noise):.0%} of pairs shuffled; until uniform's best MRR is reached:", f"{'':<16}{head}"]
         for arm in ARMS:
-            have = [run for run in runs if arm in run and "uniform" in run]
+            have = [run for run in runs if arm in run]
             if not have:
                 continue
-            best = [max(point[2] for point in run[arm]["curve"]) for run in have]
-            bar = [max(point[2] for point in run["uniform"]["curve"]) for run in have]
-            first = [
-                next((point for point in run[arm]["curve"] if point[2] >= target), None)
-                for run, target in zip(have, bar, strict=True)
+            found = [(steps_to(run[arm]["curve"], best(run["uniform"])), run) for run in have]
+            hits = [(steps, run) for steps, run in found if steps is not None]
+            cells = [
+                interval([best(run[arm]) for run in have]),
+                interval([best(run[arm]) - best(run["uniform"]) for run in have]),
+                f"{statistics.mean(run[arm]['noise'] for run in have):.0%}",
+                f"{len(hits)}/{len(have)}",
+                interval([steps for steps, _ in hits], ".0f"),
             ]
-            hits = [point for point in first if point]
-            share = [run[arm]["choosing"] / run[arm]["curve"][-1][1] for run in have]
-            lines.append(
-                f"{float(noise):>5.0%}  {arm:<12}{interval(best):>13}"
-                f"{interval([x - y for x, y in zip(best, bar, strict=True)]):>14}"
-                f"{interval([p[0] for p in hits]):>15}{interval([p[1] for p in hits]):>13}"
-                f"{f'{len(hits)}/{len(have)}':>9}{statistics.mean(run[arm]['noise'] for run in have):>13.0%}"
-                f"{statistics.mean(share):>10.0%}"
-            )
+            if arm in step and "uniform" in step:
+                base = [steps_to(run["uniform"]["curve"], best(run["uniform"])) for _, run in hits]
+                factor = step[arm][0] / step["uniform"][0]
+                each = [100 * (factor * s / b - 1) for (s, _), b in zip(hits, base, strict=True) if b]
+                cells += [interval([s * step[arm][0] for s, _ in hits]), interval(each, "+.1f")]
+            lines.append(f"{arm:<16}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False)))
+        lines += against(runs, step)
         reference = [run["reference"]["curve"][-1][2] for run in runs if "reference" in run]
-        lines += [f"       reference model's MRR: {interval(reference)}", ""]
+        lines += [f"reference model's MRR: {interval(reference)}"]
     return "\n".join(lines)
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def against(runs: list[dict[str, Any]], step: dict[str, tuple[float, float]]) -> list[str]:
+    """Joint against independent, seed by seed: to uniform's best MRR, and to independent's own."""
+    lines = []
+    for arm in ("joint", "joint, 4 rounds"):
+        gaps = [best(run[arm]) - best(run["independent"]) for run in runs if arm in run and "independent" in run]
+        if gaps:
+            lines.append(f"{arm} less independent, seed by seed: best MRR {interval(gaps, '+.2f')}")
+        if gaps and arm in step and "independent" in step:
+            extra = step[arm][0] - step["independent"][0]
+            lines.append(f"  its choice takes {1e3 * extra:.1f} ms a step more, whatever the model's size")
+    for arm, bar in itertools.product(("joint", "joint, 4 rounds"), ("uniform", "independent")):
+        pairs = []
+        for run in runs:
+            if arm in run and "independent" in run:
+                ours, theirs = (steps_to(run[a]["curve"], best(run[bar])) for a in (arm, "independent"))
+                if ours is not None and theirs is not None:
+                    pairs.append(100 * (ours / theirs))
+        if not pairs:
+            continue
+        line = f"{arm} less independent, to {bar}'s best ({len(pairs)} seeds): steps "
+        line += interval([p - 100 for p in pairs], "+.1f") + " %"
+        if arm in step and "independent" in step:
+            factor = step[arm][0] / step["independent"][0]
+            line += f", seconds {interval([p * factor - 100 for p in pairs], '+.1f')} %"
+        lines.append(line)
+    return lines
+
+
+def draw(results: dict[str, Any], step: dict[str, tuple[float, float]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
     noises = sorted({key.split("/")[0] for key in results}, key=float)
-    figure, axes = plt.subplots(2, len(noises), figsize=(4.2 * len(noises), 6.5), sharey="col", squeeze=False)
-    for column, noise in enumerate(noises):
-        runs = [run for key, run in results.items() if key.split("/")[0] == noise]
+    figure, axes = pyplot.subplots(
+        len(noises), 2, figsize=(10, 4.2 * len(noises)), sharey="row", squeeze=False, layout="constrained"
+    )
+    for noise, (left, right) in zip(noises, axes, strict=True):
         for arm in ARMS:
-            curves = np.array([run[arm]["curve"] for run in runs if arm in run])
-            if not len(curves):
+            curves = [run[arm]["curve"] for key, run in results.items() if key.split("/")[0] == noise and arm in run]
+            if not curves:
                 continue
-            for row in (0, 1):
-                x, y = curves[:, :, row].mean(0), curves[:, :, 2]
-                (line,) = axes[row, column].plot(x, y.mean(0), label=arm)
-                if len(curves) > 1:
-                    half = T_95.get(len(curves), 1.96) * y.std(0, ddof=1) / len(curves) ** 0.5
-                    axes[row, column].fill_between(
-                        x, y.mean(0) - half, y.mean(0) + half, alpha=0.2, color=line.get_color()
-                    )
-        axes[0, column].set(title=f"{float(noise):.0%} of pairs shuffled", xlabel="step", ylabel="MRR × 100")
-        axes[1, column].set(xlabel="seconds, choosing included", ylabel="MRR × 100")
+            steps, mrr = np.array(curves)[0, :, 0], np.array(curves)[:, :, 2]
+            half = stats.t.ppf(0.975, len(mrr) - 1) * mrr.std(0, ddof=1) / len(mrr) ** 0.5 if len(mrr) > 1 else 0
+            for axis, x in ((left, steps), (right, steps * step[arm][0] if arm in step else None)):
+                if x is not None:
+                    axis.plot(x, mrr.mean(0), label=arm)
+                    axis.fill_between(x, mrr.mean(0) - half, mrr.mean(0) + half, alpha=0.12)
+        left.set(title=f"{float(noise):.0%} of pairs shuffled", xlabel="step", ylabel="MRR × 100 (band: 95 %)")
+        right.set(title="the same", xlabel="seconds, scoring and choosing included")
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
     axes[0, 0].legend()
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=130)
+    print(f"figure: {path}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.3, 0.5], help="shares of shuffled pairs")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.3], help="shares of shuffled pairs")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--rate", type=float, default=0.002)
-    parser.add_argument("--minutes", type=float, default=15, help="start no new run after this long")
+    parser.add_argument("--time", type=int, default=100, help="steps of the timing")
+    parser.add_argument("--minutes", type=float, default=30, help="start no new run after this long")
     parser.add_argument("--results", type=Path, default=Path("out/jest_training.json"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/jest.png"))
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more pay off on larger models only")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     begin = time.monotonic()
     data = pq.read_table(data_dir() / "pairs" / "tldr.parquet", columns=["query", "positive"])
     queries, positives = (Texts(data[name].to_pylist()) for name in ("query", "positive"))
+    args.results.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     for seed, noise in itertools.product(range(args.seeds), args.noise):
         out = results.setdefault(f"{noise}/{seed}", {})
-        done = run_seed(queries, positives, len(data), noise, seed, args, out)
+        done = run_seed(Seed(queries, positives, len(data), noise, seed, args), out)
         while time.monotonic() - begin < 60 * args.minutes and (arm := next(done, None)):
             args.results.write_text(json.dumps(results))
             print(f"noise {noise:.0%}, seed {seed}, {arm}: {out[arm]['curve'][-1][2]:.1f}", flush=True)
-    print(table(results))
-    draw(results, args.figure)
+    one = Seed(queries, positives, len(data), args.noise[0], 0, args)
+    timing = time_arms(one, args.time) if args.time and one.cache.exists() else {}
+    print(table(results, timing))
+    draw(results, medians(timing), args.figure)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from curation.service.client import ARROW, Client, _Calls
+from curation.service.calls import ARROW, Calls
+from curation.service.client import Client
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 1024
+AHEAD = 2500  # requests a second
 SERVE = "import typer; from curation.service.cli import serve; typer.run(serve)"
 BARE = """
 import sys, uvicorn
@@ -87,8 +89,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _load(port: int, connections: int, seconds: float, path: str, reporting: bool, first: int) -> dict[str, Any]:
-    calls, losses = _Calls(), np.random.default_rng(0).random(ROWS, np.float32)
-    bodies: dict[tuple[int, int], bytes] = {}
+    calls, losses = Calls(), np.random.default_rng(0).random(ROWS, np.float32)
     session = path.split("/")[3] if path != "/steps" else "x"
 
     def request(connection: int, step: int) -> bytes:
@@ -99,9 +100,13 @@ def _load(port: int, connections: int, seconds: float, path: str, reporting: boo
 
     if path == "/steps":
         # The bare route gets requests of the same size, made in advance: it needs no numbers in them.
-        bodies = {(c, 0): request(c, 1) for c in range(connections)}
-        return load(port, connections, seconds, lambda c, step: bodies[c, 0], first)
-    return load(port, connections, seconds, request, first)
+        bodies = [request(c, 1) for c in range(connections)]
+        return load(port, connections, seconds, lambda c, step: bodies[c], first)
+    # Ours in advance, too, as many as a server could answer: encoding losses is the trainers' work, and they have
+    # processors of their own.
+    ahead = int(seconds * AHEAD / connections)
+    ready = {(c, step): request(c, step) for c in range(connections) for step in range(first, first + ahead)}
+    return load(port, connections, seconds, lambda c, step: ready.pop((c, step), None) or request(c, step), first)
 
 
 def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -152,10 +157,9 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> None:
             learned = client.create_session("infobatch", size=arguments.infobatch, **options).id
             for session in (plain, learned):
                 client.step(session, 0)
-            call = client._calls.step(plain, step=0, rank=0, reports=(), generation=None)
-            answer = client._http.post(
-                call.path, content=call.content, headers={"Accept": ARROW, "Content-Type": ARROW}
-            )
+        call = Calls().step(plain, step=0, rank=0, reports=(), generation=None)
+        kinds = {"Accept": ARROW, "Content-Type": ARROW}
+        answer = httpx.post(f"http://127.0.0.1:{port}{call.path}", content=call.content, headers=kinds)
         (folder / "answer").write_bytes(answer.content)
         (folder / "bare.py").write_text(BARE)
         command = [sys.executable, str(folder / "bare.py"), str(bare_port), str(folder / "answer")]

@@ -25,6 +25,7 @@ from curation.service.client import Client
 
 RANKS = 4
 BATCH = 32
+CALM = "calm"
 
 
 def loss_of(indices: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float32]:
@@ -32,8 +33,8 @@ def loss_of(indices: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float32
     return (((indices * 2654435761 + step * 40503) % 1009) / 1009).astype(np.float32)
 
 
-def train(url: str, session: str, rank: int, pause: float, out: str) -> None:
-    """One rank, to the session's end; what it was given goes to a file."""
+def train(url: str, session: str, rank: int, pause: float, folder: Path) -> None:
+    """One rank, to the session's end; what it was given goes to a file. It hurries once nobody kills any more."""
     dice = random.Random(f"{session} {rank}")
     given: list[Any] = []
     with Client(url, patience=600) as client:
@@ -52,11 +53,12 @@ def train(url: str, session: str, rank: int, pause: float, out: str) -> None:
             if batch.end_of_session:
                 break
             step += 1
-            time.sleep(dice.expovariate(1 / pause) if pause else 0)
+            if pause and not (folder / CALM).exists():
+                time.sleep(dice.expovariate(1 / pause))
     table = pa.table(
         {name: [one[i] for one in given] for i, name in enumerate(("epoch", "step", "indices", "weights"))}
     )
-    with pa.OSFile(out, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.OSFile(str(folder / f"{session}-{rank}"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -137,7 +139,7 @@ def main() -> None:
             client.create_session("infobatch", id="infobatch", **options)
         context = get_context("spawn")
         clients = [
-            context.Process(target=train, args=(url, session, rank, arguments.pause, str(folder / f"{session}-{rank}")))
+            context.Process(target=train, args=(url, session, rank, arguments.pause, folder))
             for session in ("plan", "infobatch")
             for rank in range(RANKS)
         ]
@@ -147,7 +149,7 @@ def main() -> None:
         dice, kills, starts = random.Random(1), 0, []
         try:
             while kills < arguments.kills and any(one.is_alive() for one in clients):
-                time.sleep(dice.uniform(0.02, 1.0))
+                time.sleep(min(dice.expovariate(1), 4))
                 server.kill()
                 server.wait()
                 kills += 1
@@ -156,6 +158,9 @@ def main() -> None:
                     time.sleep(dice.uniform(0, 1))  # killed while it starts
                     continue
                 starts.append(wait(f"{url}/readyz", server, log))
+            if kills < arguments.kills:
+                raise SystemExit(f"the clients were done after {kills} kills: give a larger --size or --pause")
+            (folder / CALM).touch()
             for one in clients:
                 one.join()
         finally:

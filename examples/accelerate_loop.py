@@ -2,9 +2,9 @@
 
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
 
-The loader is left out of ``prepare``: the sampler already knows the ranks, and Accelerate would share its
-batches among them a second time (accelerate #4075). Losses and position are saved with the checkpoint, so
-there are no batches to skip when it resumes (accelerate #2016).
+``prepare`` leaves the loader as it is: it already knows the ranks, and Accelerate would share its batches among
+them a second time (accelerate #4075). So batches are moved to the device here. Losses and position are saved with
+the checkpoint, and there are no batches to skip when it resumes (accelerate #2016).
 """
 
 import argparse
@@ -14,10 +14,9 @@ import torch
 from accelerate import Accelerator
 from digits import accuracy, digits, network
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from curation import InfoBatch
-from curation.selectors.samplers import Indexed, InfoBatchSampler
+from curation.selectors.samplers import InfoBatchLoader
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=10)
@@ -29,20 +28,18 @@ accelerator = Accelerator(gradient_accumulation_steps=2, cpu=not torch.cuda.is_a
 dataset, test_x, test_y = digits()
 model = network()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-model, optimizer = accelerator.prepare(model, optimizer)
-
 info = InfoBatch(size=len(dataset), epochs=args.epochs)
-sampler = InfoBatchSampler(info, batch_size=32)
-loader = DataLoader(Indexed(dataset), batch_sampler=sampler)
-accelerator.register_for_checkpointing(info, sampler)
+loader = InfoBatchLoader(dataset, info, batch_size=32)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+accelerator.register_for_checkpointing(loader)
 
 if args.checkpoint and args.checkpoint.exists():
     accelerator.load_state(str(args.checkpoint))
-    accelerator.print(f"goes on in epoch {sampler.epoch}")
+    accelerator.print(f"goes on in epoch {loader.epoch}")
 
 step = 0
-for epoch in range(sampler.epoch, args.epochs):
-    sampler.set_epoch(epoch)
+for epoch in range(loader.epoch, args.epochs):
+    loader.set_epoch(epoch)
     for index, (x, y) in loader:
         with accelerator.accumulate(model):
             losses = cross_entropy(model(x.to(accelerator.device)), y.to(accelerator.device), reduction="none")

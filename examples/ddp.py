@@ -10,10 +10,9 @@ import torch.distributed as dist
 from digits import accuracy, digits, network
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from curation import InfoBatch
-from curation.selectors.samplers import Indexed, InfoBatchSampler
+from curation.selectors.samplers import InfoBatchLoader
 
 EPOCHS = 10
 
@@ -28,15 +27,13 @@ model = DistributedDataParallel(network().to(device))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
 info = InfoBatch(size=len(dataset), epochs=EPOCHS)
-sampler = InfoBatchSampler(info, batch_size=16)  # rank and world size come from torch.distributed
-loader = DataLoader(Indexed(dataset), batch_sampler=sampler)
+loader = InfoBatchLoader(dataset, info, batch_size=16)  # rank and world size come from torch.distributed
 
 steps = 0
 for epoch in range(EPOCHS):
-    sampler.set_epoch(epoch)
+    loader.set_epoch(epoch)
     for index, (x, y) in loader:
-        losses = cross_entropy(model(x.to(device)), y.to(device), reduction="none")
-        loss = info.update(index, losses).mean()
+        loss = info.update(index, cross_entropy(model(x.to(device)), y.to(device), reduction="none")).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

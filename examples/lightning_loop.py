@@ -2,7 +2,7 @@
 
     python examples/lightning_loop.py
 
-``use_distributed_sampler=False``: the sampler already knows the ranks. ``reload_dataloaders_every_n_epochs=1``:
+``use_distributed_sampler=False``: the loader already knows the ranks. ``reload_dataloaders_every_n_epochs=1``:
 epochs differ in length, and Lightning asks for it only then. Losses and position travel in the checkpoint.
 """
 
@@ -14,10 +14,9 @@ from digits import accuracy, digits, network
 from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from curation import InfoBatch
-from curation.selectors.samplers import Indexed, InfoBatchSampler
+from curation.selectors.samplers import InfoBatchLoader
 
 
 class Classifier(LightningModule):
@@ -25,27 +24,24 @@ class Classifier(LightningModule):
         super().__init__()
         self.model = network()
         self.dataset, self.test_x, self.test_y = digits()
-        self.info = InfoBatch(size=len(self.dataset), epochs=epochs)
-        self.sampler = InfoBatchSampler(self.info, batch_size=64)
+        info = InfoBatch(size=len(self.dataset), epochs=epochs)
+        self.loader = InfoBatchLoader(self.dataset, info, batch_size=64)
 
-    def train_dataloader(self) -> DataLoader:
-        self.sampler.set_epoch(self.current_epoch)
-        return DataLoader(Indexed(self.dataset), batch_sampler=self.sampler)
+    def train_dataloader(self) -> InfoBatchLoader:
+        return self.loader
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         index, (x, y) = batch
-        losses = cross_entropy(self.model(x), y, reduction="none")
-        return self.info.update(index, losses).mean()
+        return self.loader.info.update(index, cross_entropy(self.model(x), y, reduction="none")).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curation"] = {"info": self.info.state_dict(), "sampler": self.sampler.state_dict()}
+        checkpoint["loader"] = self.loader.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.info.load_state_dict(checkpoint["curation"]["info"])
-        self.sampler.load_state_dict(checkpoint["curation"]["sampler"])
+        self.loader.load_state_dict(checkpoint["loader"])
 
 
 parser = argparse.ArgumentParser()

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from digits import accuracy, digits, network
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from curation import InfoBatch
 from curation.selectors.infobatch import by_progress, cosine
-from curation.selectors.samplers import Indexed, InfoBatchSampler
+from curation.selectors.samplers import InfoBatchLoader
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=12)
@@ -29,33 +28,29 @@ model = network()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
 info = InfoBatch(size=len(dataset), epochs=args.epochs)
-sampler = InfoBatchSampler(info, batch_size=64)
-loader = DataLoader(Indexed(dataset), batch_sampler=sampler, num_workers=args.workers)
+loader = InfoBatchLoader(dataset, info, batch_size=64, num_workers=args.workers)
 scheduler = by_progress(optimizer, info.progress, cosine)
 
-saved = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "info": info, "sampler": sampler}
-step = consumed = 0
+saved = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+step = 0
 if args.checkpoint and args.checkpoint.exists():
     states = torch.load(args.checkpoint, weights_only=True)
     step = states.pop("step")
     for name, state in states.items():
         saved[name].load_state_dict(state)
-    print(f"goes on in epoch {sampler.epoch} after step {step}")
+    print(f"goes on in epoch {loader.epoch} after step {step}")
 
-for epoch in range(sampler.epoch, args.epochs):
-    sampler.set_epoch(epoch)
-    for consumed, (index, (x, y)) in enumerate(loader, 1):
-        losses = cross_entropy(model(x), y, reduction="none")
-        loss = info.update(index, losses).mean()
+for epoch in range(loader.epoch, args.epochs):
+    loader.set_epoch(epoch)
+    for index, (x, y) in loader:
+        loss = info.update(index, cross_entropy(model(x), y, reduction="none")).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
         step += 1
         if step == args.stop_at:
-            states = {name: part.state_dict() for name, part in saved.items() if name != "sampler"}
-            # Workers fetch ahead of the training: say how many batches of this pass were trained on.
-            states["sampler"] = sampler.state_dict(consumed=consumed)
+            states = {name: part.state_dict() for name, part in saved.items()}
             torch.save({**states, "step": step}, args.checkpoint)
             raise SystemExit(f"stopped in epoch {epoch} after step {step}")
 

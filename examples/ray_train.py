@@ -2,7 +2,7 @@
 
     python examples/ray_train.py
 
-``prepare_data_loader(..., add_dist_sampler=False)``: the sampler already knows the ranks.
+``prepare_data_loader(..., add_dist_sampler=False)``: the loader already knows the ranks.
 """
 
 import os
@@ -19,10 +19,9 @@ from digits import accuracy, digits, network
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from curation import InfoBatch
-from curation.selectors.samplers import Indexed, InfoBatchSampler
+from curation.selectors.samplers import InfoBatchLoader
 
 
 def train(config: dict[str, Any]) -> None:
@@ -31,9 +30,9 @@ def train(config: dict[str, Any]) -> None:
     model = prepare_model(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     info = InfoBatch(size=len(dataset), epochs=config["epochs"])
-    sampler = InfoBatchSampler(info, batch_size=32)
-    loader = prepare_data_loader(DataLoader(Indexed(dataset), batch_sampler=sampler), add_dist_sampler=False)
-    saved = {"model": model, "optimizer": optimizer, "info": info, "sampler": sampler}
+    loader = InfoBatchLoader(dataset, info, batch_size=32)
+    batches = prepare_data_loader(loader, add_dist_sampler=False)
+    saved = {"model": model, "optimizer": optimizer, "loader": loader}
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
@@ -42,12 +41,12 @@ def train(config: dict[str, Any]) -> None:
         for name, part in saved.items():
             part.load_state_dict(states[name])
 
-    for epoch in range(sampler.epoch, config["epochs"]):
-        sampler.set_epoch(epoch)
-        for index, (x, y) in loader:
-            losses = cross_entropy(model(x), y, reduction="none")
+    for epoch in range(loader.epoch, config["epochs"]):
+        loader.set_epoch(epoch)
+        for index, (x, y) in batches:
+            loss = info.update(index, cross_entropy(model(x), y, reduction="none")).mean()
             optimizer.zero_grad()
-            info.update(index, losses).mean().backward()
+            loss.backward()
             optimizer.step()
         report = {"epoch": epoch, "kept": info.kept(epoch), "accuracy": accuracy(model, test_x, test_y)}
         with tempfile.TemporaryDirectory() as folder:

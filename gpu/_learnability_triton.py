@@ -96,12 +96,13 @@ def _configs() -> list[triton.Config]:
         return [config(32, 16, 16, 4, 1)]
     return [
         config(128, 128, 64, 8, 3),
-        config(128, 128, 64, 4, 4),
+        config(128, 128, 64, 4, 3),
         config(128, 128, 128, 8, 2),
         config(256, 128, 64, 8, 3),
         config(256, 128, 64, 8, 4),
         config(256, 128, 32, 8, 4),
         config(128, 64, 64, 4, 4),
+        config(128, 128, 32, 8, 3),
         config(64, 64, 32, 4, 3),
     ]
 

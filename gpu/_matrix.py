@@ -6,6 +6,7 @@ product does not give that: its last bits depend on the shape of the tile. So pr
 ``score_pairs`` decides, and :func:`product_error` bounds how far the two can be apart.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numba
@@ -24,7 +25,7 @@ class Matrix:
 
     Args:
         values: [N, D] numpy array or memmap (float16, float32; float64 is rounded to float32) or torch
-            tensor (bfloat16 as well; on any device).
+            tensor (bfloat16 as well; on any device, and copied to the host only when it is read there).
         name: what errors call it.
 
     Raises:
@@ -32,36 +33,44 @@ class Matrix:
     """
 
     def __init__(self, values: Any, name: str) -> None:
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu()
-            bfloat = values.dtype == torch.bfloat16
-            array = values.contiguous().view(torch.int16).numpy().view(np.uint16) if bfloat else values.numpy()
-        else:
-            bfloat, array = False, np.asarray(values)
-        if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(f"{name} must have shape [N, D] with N, D ≥ 1, not {array.shape}")
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
-        if not bfloat and array.dtype not in (np.float16, np.float32):
-            raise ValueError(f"{name} must be float32, float16 or bfloat16, not {array.dtype}")
+        tensor = isinstance(values, torch.Tensor)
+        values = values.detach() if tensor else np.asarray(values)
+        shape, kind = tuple(values.shape), str(values.dtype).removeprefix("torch.")
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"{name} must have shape [N, D] with N, D ≥ 1, not {shape}")
+        if kind not in ("float64", "float32", "float16") and not (tensor and kind == "bfloat16"):
+            raise ValueError(f"{name} must be float32, float16 or bfloat16, not {kind}")
         self.name = name
-        self.raw: npt.NDArray[Any] = array.view(np.uint16) if array.dtype == np.float16 else array
+        self._values = values
+        self.rows, self.width = int(shape[0]), int(shape[1])
         bits = np.arange(1 << 16, dtype=np.uint32)
-        if bfloat:
+        if kind == "bfloat16":
             self._decode: Float32 | None = (bits << np.uint32(16)).view(np.float32)
-        elif array.dtype == np.float16:
+        elif kind == "float16":
             self._decode = bits.astype(np.uint16).view(np.float16).astype(np.float32)
         else:
             self._decode = None
-        self.rows, self.width = int(array.shape[0]), int(array.shape[1])
+
+    @cached_property
+    def raw(self) -> npt.NDArray[Any]:
+        """[N, D] in host memory: float32, or uint16 that hold the bits of a short float."""
+        array = self._values
+        if isinstance(array, torch.Tensor):
+            array = array.cpu()
+            short = array.dtype == torch.bfloat16
+            array = array.contiguous().view(torch.int16).numpy().view(np.uint16) if short else array.numpy()
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        held: npt.NDArray[Any] = array.view(np.uint16) if array.dtype == np.float16 else array
+        return held
 
     def __len__(self) -> int:
         return self.rows
 
     def read(self, start: int, stop: int) -> Float32:
-        """float32[stop - start, D]."""
+        """float32[stop - start, D]; of a map that is read only, a copy: torch wants arrays that it may write to."""
         block = self.raw[start:stop]
-        return np.ascontiguousarray(block if self._decode is None else self._decode[block])
+        return np.require(block if self._decode is None else self._decode[block], requirements=("C", "W"))
 
     def take(self, rows: Int64) -> Float32:
         """float32[len(rows), D]."""

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -31,10 +30,9 @@ HOST_BLOCK = 1 << 16
 DEVICE_BLOCK = 1 << 22
 LIMIT = 1e260
 
-_LN2 = 0.6931471805599453
-_LOW, _HIGH = 2.0**960, 2.0**900
-_BELOW_ONE = 1.0 - 2.0**-53
-_GOLDEN, _MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+LOW, HIGH = 2.0**960, 2.0**900
+BELOW_ONE = 1.0 - 2.0**-53
+GOLDEN, MIX_A, MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +154,8 @@ def host_scan(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
     """Keys above ``floor`` (NaN: all) of ``values[low:high]``, their offsets from ``low``, and the first bad
     offset or -1. ``scratch`` has room for the block."""
+    from curation.gpu._gumbel_numba import scan
+
     block = values[low:high]
     if isinstance(block, torch.Tensor):
         block = block.detach().to(torch.float64).numpy()
@@ -165,7 +165,7 @@ def host_scan(
         block = block.copy()
     first, second = keying.seeds or (0, 0)
     noise = keying.seeds is not None
-    keys, offsets, bad = _scan(
+    keys, offsets, bad = scan(
         block,
         start + low,
         np.uint64(first),
@@ -179,107 +179,36 @@ def host_scan(
     return keys, offsets, bad
 
 
-def _mix_python(x: Any) -> Any:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_A)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_B)
-    return x ^ (x >> np.uint64(31))
-
-
-_mix = numba.njit(nogil=True, inline="always")(_mix_python)
-
-
-def _scan_python(
-    values: Any,
-    first_position: int,
-    first: Any,
-    second: Any,
-    scale: float,
-    log: bool,
-    noise: bool,
-    floor: float,
-    uniform: Any,
-) -> Any:
-    n = len(values)
-    keys = np.empty(n, np.float64)
-    offsets = np.empty(n, np.int64)
-    count = 0
-    if noise:
-        for i in range(n):
-            x = _mix(np.uint64(first_position + i) * np.uint64(_GOLDEN) + first)
-            uniform[i] = (np.float64(np.int64(_mix(x + second) >> np.uint64(1))) + 0.5) * 2.0**-63
-    value_bits = values.view(np.int64)
-    uniform_bits = uniform.view(np.int64)
-    # Rounding in the bounds below must never drop a key that is above the floor.
-    safe_floor = floor - 1e-9 - 1e-12 * abs(floor)
-    for i in range(n):
-        v = values[i]
-        if v != v or (log and v < 0.0):
-            return keys[:count], offsets[:count], i
-        if not noise:
-            key = v
-        else:
-            # The bits of a positive float, read as an integer, are its log2 less 0 to 0.0861; and E ≥ u.
-            bound = -_LN2 * (uniform_bits[i] * 2.0**-52 - 1023.0)
-            if scale != 0.0:
-                if not log:
-                    bound += scale * v
-                elif 2.3e-308 < v < np.inf:
-                    log2 = value_bits[i] * 2.0**-52 - 1023.0
-                    bound += _LN2 * scale * (log2 + 0.087 if scale > 0.0 else log2)
-                elif v == 0.0 and scale > 0.0:
-                    bound = -_LOW * uniform[i]
-                else:
-                    bound = np.inf
-            if bound <= safe_floor and (abs(bound) < LIMIT / 2 or (log and v == 0.0)):
-                continue
-            base = 0.0 if scale == 0.0 else scale * (np.log(v) if log else v)
-            race = -np.log1p(-min(uniform[i], _BELOW_ONE))
-            if base > LIMIT:
-                key = _HIGH / race
-            elif base < -LIMIT:
-                key = -_LOW * race
-            else:
-                key = base - np.log(race)
-        if key <= floor:
-            continue
-        keys[count] = key
-        offsets[count] = i
-        count += 1
-    return keys[:count], offsets[:count], -1
-
-
-try:
-    _scan = numba.njit(nogil=True, cache=True, error_model="numpy")(_scan_python)
-except RuntimeError:
-    # numba finds no folder to write its cache to (a read-only container): compile anew in each process.
-    _scan = numba.njit(nogil=True, error_model="numpy")(_scan_python)
-
-
 def device_keys(
     values: torch.Tensor, low: int, high: int, start: int, keying: Keying
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 keys of ``values[low:high]``, and int64[] the first bad position in ``values``, or its length."""
+    offset = torch.arange(low, high, device=values.device)
+    keys, bad = keys_at(values[low:high], offset + start, keying)
+    return keys, torch.where(bad, offset, len(values)).min()
+
+
+def keys_at(values: torch.Tensor, positions: torch.Tensor, keying: Keying) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 keys of values that stand at these int64 positions, and bool, where a value has none."""
     # + 0.0 makes a negative zero positive, so that sorting by bits cannot tell them apart.
-    v = values[low:high].detach().to(torch.float64) + 0.0
-    offset = torch.arange(low, high, device=v.device)
+    v = values.detach().to(torch.float64) + 0.0
     bad = v.isnan() | (v < 0) if keying.log else v.isnan()
-    first_bad = torch.where(bad, offset, len(values)).min()
     if keying.seeds is None:
-        return v, first_bad
-    first, second = map(_signed, keying.seeds)
-    x = _device_mix((offset + start) * _signed(_GOLDEN) + first)
+        return v, bad
+    first, second = map(signed, keying.seeds)
+    x = _device_mix(positions * signed(GOLDEN) + first)
     uniform = (_shift(_device_mix(x + second), 1).to(torch.float64) + 0.5) * 2.0**-63
-    race = -torch.log1p(-uniform.clamp(max=_BELOW_ONE))
+    race = -torch.log1p(-uniform.clamp(max=BELOW_ONE))
     if keying.scale == 0.0:
-        return -race.log(), first_bad
+        return -race.log(), bad
     base = keying.scale * (v.log() if keying.log else v)
-    keys = torch.where(base > LIMIT, _HIGH / race, base - race.log())
-    return torch.where(base < -LIMIT, -_LOW * race, keys), first_bad
+    keys = torch.where(base > LIMIT, HIGH / race, base - race.log())
+    return torch.where(base < -LIMIT, -LOW * race, keys), bad
 
 
 def _device_mix(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(_MIX_A)
-    x = (x ^ _shift(x, 27)) * _signed(_MIX_B)
+    x = (x ^ _shift(x, 30)) * signed(MIX_A)
+    x = (x ^ _shift(x, 27)) * signed(MIX_B)
     return x ^ _shift(x, 31)
 
 
@@ -288,5 +217,6 @@ def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """The int64 of the same bits as a uint64."""
     return value - 2**64 if value >= 2**63 else value

@@ -3,8 +3,10 @@
 Exact engines (``torch-cuda``, ``torch-cpu``, ``faiss-gpu``, ``faiss-flat``) return the same ids and the same
 scores, ties broken by index: each shortlists by float32 products, then :mod:`curation.gpu._matrix` scores the
 shortlist alike for all, and any query whose shortlist cannot be proved complete is ranked in full.
-Approximate ones (``faiss-ivf``, ``faiss-hnsw``, or ``precision="tf32"``/``"bfloat16"``) shortlist by less,
-are scored the same way, and come with the recall measured on a sample of queries.
+Approximate ones (``faiss-ivf``, ``faiss-hnsw``, ``faiss-gpu-ivf``, ``faiss-cagra``) shortlist by less, are scored
+the same way, and come with the recall measured on a sample of queries. ``torch-cuda`` searches on the card
+(:mod:`curation.gpu.nearest`) where the rows fit there, and is exact in every precision; where they do not, it
+goes block by block, and ``precision="tf32"`` or ``"bfloat16"`` is approximate too.
 
 O(Q·N·D) time for the exact engines; memory is the two inputs, the result and ``memory_budget`` bytes (a FAISS
 engine copies the database into its index).
@@ -25,7 +27,11 @@ from curation.gpu._matrix import Float32, Int64, Matrix, product_error
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat", "faiss-ivf", "faiss-hnsw")
+ENGINES = (
+    *("auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat"),
+    *("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra"),
+)
+APPROXIMATE = ("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra")
 METRICS = ("ip", "l2")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Above this a CPU needs hours for an exact search, so "auto" takes IVF where FAISS is installed.
@@ -86,11 +92,11 @@ def knn(
         exclude_same: (int[Q], int[N]) columns of ids: rows of an equal id are never given; -1 excludes nothing.
         engine: one of ``ENGINES``; ``"auto"`` goes by what is installed, the device and N, and logs its choice.
         precision: of the products that shortlist on CUDA: ``"float32"`` (exact), ``"tf32"`` or ``"bfloat16"``
-            (a longer shortlist, scored in full; recall is measured).
+            (a longer shortlist where the search goes block by block; recall is measured then).
         memory_budget: bytes for tiles.
         recall_sample: queries on which an approximate engine is measured.
         seed: of that sample and of IVF's training.
-        options: ``nlist`` and ``nprobe`` (IVF), ``links`` and ``ef_search`` (HNSW).
+        options: ``nlist`` and ``nprobe`` (IVF), ``links`` and ``ef_search`` (HNSW, CAGRA).
 
     Returns:
         Neighbours: int32[Q, count] and float32[Q, count], as its own docstring says.
@@ -110,7 +116,16 @@ def knn(
     l2 = metric == "l2"
     chosen = choose(engine, len(right))
     need = min(offset + count, len(right))
-    approximate = chosen in ("faiss-ivf", "faiss-hnsw") or (precision != "float32" and chosen == "torch-cuda")
+    if chosen == "torch-cuda":
+        from curation.gpu import _on_device
+
+        ranks = _on_device.search(
+            queries, database, left, right, exclusions, need=need, metric=metric, precision=precision,
+            device=torch.device("cuda"), memory_budget=memory_budget,
+        )  # fmt: skip
+        if ranks is not None:
+            return _exact_result(*ranks, count, offset, chosen, precision, len(right))
+    approximate = chosen in APPROXIMATE or (precision != "float32" and chosen == "torch-cuda")
     keep = min(len(right), need + (max(need, MARGIN) if approximate else MARGIN))
     read = max(1, memory_budget // (16 * right.width))
     longest = float(right.norms(read).max())
@@ -122,7 +137,7 @@ def knn(
     settings: dict[str, str] = {}
     if chosen.startswith("faiss"):
         search, settings = _faiss.build(chosen, right, l2=l2, block=read, seed=seed, options=options or {})
-        largest = _faiss.GPU_LARGEST_K if chosen == "faiss-gpu" else len(right)
+        largest = _faiss.GPU_LARGEST_K if chosen in _faiss.ON_GPU else len(right)
 
         def find(part: Float32, keep: int, banned: tuple[Int64, Int64]) -> tuple[Int64, Float32]:
             # FAISS cannot leave out a row for one query only, so the banned ones are asked for as well.
@@ -192,6 +207,18 @@ def knn(
     )  # fmt: skip
 
 
+def _exact_result(
+    ids: Int64, scores: Float32, rechecked: int, count: int, offset: int, engine: str, precision: str, size: int
+) -> Neighbours:
+    gap = ((0, 0), (0, max(0, offset + count - ids.shape[1])))
+    ids = np.pad(ids, gap, constant_values=-1)[:, offset : offset + count]
+    return Neighbours(
+        indices=ids.astype(np.int32 if size < 2**31 else np.int64),
+        scores=np.pad(scores, gap, constant_values=-np.inf)[:, offset : offset + count],
+        engine=engine, exact=True, rechecked=rechecked, settings={"precision": precision},
+    )  # fmt: skip
+
+
 def choose(engine: str, size: int) -> str:
     """The engine that ``"auto"`` stands for here, with ``size`` database rows; any other name is returned."""
     if engine != "auto":
@@ -223,8 +250,8 @@ def _validate(
         raise ValueError(f"memory_budget must be at least 1 MiB, not {budget} bytes")
     if engine == "torch-cuda" and not torch.cuda.is_available():
         raise ValueError("engine torch-cuda needs a CUDA device, and torch sees none: take torch-cpu")
-    if engine == "faiss-gpu" and _faiss.installed() and not _faiss.gpus():
-        raise ValueError("engine faiss-gpu needs faiss-gpu and a GPU, and there is none: take faiss-flat")
+    if engine in _faiss.ON_GPU and _faiss.installed() and not _faiss.gpus():
+        raise ValueError(f"engine {engine} needs faiss-gpu and a GPU, and there is none: take faiss-flat or faiss-ivf")
 
 
 def _tiles(queries: int, database: int, width: int, keep: int, budget: int) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def accumulate(
         return
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     budget = tile_bytes or _TILE_BYTES.get(rows.device.type, _TILE_BYTES["cuda"])
-    width = _tile_width(taken.shape[0], rows, dtype, budget)
+    width = _tile_width(taken.shape[0], rows.shape[1], rows.dtype != dtype, dtype, budget)
     if chosen == "numba":
         from curation.gpu._learnability_numba import accumulate_numba
 
@@ -75,6 +75,35 @@ def accumulate(
         return
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         _accumulate_torch(taken.to(dtype), rows, out, loss=loss, scale=scale, bias=bias, width=width)
+
+
+def scratch_bytes(
+    taken: int, rows: int, width: int, dtype: torch.dtype, *, backend: str, tile_bytes: int | None = None
+) -> int:
+    """The most memory that a call of :func:`accumulate` needs beside its arguments, in bytes.
+
+    Args:
+        taken, rows, width: S, B and D.
+        dtype: of the embeddings.
+        backend: ``"triton"`` or ``"torch"``.
+        tile_bytes: as the call's; None is the default off the CPU.
+
+    Raises:
+        ValueError: the backend is another one.
+    """
+    if backend == "triton":
+        from curation.gpu._learnability_triton import groups_of
+
+        # Shares in float32 and in float64, and their sum.
+        groups, _ = groups_of(taken, rows)
+        return rows * (12 * groups + 8)
+    if backend != "torch":
+        raise ValueError(f"backend must be torch or triton, not {backend!r}")
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    upcast = dtype != sums
+    tile = min(rows, _tile_width(taken, width, upcast, sums, tile_bytes or _TILE_BYTES["cuda"]))
+    # The logits, their softplus and that in float64 (which CUDA does without), the upcast rows, and a row of sums.
+    return sums.itemsize * (4 * tile * taken + upcast * (tile + taken) * width) + 24 * tile
 
 
 def own_logits(a: torch.Tensor, b: torch.Tensor, *, scale: float = 1.0, bias: float = 0.0) -> torch.Tensor:
@@ -109,10 +138,9 @@ def choose_backend(backend: Backend, rows: torch.Tensor) -> str:
     return backend
 
 
-def _tile_width(taken: int, rows: torch.Tensor, dtype: torch.dtype, budget: int) -> int:
-    upcast = 0 if rows.dtype == dtype else rows.shape[1]
-    width = budget // (dtype.itemsize * (taken + upcast))
-    return max(_COLUMN_STEP, width // _COLUMN_STEP * _COLUMN_STEP)
+def _tile_width(taken: int, width: int, upcast: bool, dtype: torch.dtype, budget: int) -> int:
+    columns = budget // (dtype.itemsize * (taken + upcast * width))
+    return max(_COLUMN_STEP, columns // _COLUMN_STEP * _COLUMN_STEP)
 
 
 def _accumulate_torch(

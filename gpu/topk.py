@@ -7,11 +7,13 @@ The noise belongs to the position (:mod:`curation.gpu.gumbel`), so a shard that 
 by :func:`merge_topk`, are the global top k.
 
 Cost: O(N) time, on the host over ``torch.get_num_threads()`` threads; O(k) memory and one block of positions.
+On CUDA long lists are read once, by :mod:`curation.gpu._topk_triton` where triton is installed.
 """
 
 import operator
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +141,12 @@ def best(values: Array, k: int, keying: Keying, *, start: int = 0) -> Top:
     _check_k(k)
     check_values(values)
     if not on_host(values):
+        if values.is_cuda and find_spec("triton"):
+            from curation.gpu._topk_triton import best_by_bar
+
+            top = best_by_bar(values, k, start, keying)
+            if top is not None:
+                return top
         return _device_best(values, k, start, keying)
     n = len(values)
     # Each worker keeps k candidates, so a large k takes fewer of them.

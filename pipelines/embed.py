@@ -1,6 +1,7 @@
 """Vectors of a column, block by block: from a teacher, or as they stand in the source.
 
-A block's vectors are float32[rows, D] in one ``.npy`` a column, zero where a row had been dropped before. Vectors
+A block's vectors are float32[rows, D] in one Arrow file a column, zero where a row had been dropped before; a block
+without a row that is still in has no file. Vectors
 that are zero or not finite make their row a bad row: such a row would be as near to every other, or to none.
 
 Cost: one pass over the texts, and on disk 4·D bytes for each row and column. ``tfidf`` is fitted on a sample of at
@@ -16,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation.errors import StepError
-from curation.pipelines.blocks import save, write_bad_rows
+from curation.pipelines.blocks import write_bad_rows
+from curation.pipelines.matrices import save_matrices
 from curation.pipelines.teachers import Float32, Teacher, Tfidf, load_teacher
 from curation.pipelines.workspace import Stage
 from curation.recipe import Embed
@@ -151,9 +153,10 @@ def _write(
         for mask, why in ((~finite, "null, not finite or of another length than the others"), (zero, "zero")):
             for row in rows[mask].tolist():
                 bad.setdefault(block.start + row, f"column {name!r}: {what} is {why}")
-        whole = np.zeros((block.rows, found.shape[1]), np.float32)
-        whole[rows] = found
-        save(columns[name].piece(block.number), whole)
+        if len(rows):
+            whole = np.zeros((block.rows, found.shape[1]), np.float32)
+            whole[rows] = found
+            save_matrices(columns[name].piece(block.number, "arrow"), {"vector": whole})
     listed = [BadRow(index, *source.locate(index), why) for index, why in bad.items()]
     write_bad_rows(stage, block, listed, quarantine=quarantine)
 

@@ -16,16 +16,15 @@ import numpy.typing as npt
 from curation.errors import StepError
 from curation.files import write_text
 from curation.pipelines.blocks import finite_or_none, save
-from curation.pipelines.mine import Layout, budget
+from curation.pipelines.gather import Layout
+from curation.pipelines.mine import budget
 from curation.pipelines.workspace import Stage
 from curation.plan import BatchPlan
 from curation.recipe import MineB3
-from curation.selectors._apart import conflict_columns, separate_clusters
-from curation.selectors._graph import Graph, build_graph
-from curation.selectors._partition import partition
-from curation.selectors._ranking import RankWindow, by_dataset
-from curation.selectors.b3 import B3, Communities, _induced
+from curation.selectors.b3 import B3
+from curation.selectors.communities import Communities, conflict_columns, join_cells
 from curation.selectors.quality import plan_quality, random_plan
+from curation.selectors.ranking import RankWindow, by_dataset
 
 Int64 = npt.NDArray[np.int64]
 
@@ -109,14 +108,13 @@ class CutCell:
         rows = np.flatnonzero(np.load(self.stage.folder / "cells.npy", mmap_mode="r") == cell.number)
         names = np.full(layout.rows + 1, -1, np.int32)
         names[rows] = np.arange(len(rows))
-        graph = build_graph(names[layout.array("window")[rows]], self.step.edges)
-        clusters = partition(graph, cluster_size=self.step.cluster_size, method=self.step.partitioner, seed=self.seed)
+        window = names[layout.array("window")[rows]]
         apart = layout.ids("apart")
         columns = None if apart is None else conflict_columns(apart[:, rows].T, len(rows))
-        if columns is not None:
-            clusters = separate_clusters(clusters, columns, graph)
-        write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": graph.edges}))
-        save(self.stage.piece(cell.number), clusters)
+        ranking = RankWindow(near=np.empty((len(rows), 0), np.int32), window=window)
+        found = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
+        write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": found.graph.edges}))
+        save(self.stage.piece(cell.number), found.clusters)
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,9 @@ class Group:
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         try:
             if self.cells is None:
-                found = communities(b3, ranking, apart, datasets, self.seed)
+                found = b3.communities(ranking, apart=apart, datasets=datasets, seed=self.seed)
             else:
-                found = self._from_cells(b3, ranking, apart, datasets)
+                found = self._from_cells(ranking, apart, datasets)
             plan = b3.batches(found, seed=self.seed)
         except ValueError as error:
             raise StepError(f"step {self.number} (b3): {error}") from error
@@ -186,23 +184,19 @@ class Group:
             **told[0].get("settings", {}),
         }
 
-    def _from_cells(self, b3: B3, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
+    def _from_cells(self, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
         assert self.cells is not None
         cells = np.load(self.cells.folder / "cells.npy")
-        clusters = np.empty(len(cells), np.int64)
-        first = edges = 0
-        for cell, rows in enumerate(by_dataset(cells, len(cells))):
-            clusters[rows] = first + np.load(self.cells.piece(cell))
-            first += -(-len(rows) // b3.cluster_size)
-            edges += json.loads(self.cells.piece(cell, "json").read_text(encoding="utf-8"))["edges"]
-        empty = Graph(np.zeros(len(cells) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint8))
-        return Communities(
-            clusters=clusters,
-            ranking=ranking,
-            graph=empty,
+        numbers = range(int(cells.max()) + 1)
+        told = [json.loads(self.cells.piece(cell, "json").read_text(encoding="utf-8")) for cell in numbers]
+        return join_cells(
+            ranking,
+            cells,
+            [np.load(self.cells.piece(cell)) for cell in numbers],
+            edges=sum(one["edges"] for one in told),
+            partitioner=self.step.partitioner,
             apart=apart,
             datasets=datasets,
-            metadata=_metadata(b3, ranking, first, edges),
         )
 
     def _lay_out(self, plan: BatchPlan, rows: int) -> None:
@@ -242,37 +236,6 @@ def b3_of(step: MineB3) -> B3:
         engine=step.engine,
         memory_budget=budget(step),
     )
-
-
-def communities(b3: B3, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None, seed: int) -> Communities:
-    """What :meth:`B3.mine` does once it has the ranks."""
-    graph = build_graph(ranking.window, b3.edges)
-    clusters = np.empty(len(graph), np.int64)
-    first = 0
-    for rows in by_dataset(datasets, len(graph)):
-        part = graph if datasets is None else _induced(graph, rows)
-        clusters[rows] = first + partition(part, cluster_size=b3.cluster_size, method=b3.partitioner, seed=seed)
-        first += -(-len(rows) // b3.cluster_size)
-    if apart is not None:
-        clusters = separate_clusters(clusters, apart, graph)
-    return Communities(
-        clusters=clusters,
-        ranking=ranking,
-        graph=graph,
-        apart=apart,
-        datasets=datasets,
-        metadata=_metadata(b3, ranking, first, graph.edges),
-    )
-
-
-def _metadata(b3: B3, ranking: RankWindow, count: int, edges: int) -> dict[str, str]:
-    return {
-        **ranking.metadata,
-        "partitioner": b3.partitioner,
-        "deterministic": str(b3.partitioner != "kaminpar" or b3.threads == 1).lower(),
-        "communities": str(count),
-        "graph_edges": str(edges),
-    }
 
 
 def _ranks(layout: Layout, name: str, count: int) -> npt.NDArray[Any]:

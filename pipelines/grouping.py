@@ -9,8 +9,9 @@ from typing import Any
 from curation.pipelines.choose import MarkBad
 from curation.pipelines.embed import CopyVectors, vector_width
 from curation.pipelines.executor import run_one
+from curation.pipelines.gather import Allocate, Gather, KeepApart, Layout
 from curation.pipelines.group import Cell, CutCell, Group, MakeCells
-from curation.pipelines.mine import Allocate, Gather, KeepApart, Layout, Merge, Search, search_pieces
+from curation.pipelines.mine import Merge, Search, search_pieces
 from curation.pipelines.requirements import vector_columns
 from curation.pipelines.stages import Stages
 from curation.pipelines.workspace import Stage, Workspace
@@ -49,10 +50,10 @@ class Grouping:
             Search(step, matrices, searches, seed),
             Merge(step, matrices, searches, ranks, len(pieces) // len(chunks)),
         )
-        for name, folder, task, todo in (("search", searches, search, pieces), ("rank", ranks, merge, chunks)):
-            self._all(f"{label}: {name}", folder, task, todo)
+        self._all(f"{label}: search", searches, search, pieces, "arrow")
+        self._all(f"{label}: rank", ranks, merge, chunks, "npy")
         for piece in pieces:
-            searches.piece(piece.number).unlink(missing_ok=True)
+            searches.piece(piece.number, "arrow").unlink(missing_ok=True)
         cells = self._cells(f"{label}: cut", matrices)
         group = Group(step, self.number, matrices, searches, cells, stage, self.reason, seed)
         done = self.stages.finish(f"{label}: group", stage, lambda: None, group, step.resources)
@@ -112,7 +113,7 @@ class Grouping:
         self.stages.finish(label, stage, each)
         return stage
 
-    def _all(self, label: str, stage: Stage, task: Any, pieces: Sequence[Any]) -> None:
+    def _all(self, label: str, stage: Stage, task: Any, pieces: Sequence[Any], suffix: str) -> None:
         self.stages.finish(
-            label, stage, lambda: self.stages.each(label, stage, task, pieces, resources=self.step.resources)
+            label, stage, lambda: self.stages.each(label, stage, task, pieces, suffix, resources=self.step.resources)
         )

@@ -53,11 +53,17 @@ class Tfidf:
         from threadpoolctl import threadpool_limits
 
         counts = _counts(texts)
-        idf = (np.log((1 + len(texts)) / (1 + counts.getnnz(axis=0))) + 1).astype(np.float32)
-        # The order of a sum, and with it the last bits, would depend on the number of threads.
-        with threadpool_limits(1):
-            svd = TruncatedSVD(min(dimensions, len(texts)), random_state=seed % 2**32).fit(_weighted(counts, idf))
-        return cls(idf, svd.components_.astype(np.float32))
+        appears = counts.getnnz(axis=0)
+        idf = (np.log((1 + len(texts)) / (1 + appears)) + 1).astype(np.float32)
+        # Columns without any word only cost time, and most have none; scikit-learn wants two at least.
+        used = np.union1d(np.flatnonzero(appears), [0, 1])
+        components = np.zeros((min(dimensions, len(texts), len(used)), FEATURES), np.float32)
+        # The order of a sum, and with it the last bits, would depend on the number of threads. The explained variance,
+        # which nobody reads, is 0/0 where all texts are alike.
+        with threadpool_limits(1), np.errstate(invalid="ignore"):
+            svd = TruncatedSVD(len(components), random_state=seed % 2**32)
+            components[:, used] = svd.fit(_weighted(counts, idf)[:, used]).components_
+        return cls(idf, components)
 
     def save(self, folder: Path) -> None:
         """Write ``idf.npy`` and then ``components.npy``."""

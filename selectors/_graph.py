@@ -10,12 +10,16 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from curation.gpu._threads import by_rows
+from curation.gpu.csr import build_csr
 
 Int64 = npt.NDArray[np.int64]
 
 EDGES = ("mutual", "either")
+# Entries below which the way to the GPU and back costs what it saves.
+WORTH_A_GPU = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +69,13 @@ class Graph:
         return graph
 
 
-def build_graph(neighbours: npt.ArrayLike, edges: str = "mutual") -> Graph:
+def build_graph(neighbours: Any, edges: str = "mutual") -> Graph:
     """Join i and j where each names the other (``"mutual"``) or where one does (``"either"``).
 
     Args:
         neighbours: int[N, m], the rows that each row names; -1 for none. A row's naming itself, or
-            another twice, counts for nothing.
+            another twice, counts for nothing. A torch tensor is worked on where it is
+            (:mod:`curation.gpu.csr`), and a large array on the GPU, where there is one with room.
         edges: B3's text (section 3) joins rows where either names the other; its script where both do.
 
     Returns:
@@ -82,6 +87,10 @@ def build_graph(neighbours: npt.ArrayLike, edges: str = "mutual") -> Graph:
     """
     if edges not in EDGES:
         raise ValueError(f"edges must be one of {', '.join(EDGES)}, not {edges!r}")
+    tensor = _on_gpu(neighbours)
+    if tensor is not None:
+        starts, columns, weights = (part.cpu().numpy() for part in build_csr(tensor, edges))  # type: ignore[arg-type]
+        return Graph(starts, columns, weights)
     rows = np.asarray(neighbours)
     if rows.ndim != 2:
         raise ValueError(f"neighbours must have shape [N, m], not {rows.shape}")
@@ -103,6 +112,19 @@ def build_graph(neighbours: npt.ArrayLike, edges: str = "mutual") -> Graph:
     if edges == "either":
         by_rows(_merge, count, starts, own, columns, weights)
     return Graph(starts, columns, weights)
+
+
+def _on_gpu(neighbours: Any) -> torch.Tensor | None:
+    """The rows as a tensor, where they are one or the GPU will be faster; None for the compiled path."""
+    if isinstance(neighbours, torch.Tensor):
+        return neighbours
+    rows = np.asarray(neighbours)
+    if rows.size < WORTH_A_GPU or not np.issubdtype(rows.dtype, np.signedinteger) or not torch.cuda.is_available():
+        return None
+    if 120 * rows.size >= torch.cuda.mem_get_info()[0]:
+        return None
+    # Of a map that is read only a copy: torch warns of those.
+    return torch.from_numpy(np.require(rows, requirements="W")).cuda()
 
 
 @numba.njit(cache=True, nogil=True)

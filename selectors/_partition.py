@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
 
-# networkx holds Python objects for every edge, and takes minutes above this.
-LOUVAIN_LIMIT = 50_000
+# networkx holds Python objects for every edge, and takes many minutes above this.
+LOUVAIN_LIMIT = 100_000
 
 
 def partition(graph: Graph, *, cluster_size: int, method: str = "kaminpar", threads: int = 1, seed: int = 0) -> Int64:

@@ -43,7 +43,7 @@ class Rule:
     """InfoBatch's parameters, as its docstring explains them, and what follows from them at an epoch's start.
 
     Raises:
-        ValueError: a parameter is out of range.
+        ValueError: a parameter is out of range, or torch knows no such device.
     """
 
     size: int
@@ -53,6 +53,7 @@ class Rule:
     quantiles: tuple[float, ...] | None
     form: str
     seed: int
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.epochs < 1:
@@ -63,6 +64,8 @@ class Rule:
             raise ValueError(f'form must be "coins" or "exact", not {self.form!r}')
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
+        if self.device is not None:
+            _check_device(self.device)
         ratios, quantiles = self.prune_ratio, self.quantiles
         if any(not 0 <= ratio < 1 for ratio in ratios):
             raise ValueError(f"prune_ratio must lie in [0, 1), not {ratios}: at 1 no weight makes up for the loss")
@@ -90,13 +93,38 @@ class Rule:
         """The fates of all examples in an epoch that starts with these scores, float32[N]."""
         if not self.prunes(epoch):
             return Fates(np.full(self.size, KEPT, np.uint8), self.no_weights())
-        cuts = thresholds(scores, self.quantiles)
         seed = (self.seed, epoch, _COINS)
+        if self.device is not None:
+            return self._decide_on(self.device, scores, seed)
+        cuts = thresholds(scores, self.quantiles)
         return decide(scores, cuts, self.prune_ratio, exact=self.form == "exact", seed=seed)
 
     def order(self, codes: Codes, epoch: int) -> Positions:
         """The order in which an epoch visits what it keeps; see :func:`shuffled_kept`."""
-        return shuffled_kept(codes, (self.seed, epoch, _ORDER))
+        seed = (self.seed, epoch, _ORDER)
+        if self.device is None:
+            return shuffled_kept(codes, seed)
+        import torch
+
+        from curation.gpu import pruning
+
+        order, kept = pruning.shuffled_kept(torch.from_numpy(codes).to(self.device), int(derive_key(seed)))
+        positions: Positions = order[: int(kept)].to(_position_type(len(codes))).cpu().numpy()
+        return positions
+
+    def _decide_on(self, device: str, scores: Floats, seed: tuple[int, ...]) -> Fates:
+        import torch
+
+        from curation.gpu import pruning
+
+        epoch = pruning.decide(
+            torch.from_numpy(scores).to(device),
+            self.prune_ratio,
+            quantiles=self.quantiles,
+            exact=self.form == "exact",
+            key=int(derive_key(seed)),
+        )
+        return Fates(epoch.codes.cpu().numpy(), epoch.weights.cpu().numpy())
 
     def expected_share(self, scores: Floats) -> float:
         """The share of the examples that an epoch before annealing keeps on average, with these scores."""
@@ -174,6 +202,21 @@ def shuffled_kept(codes: Codes, seed: tuple[int, ...]) -> Positions:
         buckets *= 2
     shuffle_into(codes, derive_key(seed), order, buckets)
     return order
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch can use here, or None, not {device!r}: {error}") from None
+
+
+def _position_type(size: int) -> Any:
+    import torch
+
+    return torch.int32 if size < 2**31 else torch.int64
 
 
 def derive_key(seed: tuple[int, ...]) -> np.uint64:

@@ -6,7 +6,11 @@ are learned from exact distances of a small sample of the candidates: orthogonal
 targets whose distances explain the sample's alignments, least squares weighs them. All candidates are then
 estimated in O(N · m) compressions, and only the best few per cent are scored exactly.
 
-It is an estimate: what it leaves out is lost. Tropp & Gilbert 2007 for the pursuit.
+The other estimate, ``"grams"``, compresses no pair at all: it counts the 4-grams that a text shares with each
+target, a sparse product that runs on any device, and two weights learned from the sample make alignments of them.
+On functions against docstrings it found 0.40 of the best 1 % in the best 5 % where the pursuit found all of them.
+
+Both are estimates: what they leave out is lost. Tropp & Gilbert 2007 for the pursuit.
 """
 
 import tempfile
@@ -19,6 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation.selectors._texts import TextBlock, text_blocks
+
+ESTIMATES = ("pursuit", "grams")
 
 SAMPLE = 512
 MOST_COLUMNS = 24

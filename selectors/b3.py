@@ -8,8 +8,7 @@ Costs: the search is O(N²·D) where exact and takes most of the time; the rest 
 m = ranks[1] - ranks[0]. :meth:`B3.mine` does all that once; :meth:`B3.batches` then makes any epoch's plan.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -19,39 +18,16 @@ import pyarrow as pa
 
 from curation.gpu.knn import ENGINES, METRICS, PRECISIONS
 from curation.plan import BatchPlan
-from curation.selectors._apart import conflict_columns, separate_clusters
-from curation.selectors._graph import EDGES, Graph, build_graph
+from curation.selectors._graph import EDGES
 from curation.selectors._negatives import hard_negatives
-from curation.selectors._partition import PARTITIONERS, partition
-from curation.selectors._ranking import RankWindow, by_dataset, rank_window
+from curation.selectors._partition import PARTITIONERS
 from curation.selectors._regroup import regroup
+from curation.selectors.communities import Communities, conflict_columns, find_communities
+from curation.selectors.ranking import RankWindow, rank_window
 
 __all__ = ["B3", "Communities", "RankWindow", "rank_window", "text_ids"]
 
-log = logging.getLogger(__name__)
-
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Communities:
-    """What :meth:`B3.mine` finds, and every epoch is drawn from.
-
-    Args:
-        clusters: int64[N], community of each row.
-        ranking: the rank window.
-        graph: the undirected graph of N nodes.
-        apart: int64[c, N] ids of rows that must not meet, or None.
-        datasets: int64[N], or None.
-        metadata: engine, partitioner and sizes, as strings.
-    """
-
-    clusters: Int64
-    ranking: RankWindow
-    graph: Graph
-    apart: Int64 | None
-    datasets: Int64 | None
-    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,29 +153,23 @@ class B3:
             similarity_ceiling=self.similarity_ceiling, positive_margin=self.positive_margin,
             engine=self.engine, precision=self.precision, memory_budget=self.memory_budget, seed=seed,
         )  # fmt: skip
-        graph = build_graph(ranking.window, self.edges)
-        if graph.edges == 0:
-            log.warning("no edges: ranks %s leave nothing of %d rows; communities go by index", self.ranks, size)
-        clusters = np.empty(size, np.int64)
-        first = 0
-        for rows in by_dataset(sets, size):
-            part = graph if sets is None else _induced(graph, rows)
-            clusters[rows] = first + partition(
-                part, cluster_size=self.cluster_size, method=self.partitioner, threads=self.threads, seed=seed
-            )
-            first += -(-len(rows) // self.cluster_size)
-        if apart is not None:
-            clusters = separate_clusters(clusters, apart, graph)
-        metadata = {
-            **ranking.metadata,
-            "partitioner": self.partitioner,
-            "deterministic": str(self.partitioner != "kaminpar" or self.threads == 1).lower(),
-            "communities": str(first),
-            "graph_edges": str(graph.edges),
-        }
-        return Communities(
-            clusters=clusters, ranking=ranking, graph=graph, apart=apart, datasets=sets, metadata=metadata
-        )
+        return self.communities(ranking, apart=apart, datasets=sets, seed=seed)
+
+    def communities(
+        self, ranking: RankWindow, *, apart: Int64 | None = None, datasets: Int64 | None = None, seed: int = 0
+    ) -> Communities:
+        """Graph and partition of ranks that are known: the second half of :meth:`mine`.
+
+        Args:
+            ranking: N rows.
+            apart: int64[c, N], as :func:`curation.selectors.communities.conflict_columns` gives them.
+            datasets: int64[N] ids 0.., within which the ranks are.
+            seed: of the partition.
+        """
+        return find_communities(
+            ranking, cluster_size=self.cluster_size, edges=self.edges, partitioner=self.partitioner,
+            threads=self.threads, apart=apart, datasets=datasets, seed=seed,
+        )  # fmt: skip
 
     def batches(self, found: Communities, *, seed: int = 0, epoch: int = 0) -> BatchPlan:
         """An epoch's plan from communities: O(N log N), no search.
@@ -246,13 +216,3 @@ def _apart(groups: npt.ArrayLike | None, duplicates: npt.ArrayLike | None, size:
         given = given[:, None] if given.ndim == 1 else given
         columns += [_column(column, "duplicates", size) for column in given.T]
     return conflict_columns(np.stack(columns, 1), size) if columns else None
-
-
-def _induced(graph: Graph, rows: Int64) -> Graph:
-    # Edges never leave a data set, so its rows only need new names.
-    names = np.full(len(graph), -1, graph.neighbours.dtype)
-    names[rows] = np.arange(len(rows))
-    degrees = np.diff(graph.starts)[rows]
-    starts = np.append(0, np.cumsum(degrees)).astype(np.int64)
-    places = np.arange(starts[-1]) + np.repeat(graph.starts[rows] - starts[:-1], degrees)
-    return Graph(starts, names[graph.neighbours[places]], graph.weights[places])

@@ -10,7 +10,6 @@ while its order is in use. So 10^9 candidates take 5 GB, and up to 4 GB more for
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -21,9 +20,9 @@ import torch.distributed as dist
 
 from curation.selection import Selection
 from curation.selectors._checks import check_state, checked_losses, checked_positions, restored
-from curation.selectors._gather import PairGather, world
 from curation.selectors._pruning import Rule
 from curation.selectors._pruning_kernels import DROPPED, KEPT
+from curation.selectors._running_losses import RunningLosses
 from curation.selectors._schedule import by_progress as by_progress
 from curation.selectors._schedule import cosine as cosine
 from curation.selectors._schedule import one_cycle as one_cycle
@@ -64,6 +63,9 @@ class InfoBatch:
         sync: with several ranks, ``"step"`` gathers losses in every :meth:`update` (one all-gather);
             ``"epoch"`` keeps them until the next epoch starts, or :meth:`synchronize`.
         group: the process group of the ranks that share the examples; None is the default group.
+        device: where an epoch's start is worked out, such as ``"cuda"``; the same on all ranks. What is kept, and
+            its weights, are the host's (``form="exact"`` keeps another subset of the same size); the order is
+            another one.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -81,6 +83,7 @@ class InfoBatch:
         seed: int = 0,
         sync: Literal["step", "epoch"] = "step",
         group: dist.ProcessGroup | None = None,
+        device: str | None = None,
     ) -> None:
         if sync not in ("step", "epoch"):
             raise ValueError(f'sync must be "step" or "epoch", not {sync!r}')
@@ -92,24 +95,27 @@ class InfoBatch:
             quantiles=None if quantiles is None else tuple(float(q) for q in quantiles),
             form=form,
             seed=seed,
+            device=device,
         )
         self.size, self.epochs, self.sync = size, epochs, sync
-        self.nonfinite = 0
         self.current: int | None = None
-        self._scores = np.full(size, np.nan, np.float32)
+        self._losses = RunningLosses(size, sync=sync, group=group)
         self._codes = np.full(size, KEPT, np.uint8)
         self._weights = self.rule.no_weights()
         self._kept = size
         self._seen = 0
-        self._pending: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
-        self._gather = PairGather(group)
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
         """float32[N], the last loss of each example, NaN where none is known; a live view, not to be written."""
-        view = self._scores.view()
+        view = self._losses.values.view()
         view.flags.writeable = False
         return view
+
+    @property
+    def nonfinite(self) -> int:
+        """How many losses were NaN or infinite."""
+        return self._losses.nonfinite
 
     @property
     def annealing_from(self) -> int:
@@ -130,7 +136,7 @@ class InfoBatch:
         return Selection(
             indices=indices,
             weights=self._weights[self._codes[indices]],
-            scores=self._scores[indices].astype(np.float64),
+            scores=self._losses.values[indices].astype(np.float64),
             size=self.size,
         )
 
@@ -149,7 +155,7 @@ class InfoBatch:
         if epoch == self.current:
             return
         self.synchronize()
-        fates = self.rule.decide(self._scores, epoch)
+        fates = self.rule.decide(self._losses.values, epoch)
         self._codes, self._weights = fates.codes, fates.weights
         self._kept = int(np.count_nonzero(self._codes))
         self._seen = 0
@@ -164,7 +170,7 @@ class InfoBatch:
 
         Changes nothing; with ``sync="epoch"`` call :meth:`synchronize` before, for losses still held back.
         """
-        codes = self._codes if epoch == self.current else self.rule.decide(self._scores, epoch).codes
+        codes = self._codes if epoch == self.current else self.rule.decide(self._losses.values, epoch).codes
         kept: npt.NDArray[np.bool_] = codes != DROPPED
         return kept
 
@@ -192,13 +198,7 @@ class InfoBatch:
         """
         positions, values = checked_losses(indices, losses, self.size)
         weights = self.weights(positions)
-        if self.sync == "epoch" and world(self._gather.group)[1] > 1:
-            self._pending.append((positions.copy(), values.copy()))
-            self._seen += len(positions) * world(self._gather.group)[1]
-        else:
-            positions, values = self._gather(positions, values)
-            self._seen += len(positions)
-            self._record(positions, values)
+        self._seen += self._losses.take(positions, values)
         if isinstance(losses, torch.Tensor):
             return losses * torch.from_numpy(weights).to(losses.device)
         return np.asarray(losses) * weights
@@ -224,11 +224,7 @@ class InfoBatch:
 
         Call it on all ranks before saving :meth:`state_dict` in the middle of an epoch.
         """
-        if self.sync == "epoch":
-            empty = np.empty(0, np.int64), np.empty(0, np.float32)
-            indices, losses = zip(empty, *self._pending, strict=True)
-            self._pending = []
-            self._record(*self._gather(np.concatenate(indices), np.concatenate(losses)))
+        self._losses.synchronize()
 
     def filter(self, items: Iterable[Any], id_of: Callable[[Any], int] | str | int) -> Iterator[tuple[int, Any]]:
         """Of a stream, the items that the current epoch keeps, each with its id; call :meth:`begin` first.
@@ -258,29 +254,24 @@ class InfoBatch:
         Later epochs are reckoned with the present scores, so ask again at each epoch's start. ``batch_size``
         is one rank's, times the accumulation steps; ``world_size`` None is that of torch.distributed.
         """
-        per_step = batch_size * (world(self._gather.group)[1] if world_size is None else world_size)
+        per_step = batch_size * (self._losses.ranks if world_size is None else world_size)
         now = self.current or 0
         steps = math.ceil(max(0, self._kept - self._seen) / per_step)
         pruned = sum(self.rule.prunes(epoch) for epoch in range(now + 1, self.epochs))
         full = max(0, self.epochs - now - 1 - pruned)
-        share = self.rule.expected_share(self._scores)
+        share = self.rule.expected_share(self._losses.values)
         return steps + pruned * math.ceil(share * self.size / per_step) + full * math.ceil(self.size / per_step)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything: tensors and plain values, so ``torch.load(weights_only=True)`` reads it."""
-        pending_indices = [indices for indices, _ in self._pending] or [np.empty(0, np.int64)]
-        pending_losses = [losses for _, losses in self._pending] or [np.empty(0, np.float32)]
         return {
             "version": 1,
             **self.rule.identity(),
             "epoch": self.current,
             "seen": self._seen,
-            "nonfinite": self.nonfinite,
-            "scores": torch.from_numpy(self._scores.copy()),
+            **self._losses.state(),
             "codes": torch.from_numpy(self._codes.copy()),
             "weights": torch.from_numpy(self._weights.copy()),
-            "pending_indices": torch.from_numpy(np.concatenate(pending_indices)),
-            "pending_losses": torch.from_numpy(np.concatenate(pending_losses)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,26 +282,10 @@ class InfoBatch:
         """
         identity = self.rule.identity()
         check_state(state, {*_STATE, *identity}, identity, "InfoBatch")
-        scores, codes = restored(state["scores"], np.float32), restored(state["codes"], np.uint8)
-        if scores.shape != (self.size,) or codes.shape != (self.size,):
-            raise ValueError(f"scores has shape {scores.shape} and codes {codes.shape}, not ({self.size},)")
-        self._scores, self._codes = scores, codes
-        self._weights = restored(state["weights"], np.float32)
+        codes = restored(state["codes"], np.uint8)
+        if codes.shape != (self.size,):
+            raise ValueError(f"codes has shape {codes.shape}, not ({self.size},)")
+        self._losses.restore(state)
+        self._codes, self._weights = codes, restored(state["weights"], np.float32)
         self._kept = int(np.count_nonzero(codes))
-        self.current, self._seen, self.nonfinite = state["epoch"], state["seen"], state["nonfinite"]
-        held = restored(state["pending_indices"], np.int64), restored(state["pending_losses"], np.float32)
-        self._pending = [held] if len(held[0]) else []
-
-    def _record(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None:
-        bad = ~np.isfinite(losses)
-        if bad.any():
-            if self.nonfinite == 0:
-                warnings.warn(
-                    f"the loss of example {positions[bad][0]} is {losses[bad][0]}: it stays in training, and takes "
-                    "no part in the mean. InfoBatch.nonfinite counts such losses; this is said once.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            self.nonfinite += int(bad.sum())
-        # Of a position that repeats, the last one counts: the order is the ranks', so all agree.
-        self._scores[positions] = np.where(bad, np.float32(np.nan), losses)
+        self.current, self._seen = state["epoch"], state["seen"]

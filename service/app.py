@@ -11,17 +11,29 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 from curation.service import dashboard, problems
+from curation.service.arrays import compute
+from curation.service.choices import Choices
 from curation.service.datasets import Datasets
 from curation.service.gate import Gate
 from curation.service.keeper import Keeper
+from curation.service.logs import AccessLog
 from curation.service.metrics import Metrics
-from curation.service.routers import operations, select, sessions
+from curation.service.routers import choices, operations, progress, select, sessions
 from curation.service.routers.state import Parts
+from curation.service.routers.step import Shortcut, Step
 from curation.service.security import Guard
 from curation.service.settings import Settings
 from curation.service.store import Store
 
-ROUTERS = (sessions.router, select.router, operations.router, dashboard.router, dashboard.pages)
+ROUTERS = (
+    sessions.router,
+    choices.router,
+    progress.router,
+    select.router,
+    operations.router,
+    dashboard.router,
+    dashboard.pages,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -34,37 +46,43 @@ def create_app(settings: Settings) -> FastAPI:
     store = Store(settings.store)
     keeper = Keeper(store, resident_bytes=settings.resident_bytes)
     metrics = Metrics(lambda: keeper.in_memory)
+    log = AccessLog()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(store.own)
-        keeper.writer.start()
         try:
             yield
         finally:
             await asyncio.to_thread(keeper.writer.stop)
             store.close()
+            log.flush()
 
     app = FastAPIOffline(
         title="curation",
         version=_version(),
         summary="Batch indices over the network, exactly once, whatever dies.",
         lifespan=lifespan,
+        # /metrics and the logs tell what happens; looking for OpenTelemetry's providers costs each request more.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    slots = asyncio.Semaphore(settings.select_threads)
     app.state.parts = Parts(
         settings=settings,
         store=store,
         keeper=keeper,
+        choices=Choices(keeper, lambda work: compute(slots, work), most_rows=settings.max_pairs),
         guard=Guard(settings, store),
         metrics=metrics,
         datasets=Datasets(settings.datasets),
-        select_slots=asyncio.Semaphore(settings.select_threads),
+        select_slots=slots,
     )
-    app.router.routes.insert(0, sessions.STEP_ROUTE)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.add_middleware(Gate, settings=settings, metrics=metrics, log=log)
+    step = Gate(Step(app.state.parts), settings=settings, metrics=metrics, log=log)
+    app.middleware_stack = Shortcut(step, app.build_middleware_stack())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -75,7 +93,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for model in (*sessions.SCHEMAS, *select.SCHEMAS):
+        for model in (*sessions.SCHEMAS, *choices.SCHEMAS, *select.SCHEMAS):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

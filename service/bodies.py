@@ -76,13 +76,18 @@ def is_arrow(request: Request) -> bool:
     Raises:
         Refusal: it is neither, or it is encoded.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
+    return is_arrow_kind(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
+
+
+def is_arrow_kind(kind: str, encoding: str) -> bool:
+    """:func:`is_arrow`, of the headers Content-Type and Content-Encoding."""
+    encoding = encoding.strip().lower()
+    if encoding not in ("", "identity"):
         raise Refusal(
             "bad-media-type",
             f"Content-Encoding is {encoding[:40]!r}: send the body as it is (buffers of Arrow may be compressed)",
         )
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = kind.partition(";")[0].strip().lower()
     if kind == ARROW:
         return True
     if kind == JSON:
@@ -96,8 +101,12 @@ def wants_arrow(request: Request) -> bool:
     Raises:
         Refusal: the client takes neither.
     """
-    accept = request.headers.get("accept")
-    if not accept or accept == JSON:
+    return accepts_arrow(request.headers.get("accept", ""))
+
+
+def accepts_arrow(accept: str) -> bool:
+    """:func:`wants_arrow`, of the header Accept."""
+    if accept in ("", JSON):
         return False
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     if ARROW in kinds:
@@ -116,7 +125,7 @@ def read_step(body: bytes, arrow: bool, most: int) -> StepAsk:
     return _step_from_arrow(body, most) if arrow else _step_from_json(body)
 
 
-def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
+def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
     """The answer to a step request; without a batch where none was asked for."""
     if batch is None:
         batch = _NOTHING
@@ -132,20 +141,24 @@ def write_step(batch: Batch | None, generation: int, arrow: bool) -> Response:
             "end_of_session": end_of_session,
             "generation": generation,
         }
-        return Response(to_json(answer), media_type=JSON)
-    schema = pa.schema(
-        _STEP_FIELDS,
-        {
-            "epoch": "" if epoch < 0 else str(epoch),
-            "step": "" if step < 0 else str(step),
-            "epoch_end": "" if step < 0 else str(epoch_end),
-            "end_of_epoch": str(int(batch.end_of_epoch)),
-            "end_of_session": str(int(end_of_session)),
-            "generation": str(generation),
-        },
-    )
-    parts = (schema.serialize(), _head(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
-    return Response(b"".join((*parts, _padding(weights), _END)), media_type=ARROW)
+        return to_json(answer)
+    schema = _schema(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation)
+    parts = (schema, _head(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
+    return b"".join((*parts, _padding(weights), _END))
+
+
+@lru_cache(maxsize=1024)
+def _schema(epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_session: bool, generation: int) -> bytes:
+    """The message that a step's answer begins with: the same for all of its ranks."""
+    metadata = {
+        "epoch": "" if epoch < 0 else str(epoch),
+        "step": "" if step < 0 else str(step),
+        "epoch_end": "" if step < 0 else str(epoch_end),
+        "end_of_epoch": str(int(end_of_epoch)),
+        "end_of_session": str(int(end_of_session)),
+        "generation": str(generation),
+    }
+    return pa.schema(_STEP_FIELDS, metadata).serialize().to_pybytes()  # type: ignore[no-any-return]
 
 
 def read_tables(body: bytes, most: int) -> tuple[dict[str, Any], pa.Table]:
@@ -242,13 +255,15 @@ def _step_from_arrow(body: bytes, most: int) -> StepAsk:
 def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
     steps, losses = batch["step"], batch["losses"]
     kind = losses.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
+    if not isinstance(losses, pa.ListArray | pa.LargeListArray) or not pa.types.is_floating(kind.value_type):
         raise Refusal("bad-body", f"column losses must be a list of floats for each step, not {kind}")
     if not pa.types.is_integer(steps.type) or steps.null_count or losses.null_count:
         raise Refusal("bad-body", f"column step must be integers, not {steps.type}, and no row of either may be null")
     offsets = losses.offsets.to_numpy()
-    with np.errstate(over="ignore"):
-        values = losses.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    values = losses.values.to_numpy(zero_copy_only=False)
+    if values.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
     return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
 
 

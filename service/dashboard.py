@@ -16,14 +16,10 @@ from pydantic import BaseModel, Field
 from curation.manifest import REPORT, Manifest
 from curation.service import browse, overview
 from curation.service.methods import PlanMethod
-from curation.service.routers.sessions import (
-    EpochState,
-    SessionId,
-    SessionState,
-    list_epochs,
-    problems,
-    read_session,
-)
+from curation.service.routers.described import SessionId, problems
+from curation.service.routers.progress import list_epochs
+from curation.service.routers.session_models import EpochState, SessionState
+from curation.service.routers.sessions import read_session
 from curation.service.routers.state import Here, Parts, Reader
 from curation.service.sessions import Refusal
 

@@ -3,87 +3,17 @@
 To add one, write a class with the four members of :class:`curation.service.sessions.Method` and name it there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation.plan import BatchPlan
+from curation.service.epochs import Batches, Ordered
 from curation.service.sessions import Epoch, Indices, Layout, Losses, Method, Refusal, SessionSpec, State, Weights
-
-
-class Ordered:
-    """An epoch that is one long order of rows, cut into steps and shares by a :class:`Layout`.
-
-    Args:
-        layout: how the order is cut.
-        take: int64[stop - start] positions and float32 weights of ``order[start:stop]``.
-        nbytes: what ``take`` keeps resident.
-        reweighted: rows whose weight is not 1.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        take: Callable[[int, int], tuple[Indices, Weights]],
-        *,
-        nbytes: int = 0,
-        reweighted: int = 0,
-    ) -> None:
-        self.layout = layout
-        self.steps = layout.steps
-        self.rows = layout.rows
-        self.nbytes = nbytes
-        self.reweighted = reweighted
-        self.take = take
-
-    def length(self, rank: int, step: int) -> int:
-        start, stop = self.layout.span(rank, step)
-        return stop - start
-
-    def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
-        return self.take(*self.layout.span(rank, step))
-
-    def everything(self) -> Indices:
-        """int64[rows]: the whole order."""
-        return self.take(0, self.rows)[0]
-
-
-class Batches:
-    """An epoch of a :class:`BatchPlan`: step s gives rank r the batch ``order[s * world_size + r]``, whole.
-
-    Batches left over at the end (fewer than ranks) are joined and their rows shared out, so that every rank has the
-    same number of steps and no row is lost; ``drop_last`` leaves them out.
-    """
-
-    def __init__(self, plan: BatchPlan, order: npt.NDArray[np.int64], spec: SessionSpec) -> None:
-        self.plan, self.order, self.world = plan, order, spec.world_size
-        full, rest = divmod(len(plan), self.world)
-        self._tail: Indices | None = None
-        if rest and (full == 0 or not spec.drop_last):
-            self._tail = np.concatenate([plan[int(b)] for b in order[full * self.world :]])
-        self.steps = full + (self._tail is not None)
-        self.rows = len(plan.indices)
-        self.nbytes = plan.indices.nbytes + plan.offsets.nbytes + order.nbytes
-        self.reweighted = 0
-
-    def length(self, rank: int, step: int) -> int:
-        return len(self._rows(rank, step))
-
-    def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
-        rows = self._rows(rank, step)
-        return rows.astype(np.int64), np.ones(len(rows), np.float32)
-
-    def _rows(self, rank: int, step: int) -> Indices:
-        if self._tail is not None and step == self.steps - 1:
-            n = len(self._tail)
-            return self._tail[n * rank // self.world : n * (rank + 1) // self.world]
-        return self.plan[int(self.order[step * self.world + rank])]
-
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -181,14 +111,14 @@ def _plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Metho
 
 
 def _infobatch(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
-    # torch takes seconds to import: a server that only hands out plans starts without it.
-    from curation.service.online import infobatch
+    from curation.service.infobatch import infobatch  # numba, as above
 
     return infobatch(spec, size)
 
 
 def _acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
-    from curation.service.online import acquisition
+    # torch takes seconds to import: a server that hands out no such sessions does without it.
+    from curation.service.acquisition import acquisition
 
     return acquisition(spec, size, tables)
 
@@ -216,6 +146,25 @@ METHODS: Mapping[str, Maker] = {
     "plan": _plan,
     "random": _random,
 }
+
+
+RESIDENT: Mapping[str, int] = {"acquisition": 12, "infobatch": 9}
+"""Bytes in memory for each candidate, of the methods that keep any."""
+
+
+def check_size(spec: SessionSpec, size: int, resident_bytes: int) -> None:
+    """Refuse a session whose epochs would not fit in what the server keeps in memory.
+
+    Raises:
+        Refusal: says what it would need.
+    """
+    needed = RESIDENT.get(spec.method, 0) * size
+    if needed > resident_bytes:
+        raise Refusal(
+            "bad-parameters",
+            f"method {spec.method} over {size} candidates takes {needed} bytes of memory, and this server's limit "
+            f"(resident_bytes) is {resident_bytes}",
+        )
 
 
 def make_method(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:

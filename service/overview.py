@@ -8,10 +8,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
+from curation.service.commits import LOSS
 from curation.service.keeper import Entry
 from curation.service.migrations import epochs, reports, sessions
 from curation.service.sessions import Session, SessionSpec
-from curation.service.store import LOSS, Store
+from curation.service.store import Store
 
 POINTS = 240
 RANKS = 8

@@ -71,12 +71,11 @@ def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, key
         row, column = from_row, from_column
         while True:
             for r in range(0, len(keys), 2):
+                # Modulo without a branch, which would be guessed wrong every other time: below zero wraps to huge.
                 row += _mixed(column, keys[r], rows)
-                if row >= rows:
-                    row -= rows
+                row = min(row, row - rows)
                 column += _mixed(row, keys[r + 1], columns)
-                if column >= columns:
-                    column -= columns
+                column = min(column, column - columns)
             value = row * columns + column
             if value < end:
                 break

@@ -79,6 +79,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
                     ):
                         ahead.append(pool.submit(self._ask, step))
                         asked = step + 1
+                    batch = self._chosen(batch)
                     self._pending[self._step] = batch
                     self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
                     yield batch.indices.tolist()
@@ -153,6 +154,10 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self.generation = info.generation
         self._step, self._done = state["step"], state["step"] == info.total_steps
         self._pending, self._reports, self._ahead = OrderedDict(), [], None
+
+    def _chosen(self, batch: StepBatch) -> StepBatch:
+        """What is trained on of a batch that was handed out."""
+        return batch
 
     def _next(self) -> StepBatch:
         if self._ahead is None:

@@ -4,6 +4,7 @@
 answer any request: what they must agree on is in the store, and each computes the same from it.
 """
 
+import os
 import signal
 import threading
 from typing import Any
@@ -12,10 +13,11 @@ from fastapi import FastAPI
 from ray import serve
 
 from curation.service.app import create_app
+from curation.service.database import StoreError
 from curation.service.logs import configure
 from curation.service.security import check_exposure
 from curation.service.settings import Settings, load_settings
-from curation.service.store import Store, StoreError
+from curation.service.store import Store
 
 NAME = "curation"
 
@@ -39,7 +41,8 @@ def run_on_ray(settings: Settings, replicas: int) -> None:
     application = _application(settings, replicas)
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False)
+        # Named, because Ray would otherwise look for a cluster that somebody left on this machine, dead or alive.
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(application, name=NAME, route_prefix="/")
     stop = threading.Event()

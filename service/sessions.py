@@ -50,7 +50,9 @@ class SessionSpec(BaseModel):
         default=None, description="N, the number of candidates; given by the dataset where one is named"
     )
     dataset: str | None = Field(default=None, description="a curated dataset under one of the server's roots")
-    batch_size: int = Field(ge=1, le=1 << 20, description="rows of one rank's batch")
+    batch_size: int = Field(
+        ge=1, le=1 << 20, description="rows of one rank's batch; with jest, of its part of a super-batch"
+    )
     epochs: int = Field(default=1, ge=1, le=1_000_000)
     world_size: int = Field(default=1, ge=1, le=65_536, description="ranks that share each step")
     seed: int = Field(default=0, ge=0, lt=1 << 63)
@@ -126,7 +128,7 @@ class Epoch(Protocol):
         """Resident bytes."""
 
     def length(self, rank: int, step: int) -> int:
-        """Rows of a batch; ``step`` counts within the epoch."""
+        """How many losses a report of a batch has; ``step`` counts within the epoch."""
 
     def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
         """int64[n] positions and float32[n] weights of a batch; ``step`` counts within the epoch."""

@@ -5,31 +5,25 @@ each candidate. On SQLite every commit is on disk when it returns (WAL, ``synchr
 time owns the file; on PostgreSQL several replicas share the store.
 """
 
-import fcntl
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from sqlalchemy import Connection, Engine, bindparam, create_engine, delete, event, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from curation.errors import CurationError
+from curation.service.blobs import get_blob, pack_state, put_blob, unpack_state
+from curation.service.commits import LOSS, Commits, Write
+from curation.service.database import checked_url, make_engine, own_file
 from curation.service.migrations import blobs, epochs, migrate, reports, sessions, tokens
 from curation.service.sessions import EpochRecord, Layout, Refusal, Report, SessionSpec, State
 
-PART = 16 << 20
 CHOICE = "choice"
-LOSS = np.dtype("<f4")
 
 # Built once: for a group of reports, building them took as long as running them. In the order of keys, so that two
 # replicas never wait for each other's rows.
@@ -39,10 +33,6 @@ _GENERATIONS = (
     .order_by(sessions.c.key)
 )
 _LOCKED_GENERATIONS = _GENERATIONS.with_for_update(read=True)
-
-
-class StoreError(CurationError):
-    """The store cannot be opened: its URL is wrong, or another server owns it."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +60,6 @@ class Token(NamedTuple):
     revoked: float | None
 
 
-class Write(NamedTuple):
-    """Reports of one session, valid while the session is of this generation."""
-
-    key: int
-    generation: int
-    reports: Sequence[Report]
-
-
 class Store:
     """One store.
 
@@ -90,14 +72,15 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _checked(url)
+        self.url = checked_url(url)
         self.shared = self.url.get_backend_name() == "postgresql"
-        self.engine = _engine(self.url)
+        self.engine = make_engine(self.url)
         self._writes = self.engine.execution_options(immediate=True)
         self._one_writer = threading.Lock()
         self._owner: Any = None
-        self._upsert = (postgresql if self.shared else sqlite).insert
+        self._upsert = _upsert(self.shared)
         self._add_reports = self._upsert(reports).on_conflict_do_nothing()
+        self._commits = Commits(self.engine)
         migrate(self._writes)
 
     def own(self) -> None:
@@ -108,15 +91,7 @@ class Store:
         """
         if self.shared or self._owner is not None:
             return
-        lock = Path(f"{self.url.database}.lock").open("w")  # noqa: SIM115 (held for the life of the server)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise StoreError(
-                f"{self.url.database}: another server owns this store. Stop it, or use PostgreSQL for several replicas."
-            ) from error
-        self._owner = lock
+        self._owner = own_file(str(self.url.database))
 
     @property
     def safe_url(self) -> str:
@@ -125,6 +100,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of all connections, and of the file."""
+        self._commits.close()
         self.engine.dispose()
         if self._owner is not None:
             self._owner.close()
@@ -165,15 +141,15 @@ class Store:
             if key is None:
                 return None
             for name, data in tables.items():
-                _put_blob(connection, key, f"table:{name}", 0, data)
+                put_blob(connection, key, f"table:{name}", 0, data)
             if records:
                 connection.execute(insert(epochs), [_epoch_row(key, record) for record in records])
             if state is not None and base > 0:
-                _put_blob(connection, key, "state", base, pack_state(state))
+                put_blob(connection, key, "state", base, pack_state(state))
             if given:
                 connection.execute(insert(reports), [_report_row(key, report) for report in given])
             for step, data in choices.items():
-                _put_blob(connection, key, CHOICE, step, data)
+                put_blob(connection, key, CHOICE, step, data)
         return SessionRow(key, id, owner, 0, spec, size, base, created)
 
     def session(self, id: str) -> SessionRow | None:
@@ -206,7 +182,7 @@ class Store:
             kinds = connection.execute(
                 select(blobs.c.kind).where(blobs.c.session == key, blobs.c.kind.like("table:%")).distinct()
             )
-            return {kind[6:]: _get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
+            return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
 
     # Epochs
 
@@ -230,7 +206,7 @@ class Store:
             if done.rowcount == 0:
                 return False
             if record.number > 0:
-                _put_blob(connection, key, "state", record.number, pack_state(state))
+                put_blob(connection, key, "state", record.number, pack_state(state))
             connection.execute(
                 delete(blobs).where(
                     blobs.c.session == key,
@@ -249,7 +225,7 @@ class Store:
                     blobs.c.session == key, blobs.c.kind == "state", blobs.c.number <= number
                 )
             ).scalar_one()
-            data = None if found is None else _get_blob(connection, key, "state", found)
+            data = None if found is None else get_blob(connection, key, "state", found)
         return None if found is None or data is None else (found, unpack_state(data))
 
     def rewind(self, key: int, generation: int, step: int, epoch: int) -> int:
@@ -279,9 +255,13 @@ class Store:
         A report that is there already stays as it is. Returns for each what hindered it: its session was rewound or
         deleted by another replica.
         """
+        if not self.shared:
+            with self._one_writer:
+                done = self._commits.add(writes)
+            return [None if one else _outdated() for one in done]
         keys = {"keys": list({write.key for write in writes})}
         some = any(write.reports for write in writes)
-        query = _LOCKED_GENERATIONS if some and self.shared else _GENERATIONS
+        query = _LOCKED_GENERATIONS if some else _GENERATIONS
         with self._writing() if some else self.engine.connect() as connection:
             known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
             rows = [
@@ -348,85 +328,21 @@ class Store:
         return done.rowcount > 0
 
     @contextmanager
+    def changing(self, key: int, generation: int) -> Iterator[Connection]:
+        """A transaction that changes one session; others that do wait.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self._writing() as connection:
+            _check_generation(connection, key, generation, self.shared)
+            yield connection
+
+    @contextmanager
     def _writing(self) -> Iterator[Connection]:
         """A transaction; on SQLite one at a time in this process, which is fairer than its busy handler."""
         with nullcontext() if self.shared else self._one_writer, self._writes.begin() as connection:
             yield connection
-
-
-def pack_state(state: State) -> bytes:
-    """A state as an Arrow IPC stream of one row, a list column for each array."""
-    columns = {
-        name: pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(values))
-        for name, values in state.items()
-    }
-    batch = pa.record_batch(columns) if columns else pa.record_batch({"none": pa.array([0])})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
-
-
-def unpack_state(data: bytes) -> State:
-    """The inverse of :func:`pack_state`; views of ``data``."""
-    batch = pa.ipc.open_stream(data).read_next_batch()
-    return {name: batch[name].values.to_numpy() for name in batch.schema.names if name != "none"}
-
-
-def _checked(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StoreError(f"{url!r} is not a store URL: use sqlite:///file or postgresql+psycopg://...") from error
-    if parsed.get_backend_name() == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() != "sqlite":
-        raise StoreError(
-            f"a store on {parsed.get_backend_name()} is unknown: use sqlite:///file or postgresql+psycopg://..."
-        )
-    if parsed.database in (None, "", ":memory:"):
-        raise StoreError("a store in memory would lose what it acknowledged: name a file, as in sqlite:///sessions.db")
-    return parsed
-
-
-def _engine(url: URL) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_pre_ping=True, pool_size=8, pool_timeout=10, connect_args={"connect_timeout": 5})
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=8, pool_timeout=10, connect_args={"check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    return engine
-
-
-def _put_blob(connection: Connection, key: int, kind: str, number: int, data: bytes) -> None:
-    view = memoryview(data)
-    for part, start in enumerate(range(0, max(len(data), 1), PART)):
-        connection.execute(
-            insert(blobs).values(
-                session=key, kind=kind, number=number, part=part, data=bytes(view[start : start + PART])
-            )
-        )
-
-
-def _get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes | None:
-    query = (
-        select(blobs.c.data)
-        .where(blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number)
-        .order_by(blobs.c.part)
-    )
-    parts = connection.execute(query).scalars().all()
-    return b"".join(parts) if parts else None
 
 
 def _check_generation(connection: Connection, key: int, generation: int, shared: bool) -> None:
@@ -434,6 +350,15 @@ def _check_generation(connection: Connection, key: int, generation: int, shared:
     found = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
     if found != generation:
         raise _outdated()
+
+
+def _upsert(shared: bool) -> Any:
+    """The ``insert`` that knows conflicts. PostgreSQL's takes long to import: only who has one pays."""
+    if shared:
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+    return insert
 
 
 def _outdated() -> Refusal:

@@ -1,40 +1,40 @@
-"""Group commit: one thread writes the reports of all requests that wait, in one transaction, and then answers them."""
+"""Group commit: the reports of all requests that wait go to the store in one transaction, and then all are answered."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
-from queue import Empty, SimpleQueue
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from curation.service.commits import Write
 from curation.service.sessions import Report
-from curation.service.store import Store, Write
+from curation.service.store import Store
 
 GROUP = 512
 
 
 class _Waiting(NamedTuple):
     write: Write
-    loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[None]"
 
 
 class Writer:
-    """Turns many small commits into few: while one is on its way to the disk, the next group gathers."""
+    """Turns many small commits into few: while one is on its way to the disk, the next group gathers.
+
+    It belongs to one event loop. A thread commits, because a disk may take its time; the loop and the thread meet
+    twice a group and not twice a request, because each meeting costs a wait for the interpreter.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="curation-writer", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        self._waiting: list[_Waiting] = []
+        self._busy = False
+        self._stopped = False
+        self._thread = ThreadPoolExecutor(1, "curation-writer")
 
     def stop(self) -> None:
-        """Write what waits, and end the thread."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        """End the thread once it has committed what it was given; who still waits is not answered."""
+        self._stopped = True
+        self._thread.shutdown()
 
     def submit(self, key: int, generation: int, reports: Sequence[Report]) -> "asyncio.Future[None]":
         """Queue a request's reports; the future is done once they are on disk.
@@ -43,47 +43,41 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._queue.put(_Waiting(Write(key, generation, reports), loop, future))
+        self._waiting.append(_Waiting(Write(key, generation, reports), future))
+        if not self._busy:
+            self._busy = True
+            # Not now: the requests that the loop has already read join the group.
+            loop.call_soon(self._next, loop)
         return future
 
-    def _run(self) -> None:
-        while True:
-            first = self._queue.get()
-            if first is None:
-                return
-            group, stop = [first], False
-            while len(group) < GROUP:
-                try:
-                    waiting = self._queue.get_nowait()
-                except Empty:
-                    break
-                if waiting is None:
-                    stop = True
-                    break
-                group.append(waiting)
-            self._commit(group)
-            if stop:
-                return
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+        if self._stopped:
+            for waiting in group:
+                waiting.future.cancel()
+            return
+        self._thread.submit(self._commit, loop, group)
 
-    def _commit(self, group: list[_Waiting]) -> None:
+    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Waiting]) -> None:
         outcomes: Sequence[Exception | None]
         try:
             outcomes = self._store.add_reports([waiting.write for waiting in group])
         except Exception as error:
             outcomes = [error] * len(group)
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]] = {}
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._answer, loop, group, outcomes)
+
+    def _answer(
+        self, loop: asyncio.AbstractEventLoop, group: list[_Waiting], outcomes: Sequence[Exception | None]
+    ) -> None:
         for waiting, outcome in zip(group, outcomes, strict=True):
-            by_loop.setdefault(waiting.loop, []).append((waiting.future, outcome))
-        for loop, answers in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_answer, answers)
-
-
-def _answer(answers: list[tuple["asyncio.Future[None]", Exception | None]]) -> None:
-    for future, outcome in answers:
-        if future.done():
-            continue
-        if outcome is None:
-            future.set_result(None)
+            if waiting.future.done():
+                continue
+            if outcome is None:
+                waiting.future.set_result(None)
+            else:
+                waiting.future.set_exception(outcome)
+        if self._waiting:
+            self._next(loop)
         else:
-            future.set_exception(outcome)
+            self._busy = False

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from curation.selectors.samplers.importance import ImportanceSampler as ImportanceSampler
     from curation.selectors.samplers.infobatch import InfoBatchSampler as InfoBatchSampler
     from curation.selectors.samplers.jest import JESTBatchSampler as JESTBatchSampler
+    from curation.selectors.samplers.loader import InfoBatchLoader as InfoBatchLoader
     from curation.selectors.samplers.plan import PlanBatchSampler as PlanBatchSampler
 
 _HOME = {
     "AcquisitionSampler": "acquisition",
     "ImportanceSampler": "importance",
     "Indexed": "base",
+    "InfoBatchLoader": "loader",
     "InfoBatchSampler": "infobatch",
     "JESTBatchSampler": "jest",
     "PlanBatchSampler": "plan",
@@ -26,6 +28,7 @@ __all__ = [
     "AcquisitionSampler",
     "ImportanceSampler",
     "Indexed",
+    "InfoBatchLoader",
     "InfoBatchSampler",
     "JESTBatchSampler",
     "PlanBatchSampler",

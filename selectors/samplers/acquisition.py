@@ -9,7 +9,8 @@ import torch
 
 from curation.selectors._checks import restored
 from curation.selectors.acquisition import StochasticAcquisition
-from curation.selectors.samplers.base import Examples, Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.base import Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.cuts import Examples
 
 Scores = npt.ArrayLike | Callable[[], npt.ArrayLike]
 

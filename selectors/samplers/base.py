@@ -1,8 +1,9 @@
 """What all samplers share: epochs, ranks, and resuming in the middle.
 
-An epoch is a global order of *units* (examples, or whole batches), the same on all ranks. A :class:`Cut` says
-which units each step of each rank takes. A position is the number of units that all ranks have taken, so it
-means the same on another number of ranks: the rest of the order is cut anew.
+An epoch is a global order of *units* (examples, or whole batches), the same on all ranks. A
+:class:`~curation.selectors.samplers.cuts.Cut` says which units each step of each rank takes. A position is the
+number of units that all ranks have taken, so it means the same on another number of ranks: the rest of the order is
+cut anew.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from curation.selectors._checks import check_state
 from curation.selectors._gather import world
+from curation.selectors.samplers.cuts import Cut
 
 Fetch = Callable[[int, int, int], npt.NDArray[np.integer[Any]]]
 """(low, high, end) -> the candidates of units low to high; no rank asks beyond ``end`` in this step."""
@@ -26,67 +28,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Cut(Protocol):
-    """How ``left`` units are cut into steps of ``world`` ranks."""
-
-    def steps(self, left: int, world: int) -> int:
-        """The number of steps; all ranks have as many."""
-
-    def share(self, left: int, step: int, rank: int, world: int) -> tuple[int, int, int]:
-        """(low, high, end): this rank's units, and the units that all ranks have taken after the step."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Units are examples. A step is ``batch_size`` of them on each rank.
-
-    The last step shares what is left: rows of ranks then differ by one at most, and nothing is repeated or
-    left out. Where fewer examples than ranks are left, they join the step before. ``drop_last`` leaves out
-    what does not fill a step.
-    """
-
-    batch_size: int
-    drop_last: bool = False
-
-    def steps(self, left: int, world: int) -> int:
-        full, rest = divmod(left, self.batch_size * world)
-        return full + (not self.drop_last and rest >= world)
-
-    def share(self, left: int, step: int, rank: int, world: int) -> tuple[int, int, int]:
-        low, size = step * self.batch_size * world, self.batch_size * world
-        if not self.drop_last and step == self.steps(left, world) - 1:
-            size = left - low
-        return low + size * rank // world, low + size * (rank + 1) // world, low + size
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Units are batches. A step is one batch on each rank.
-
-    Where they do not divide, the last ones are left out, or with ``repeat`` the first ones fill up.
-    """
-
-    repeat: bool = False
-
-    def steps(self, left: int, world: int) -> int:
-        return -(-left // world) if self.repeat else left // world
-
-    def share(self, left: int, step: int, rank: int, world: int) -> tuple[int, int, int]:
-        unit = (step * world + rank) % left
-        return unit, unit + 1, min(left, (step + 1) * world)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Units are batches. A step is one batch, whose rows the ranks share."""
-
-    def steps(self, left: int, world: int) -> int:
-        return left
-
-    def share(self, left: int, step: int, rank: int, world: int) -> tuple[int, int, int]:
-        return step, step + 1, step + 1
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from typing import Any
 
 from curation.selectors.importance import Importance
-from curation.selectors.samplers.base import Examples, Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.base import Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.cuts import Examples
 
 
 class ImportanceSampler(ResumableSampler):

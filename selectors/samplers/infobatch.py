@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from curation.plan import BatchPlan
 from curation.selectors.infobatch import InfoBatch
-from curation.selectors.samplers.base import Examples, Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.base import Fetch, ResumableSampler, check_batch_size
+from curation.selectors.samplers.cuts import Examples
 
 Plans = BatchPlan | Callable[[int], BatchPlan]
 

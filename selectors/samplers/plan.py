@@ -5,7 +5,8 @@ from typing import Any, Literal
 import numpy as np
 
 from curation.plan import BatchPlan
-from curation.selectors.samplers.base import Batches, Cut, Fetch, ResumableSampler, Rows
+from curation.selectors.samplers.base import Fetch, ResumableSampler
+from curation.selectors.samplers.cuts import Batches, Cut, Rows
 from curation.selectors.samplers.infobatch import Plans, plan_of
 
 

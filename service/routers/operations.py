@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from curation.service.routers.sessions import problems
+from curation.service.routers.described import problems
 from curation.service.routers.state import Here, Reader
 
 router = APIRouter(tags=["operations"])

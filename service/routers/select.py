@@ -4,37 +4,21 @@ JSON has everything in one object. With Arrow, arrays are columns (a matrix is a
 rest is a JSON object in the schema's metadata, under ``request``.
 """
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
-from curation.service.bodies import (
-    ARROW,
-    JSON,
-    is_arrow,
-    read_json,
-    read_tables,
-    wants_arrow,
-    write_plan,
-    write_selection,
-)
-from curation.service.problems import invalid
-from curation.service.routers.sessions import problems
+from curation.service.arrays import Matrix, compute, limit, matrix_of, read_arrays
+from curation.service.bodies import ARROW, wants_arrow, write_plan, write_selection
+from curation.service.routers.described import ARROW_BODY, problems, takes
 from curation.service.routers.state import Here, Parts, Selector
-from curation.service.sessions import Refusal
 
 router = APIRouter(prefix="/v1/select", tags=["select"])
-
-T = TypeVar("T")
-Matrix = list[list[float]]
 
 
 class _Body(BaseModel):
@@ -113,57 +97,51 @@ class PlanAnswer(BaseModel):
     batches: list[list[int]]
 
 
-def _documented(body: type[BaseModel]) -> dict[str, Any]:
-    arrow = {"schema": {"type": "string", "format": "binary"}}
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}, ARROW: arrow}}}
-
-
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}, "description": "The choice"},
+    200: {"content": {ARROW: ARROW_BODY}, "description": "The choice"},
     **problems(400, 401, 403, 406, 413, 415, 422, 503),
 }
 
 
-@router.post("/zipfit", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=_documented(ZipFitBody))
+@router.post("/zipfit", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(ZipFitBody))
 async def zipfit(request: Request, here: Here, caller: Selector) -> Response:
     """Texts by how well they compress together with the targets (ZIP-FIT)."""
     arrow = wants_arrow(request)
-    body, columns = await _read(request, ZipFitBody, ("texts",))
+    body, columns = await read_arrays(request, ZipFitBody, ("texts",), here.settings.max_body_bytes)
     texts = columns.get("texts", body.texts)
-    _limit("texts", len(texts), here.settings.max_texts)
-    _limit("texts × targets", len(texts) * len(body.targets), here.settings.max_text_pairs)
+    limit("texts", len(texts), here.settings.max_texts)
+    limit("texts × targets", len(texts) * len(body.targets), here.settings.max_text_pairs)
 
     def work() -> Selection:
         from curation.selectors.zipfit import ZipFit
 
         return ZipFit(**body.model_dump(exclude={"texts", "k"})).select(texts, body.k)
 
-    return write_selection(await _compute(here, work), arrow)
+    return write_selection(await compute(here.select_slots, work), arrow)
 
 
-@router.post("/acquire", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=_documented(AcquireBody))
+@router.post("/acquire", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(AcquireBody))
 async def acquire(request: Request, here: Here, caller: Selector) -> Response:
     """Candidates drawn by their scores, without replacement (stochastic batch acquisition)."""
     arrow = wants_arrow(request)
-    body, columns = await _read(request, AcquireBody, ("scores",))
+    body, columns = await read_arrays(request, AcquireBody, ("scores",), here.settings.max_body_bytes)
     scores = columns["scores"].to_numpy() if columns else np.array(body.scores, np.float64)
-    _limit("scores", len(scores), here.settings.max_rows)
+    limit("scores", len(scores), here.settings.max_rows)
 
     def work() -> Selection:
         from curation.selectors.acquisition import StochasticAcquisition
 
         return StochasticAcquisition(kind=body.kind, beta=body.beta).select(scores, body.k, seed=(body.seed,))
 
-    return write_selection(await _compute(here, work), arrow)
+    return write_selection(await compute(here.select_slots, work), arrow)
 
 
-@router.post("/jest", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=_documented(JestBody))
+@router.post("/jest", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(JestBody))
 async def jest(request: Request, here: Here, caller: Selector) -> Response:
     """The part of a super-batch that is jointly most learnable (JEST)."""
     arrow = wants_arrow(request)
     names = ("learner_a", "learner_b", "reference_a", "reference_b")
-    body, columns = await _read(request, JestBody, names)
+    body, columns = await read_arrays(request, JestBody, names, here.settings.max_body_bytes)
     sides = {name: _matrix(name, columns.get(name, getattr(body, name)), here) for name in names}
 
     def pair(model: str) -> Pair | None:
@@ -183,14 +161,14 @@ async def jest(request: Request, here: Here, caller: Selector) -> Response:
         method = JEST(**body.model_dump(include={"loss", "filter_ratio", "chunks", "criterion", "joint"}))
         return method.select(pair("learner"), pair("reference"), generator=torch.Generator().manual_seed(body.seed))
 
-    return write_selection(await _compute(here, work), arrow)
+    return write_selection(await compute(here.select_slots, work), arrow)
 
 
-@router.post("/b3", response_model=PlanAnswer, responses=_RESPONSES, openapi_extra=_documented(B3Body))
+@router.post("/b3", response_model=PlanAnswer, responses=_RESPONSES, openapi_extra=takes(B3Body))
 async def b3(request: Request, here: Here, caller: Selector) -> Response:
     """Batches whose rows are hard negatives of each other (B3)."""
     arrow = wants_arrow(request)
-    body, columns = await _read(request, B3Body, ("queries", "positives"))
+    body, columns = await read_arrays(request, B3Body, ("queries", "positives"), here.settings.max_body_bytes)
     queries = _matrix("queries", columns.get("queries", body.queries), here)
     positives = _matrix("positives", columns.get("positives", body.positives), here)
 
@@ -200,78 +178,14 @@ async def b3(request: Request, here: Here, caller: Selector) -> Response:
         method = B3(**body.model_dump(exclude={"queries", "positives", "seed"}))
         return method.plan(queries, positives, seed=body.seed)
 
-    return write_plan(await _compute(here, work), arrow)
-
-
-B = TypeVar("B", bound=BaseModel)
-
-
-async def _read(request: Request, model: type[B], arrays: tuple[str, ...]) -> tuple[B, dict[str, pa.Array]]:
-    """The request, and its Arrow columns; with JSON the arrays are in the model instead."""
-    arrow = is_arrow(request)
-    body = await request.body()
-    columns: dict[str, pa.Array] = {}
-    if arrow:
-        given, table = await asyncio.to_thread(read_tables, body)
-        unknown = sorted((set(table.column_names) | set(given)) - set(model.model_fields))
-        both = sorted(set(given) & set(arrays))
-        if unknown or both or not set(table.column_names) <= set(arrays):
-            allowed = [name for name in model.model_fields if name not in arrays]
-            raise Refusal("bad-body", f"columns may be {', '.join(arrays)}; the request may have {', '.join(allowed)}")
-        columns = {name: table[name].combine_chunks() for name in table.column_names}
-        if any(column.null_count for column in columns.values()):
-            raise Refusal("bad-body", "a column holds nulls")
-        given |= {name: [] for name in columns}
-    else:
-        given = await asyncio.to_thread(read_json, body)
-    try:
-        return await asyncio.to_thread(model.model_validate, given), columns
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+    return write_plan(await compute(here.select_slots, work), arrow)
 
 
 def _matrix(name: str, values: Any, here: Parts) -> Any:
-    """float32[N, D] of a column or a list of lists; None where there is none."""
-    if values is None:
-        return None
-    if isinstance(values, pa.Array):
-        if not pa.types.is_fixed_size_list(values.type) or not pa.types.is_floating(values.type.value_type):
-            raise Refusal("bad-body", f"column {name} must be fixed-size lists of floats, not {values.type}")
-        flat = values.flatten()
-        if flat.null_count:
-            raise Refusal("bad-body", f"column {name} holds nulls")
-        matrix = np.array(flat.to_numpy(), np.float32).reshape(len(values), values.type.list_size)
-    else:
-        widths = {len(line) for line in values}
-        if len(widths) > 1:
-            raise Refusal("bad-body", f"{name}: rows have {min(widths)} to {max(widths)} columns: give each as many")
-        with np.errstate(over="ignore"):  # found just below
-            matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
-    _limit(name, len(matrix), here.settings.max_pairs)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise Refusal("bad-body", f"{name}: row {int(np.argmin(finite))} is not finite as float32")
+    matrix = matrix_of(name, values)
+    if matrix is not None:
+        limit(name, len(matrix), here.settings.max_pairs)
     return matrix
-
-
-def _limit(name: str, given: int, most: int) -> None:
-    if given > most:
-        raise Refusal("too-large", f"{given} {name} are more than this server takes at once, {most}")
-
-
-async def _compute(here: Parts, work: Callable[[], T]) -> T:
-    """Run in a thread, few at once. A request that gives up does not free its thread, and so not its slot either."""
-
-    async def held() -> T:
-        async with here.select_slots:
-            return await asyncio.to_thread(work)
-
-    task = asyncio.create_task(held())
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        return await asyncio.shield(task)
-    except (ValueError, TypeError) as error:
-        raise Refusal("bad-body", str(error)) from error
 
 
 SCHEMAS: tuple[type[BaseModel], ...] = (ZipFitBody, AcquireBody, JestBody, B3Body)

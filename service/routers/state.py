@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from curation.service.choices import Choices
 from curation.service.datasets import Datasets
 from curation.service.keeper import Keeper
 from curation.service.metrics import Metrics
@@ -21,6 +22,7 @@ class Parts:
     settings: Settings
     store: Store
     keeper: Keeper
+    choices: Choices
     guard: Guard
     metrics: Metrics
     datasets: Datasets

@@ -141,7 +141,7 @@ export function drawEpochs(plane, epochs) {
   const x = (at) => plane.left + at * slot, width = Math.max(1, Math.min(slot * 0.7, 40));
   plane.rows(0, 1, y, (share) => `${Math.round(100 * share)} %`);
   epochs.forEach((epoch, at) => {
-    const parts = [["accent", epoch.reweighted], ["soft", epoch.rows - epoch.reweighted], ["rest", epoch.size - epoch.rows]];
+    const parts = [["accent", epoch.reweighted], ["soft", epoch.trained - epoch.reweighted], ["rest", epoch.size - epoch.trained]];
     let under = 0;
     for (const [kind, rows] of parts) {
       const over = under + rows / epoch.size;

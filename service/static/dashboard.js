@@ -81,14 +81,14 @@ function session(id) {
     ["10 % below", (p) => real(p.low), true], ["10 % above", (p) => real(p.high), true]]);
   const kept = new Chart("Candidates by epoch", 220, drawEpochs, [
     ["epoch", (e) => count(e.number)], ["handed out", (e) => count(e.rows), true],
-    ["pruned", (e) => count(e.size - e.rows), true], ["reweighted", (e) => count(e.reweighted), true]],
+    ["trained on", (e) => count(e.trained), true], ["left out", (e) => count(e.size - e.trained), true], ["reweighted", (e) => count(e.reweighted), true]],
   [["accent", "kept, weight not 1"], ["soft", "kept, weight 1"], ["rest", "left out"]]);
   const spread = new Chart("Losses of an epoch", 220, drawHistogram, [
     ["from", (b) => real(b.from)], ["to", (b) => real(b.to), true], ["losses", (b) => count(b.count), true]]);
   const choose = el("select", { id: "which-epoch", onchange: () => last && histogram(last.losses) }, el("option", { value: "" }, "newest"));
   const epochs = new Grid("Epochs, newest first", [
     ["epoch", (e) => count(e.number)], ["first step", (e) => count(e.first_step), true], ["steps", (e) => count(e.steps), true],
-    ["handed out", (e) => count(e.rows), true], ["share", (e) => percent(e.rows / e.size), true],
+    ["handed out", (e) => count(e.rows), true], ["trained on", (e) => percent(e.trained / e.size), true],
     ["reweighted", (e) => count(e.reweighted), true], ["mean loss", (e) => real(e.mean), true],
     ["reports gone without", (e) => count(e.missing), true]], true);
   const weights = new Grid("Weights in the newest epoch", [
@@ -121,12 +121,12 @@ function session(id) {
 
   function draw(view) {
     const { state, losses } = view, newest = view.epochs.at(-1), point = losses.points.at(-1);
-    if (last && view.epoch !== last.epoch && newest) say(`Epoch ${view.epoch} is open: ${percent(newest.rows / newest.size)} kept.`);
+    if (last && view.epoch !== last.epoch && newest) say(`Epoch ${view.epoch} is open: ${percent(newest.trained / newest.size)} kept.`);
     last = view;
     kicker.textContent = ["Session", state.spec.method, `${count(state.size)} candidates`, many(state.spec.epochs, "epoch"), many(state.spec.world_size, "rank")].join(" · ");
     const done = newest ? (newest.number + (view.step + 1 - newest.first_step) / newest.steps) / state.spec.epochs : 0;
     tiles.update([percent(done), count(view.epoch), count(view.step),
-      newest ? percent(newest.rows / newest.size) : "–", newest ? count(newest.reweighted) : "–", real(point?.mean)]);
+      newest ? percent(newest.trained / newest.size) : "–", newest ? count(newest.reweighted) : "–", real(point?.mean)]);
     const means = new Map(losses.epochs.map((each) => [each.number, each.mean]));
     silent.hidden = losses.points.length > 0;
     curve.node.hidden = spread.node.hidden = choose.parentNode.hidden = !losses.points.length;
@@ -134,7 +134,8 @@ function session(id) {
       `The line is the mean, the band the middle 80 % of the losses, a dotted line a new epoch. At step ${count(point.step)}: ${real(point.mean)}.` +
       (losses.every > 1 ? ` One step of ${losses.every} is drawn.` : ""));
     kept.update(view.epochs, [...view.epochs].reverse(), newest
-      ? `In epoch ${newest.number}, ${count(newest.rows)} of ${count(newest.size)} are handed out, ${count(newest.reweighted)} of them reweighted.`
+      ? `In epoch ${newest.number}, ${count(newest.rows)} of ${count(newest.size)} are handed out, ` + (state.spec.method === "jest"
+        ? `and JEST chooses ${count(newest.trained)} of them to train on.` : `${count(newest.reweighted)} of them reweighted.`)
       : "No epoch was handed out yet.");
     options(losses);
     histogram(losses);

@@ -159,10 +159,11 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             expected = torch.from_numpy(plain(x, y, loss, scale, bias))
             error = ((out - expected).abs() / (1 + expected.abs())).max()
             worst[f"{dtype} {loss} {taken}"] = float(error)
-x, y = torch.zeros(130, 16), torch.zeros(5, 16)
-out = start("sigmoid", 5)
-accumulate(x, y, out, loss="sigmoid", backend="triton")
-worst["130 equal logits"] = float((out / (130 * 0.6931471805599453) - 1).abs().max())
+for taken in (130, 128):
+    x, y = torch.zeros(taken, 16), torch.zeros(5, 16)
+    out = start("sigmoid", 5)
+    accumulate(x, y, out, loss="sigmoid", backend="triton")
+    worst[f"{taken} equal logits"] = float((out / (taken * 0.6931471805599453) - 1).abs().max())
 print(json.dumps(worst))
 """
 
@@ -177,7 +178,7 @@ def test_triton_kernel_in_its_interpreter(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     worst = json.loads(done.stdout)
-    assert len(worst) == 13
+    assert len(worst) == 14
     assert max(worst.values()) < 1e-4, worst
 
 

@@ -179,7 +179,7 @@ def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     driver = start_driver(recipe, out)
     wait_for(partial, "02-embed/[0-9]*.jsonl", driver)
     kill_a_worker("embed")
-    wait_for(partial, "03-b3-search/[0-9]*.npy", driver)
+    wait_for(partial, "03-b3-search/[0-9]*.arrow", driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     driver = start_driver(recipe, out)

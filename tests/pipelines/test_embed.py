@@ -12,6 +12,7 @@ import pytest
 
 from curation.errors import BadRowError, RecipeError, StepError
 from curation.pipelines.embed import CopyVectors, EmbedBlock, FitTfidf, vector_width
+from curation.pipelines.matrices import load_matrix
 from curation.pipelines.teachers import Tfidf, WithinMemory, load_teacher
 from curation.pipelines.workspace import Stage
 from curation.recipe import Embed, FileSource
@@ -47,6 +48,12 @@ def test_tfidf_weighs_as_its_definition_says() -> None:
     first, second = np.array([1, (1 + np.log(2)) * rare, 0]), np.array([1, 0, rare])
     expected = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
     assert vectors[0] @ vectors[1] == pytest.approx(expected, abs=1e-5)
+
+
+def test_tfidf_of_one_word() -> None:
+    vectors = Tfidf.fit(["word", "word word"], dimensions=8, seed=0)(["word", "other"])
+    assert abs(vectors[0]).max() == pytest.approx(1, abs=1e-5)
+    assert not vectors[1].any()
 
 
 def lengths(texts: list[str]) -> Any:
@@ -90,8 +97,8 @@ def test_a_teacher_is_made_once_in_a_worker(tmp_path: Path) -> None:
         work(block)
     assert Counts.made == 1
     # Row 1 is out already.
-    np.testing.assert_array_equal(np.load(vectors.piece(0)), [[3, 1], [0, 0]])
-    np.testing.assert_array_equal(np.load(vectors.piece(1)), [[5, 1], [6, 1]])
+    np.testing.assert_array_equal(load_matrix(vectors.piece(0, "arrow"), "vector"), [[3, 1], [0, 0]])
+    np.testing.assert_array_equal(load_matrix(vectors.piece(1, "arrow"), "vector"), [[5, 1], [6, 1]])
 
 
 def test_bad_teachers(tmp_path: Path) -> None:
@@ -181,7 +188,7 @@ def test_columns_of_vectors(kind: pa.DataType, tmp_path: Path) -> None:
     assert vector_width(source, source.blocks(4), "v") == 2
     (block,) = source.blocks(4)
     CopyVectors(source, stage, {"v": vectors}, {"v": 2}, tmp_path / "reason.npy", True)(block)
-    found = np.load(vectors.piece(0))
+    found = load_matrix(vectors.piece(0, "arrow"), "vector")
     np.testing.assert_array_equal(found[1:3], [[1, 2], [3, 4]])
     bad = [json.loads(line)["index"] for line in stage.piece(0, "jsonl").read_text().splitlines()]
     assert bad == ([0] if fixed else [0, 3])

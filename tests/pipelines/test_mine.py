@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.pipelines.gather import Allocate, Gather, KeepApart, Layout, _ids
 from curation.pipelines.group import k_means_cells
-from curation.pipelines.mine import Allocate, Gather, KeepApart, Layout, Merge, Search, _ids, search_pieces
+from curation.pipelines.matrices import save_matrices
+from curation.pipelines.mine import Merge, Search, search_pieces
 from curation.pipelines.shuffle import JoinShard, Places, Scatter, cut_by_batches
 from curation.pipelines.workspace import Stage
 from curation.plan import BatchPlan
 from curation.recipe import FileSource, MineB3
-from curation.selectors._ranking import rank_window
-from curation.selectors.b3 import text_ids
+from curation.selectors.b3 import rank_window, text_ids
 from curation.sources import open_source
 
 
@@ -36,7 +37,8 @@ def mined(tmp_path: Path, rows: int, block_rows: int, order: int, **options: Any
     vectors = {"queries": Stage(tmp_path / "q"), "positives": Stage(tmp_path / "p")}
     for block in blocks:
         for stage, values in zip(vectors.values(), (left, right), strict=True):
-            np.save(stage.piece(block.number), values[block.start : block.start + block.rows])
+            part = values[block.start : block.start + block.rows]
+            save_matrices(stage.piece(block.number, "arrow"), {"vector": part})
     step = MineB3.model_validate({"step": "b3", "batch_size": 8, "cluster_size": 2, "ranks": [2, 9], **options})
     matrices, searches, ranks = (Stage(tmp_path / name) for name in ("m", "s", "r"))
     Allocate(step, matrices, vectors, blocks, tmp_path / "reason.npy")()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,16 @@ def test_memory_is_a_few_bytes_an_edge() -> None:
     tracemalloc.stop()
     assert len(graph.neighbours) == count * width
     assert peak < 25 * count * width
+
+
+def test_a_tensor_is_worked_on_where_it_is() -> None:
+    rows = np.random.default_rng(0).integers(-1, 60, (60, 9))
+    for edges in ("mutual", "either"):
+        compiled, sorted_ = build_graph(rows, edges), build_graph(torch.from_numpy(rows), edges)
+        for name in ("starts", "neighbours", "weights"):
+            ours, theirs = getattr(sorted_, name), getattr(compiled, name)
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_mistakes_are_named() -> None:

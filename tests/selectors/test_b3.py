@@ -245,6 +245,15 @@ def test_negatives_follow_the_windows_of_the_community() -> None:
     assert (drawn[3:] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, "true"), ({"threads": 2}, "false"), ({"engine": "faiss-hnsw"}, "false")]
+)
+def test_what_differs_from_call_to_call_says_so(options: dict[str, Any], expected: str) -> None:
+    queries, positives = pairs(60)
+    plan = B3(batch_size=8, cluster_size=4, ranks=(1, 9), **options).plan(queries, positives)
+    assert plan.metadata["deterministic"] == expected
+
+
 def test_few_rows_still_make_batches(caplog: pytest.LogCaptureFixture) -> None:
     queries, positives = pairs(20)
     with caplog.at_level("WARNING"):

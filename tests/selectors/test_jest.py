@@ -1,13 +1,10 @@
+import functools
 import itertools
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,14 +13,21 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from curation import JEST, Pair
-from curation.errors import SourceError
-from curation.selectors.reference import EmbeddingCache
 
 Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("sigmoid", "softmax")
 CRITERIA = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
 ALPHA = 1e-4  # of each statistical test here; seeds are fixed, so a test that passes keeps passing
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny products: a second thread costs more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pair(size: int, width: int, seed: int, scale: float = 4.0, bias: float = -1.0) -> Pair:
@@ -85,7 +89,10 @@ def outcome_probability(outcome: tuple[int, ...], sizes: list[int], weigh: Calla
     return probability
 
 
-def draws(jest: JEST, learner: Pair, reference: Pair, count: int) -> dict[tuple[int, ...], int]:
+@functools.cache
+def draws(jest: JEST, count: int) -> dict[tuple[int, ...], int]:
+    """How often each outcome came, from the five pairs of the tests below."""
+    learner, reference = pair(5, 3, 0), pair(5, 3, 1)
     generator = torch.Generator().manual_seed(11)
     seen: dict[tuple[int, ...], int] = {}
     for _ in range(count):
@@ -128,13 +135,13 @@ def test_every_outcome_is_as_likely_as_by_the_plain_algorithm(
     outcomes = list(itertools.permutations(range(5), sum(sizes)))
     expected = {outcome: outcome_probability(outcome, sizes, weigh) for outcome in outcomes}
     assert sum(expected.values()) == pytest.approx(1)
-    assert chi_square(draws(jest, learner, reference, 1_500), expected) > ALPHA
+    assert chi_square(draws(jest, 1_500), expected) > ALPHA
 
 
 def test_the_outcome_test_sees_the_ports_faults() -> None:
     learner, reference = pair(5, 3, 0), pair(5, 3, 1)
     jest = JEST(filter_ratio=0.4, chunks=2)
-    seen = draws(jest, learner, reference, 1_500)
+    seen = draws(jest, 1_500)
 
     def shifted(taken: list[int]) -> Floats:
         logits = plain_logits(learner, reference, taken, "sigmoid", "learnability")
@@ -325,106 +332,6 @@ def test_one_model_is_enough_for_hard_and_easy_and_inputs_stay_as_they_are() -> 
         assert len(jest.select(*models, generator=np.random.default_rng(0))) == 4
     np.testing.assert_array_equal(model.a, before[0])
     np.testing.assert_array_equal(model.b, before[1])
-
-
-SHARD = """
-import sys
-from collections.abc import Callable
-import numpy as np, torch, torch.distributed as dist
-from curation import JEST, Pair
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-data = np.load(store + ".npz")
-bounds = [0, 7, 40, 90]
-mine = slice(bounds[rank], bounds[rank + 1])
-for loss in ("sigmoid", "softmax"):
-    learner = Pair(torch.from_numpy(data["la"][mine]), torch.from_numpy(data["lb"][mine]), 4.0, -1.0)
-    reference = Pair(torch.from_numpy(data["ra"][mine]), torch.from_numpy(data["rb"][mine]), 4.0, -1.0)
-    print(JEST(loss=loss, chunks=4).select_distributed(learner, reference, seed=(3, 1)).indices.tolist())
-for bad_seed, poison in ((True, False), (False, True)):
-    if poison and rank == 1:
-        learner.a[2, 0] = torch.nan
-    try:
-        JEST().select_distributed(learner, reference, seed=rank if bad_seed else 0)
-        print("no error")
-    except ValueError as error:
-        print(error)
-dist.destroy_process_group()
-"""
-
-
-def test_shards_make_the_choice_that_one_process_makes(tmp_path: Path) -> None:
-    learner, reference = pair(90, 8, 0), pair(90, 8, 1)
-    store = tmp_path / "store"
-    np.savez(f"{store}.npz", la=learner.a, lb=learner.b, ra=reference.a, rb=reference.b)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARD, str(rank), "3", str(store)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    answers = [process.communicate(timeout=240) for process in ranks]
-    assert all(process.returncode == 0 for process in ranks), answers
-    outputs = [out.splitlines() for out, _ in answers]
-    assert outputs[0] == outputs[1] == outputs[2]
-    for line, loss in zip(outputs[0], LOSSES, strict=False):
-        alone = JEST(loss=loss, chunks=4).select(  # type: ignore[arg-type]
-            learner, reference, generator=np.random.default_rng((3, 1))
-        )
-        assert line == str(alone.indices.tolist())
-    assert "rank 1 disagrees with rank 0" in outputs[0][2]
-    assert "rank 1: learner.a, row 2: not finite" in outputs[0][3]
-
-
-def test_shards_need_a_process_group() -> None:
-    with pytest.raises(RuntimeError, match="init_process_group"):
-        JEST().select_distributed(pair(4, 2, 0), pair(4, 2, 1), seed=0)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_cached_reference_gives_its_rows_by_index(tmp_path: Path, dtype: type) -> None:
-    source = pair(30, 5, 0, 9.5, -2.25)
-    a, b = source.a.astype(dtype), source.b.astype(dtype)
-    path = tmp_path / "reference.arrow"
-    EmbeddingCache.write(path, (Pair(a[i : i + 7], b[i : i + 7], 9.5, -2.25) for i in range(0, 30, 7)))
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    np.save(folder / "a.npy", a)
-    np.save(folder / "b.npy", b)
-    (folder / "loss.json").write_text('{"scale": 9.5, "bias": -2.25}')
-    stream = tmp_path / "stream.arrow"
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-        with pa.ipc.new_stream(str(stream), table.schema) as writer:
-            writer.write_table(table)
-    wanted = np.array([29, 0, 7, 7, 13])
-    for place in (path, folder, stream):
-        cache = EmbeddingCache(place)
-        got = cache.pair(wanted)
-        assert len(cache) == 30
-        assert (got.scale, got.bias) == (9.5, -2.25)
-        np.testing.assert_array_equal(got.a.numpy(), a[wanted])
-        np.testing.assert_array_equal(got.b.numpy(), b[wanted])
-        with pytest.raises(ValueError, match="row 30 is out of range"):
-            cache.pair([3, 30])
-
-
-def test_a_bad_cache_is_named_and_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "reference.arrow"
-    with pytest.raises(SourceError, match="reference.arrow"):
-        EmbeddingCache(path)
-    path.write_bytes(b"not arrow")
-    with pytest.raises(SourceError, match="not an embedding cache"):
-        EmbeddingCache(path)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="batch 1"):
-        EmbeddingCache.write(path, [pair(3, 4, 0), pair(3, 5, 0)])
-    with pytest.raises(ValueError, match="no batch"):
-        EmbeddingCache.write(path, [])
-    assert sorted(tmp_path.iterdir()) == before
-    assert path.read_bytes() == b"not arrow"
 
 
 @pytest.mark.gpu

@@ -12,10 +12,15 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import uvicorn
 
+from curation.manifest import Manifest, now
+from curation.plan import BatchPlan
 from curation.service.app import create_app
+from curation.service.client import Client
 from curation.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,9 +88,15 @@ class Live:
     """The app on a real socket, in a thread of this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.app = create_app(settings)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.settings, self.port = settings, 0
+        self.start()
+
+    def start(self) -> None:
+        """Start, on the same port as before."""
+        self.app = create_app(self.settings)
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
@@ -129,3 +140,69 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     for server in started:
         if server.process is not None and server.process.poll() is None:
             server.kill()
+
+
+@pytest.fixture(scope="module")
+def url(live: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("datasets")
+    curated(root / "good", 50)
+    outside = tmp_path_factory.mktemp("outside")
+    curated(outside / "secret", 10)
+    (root / "link").symlink_to(outside / "secret")
+    (root / "half").mkdir()
+    (root / "half" / "manifest.json").write_bytes((root / "good" / "manifest.json").read_bytes())
+    (root / "half" / "batches.arrow").symlink_to(outside / "secret" / "batches.arrow")
+    return str(live(datasets=[root], max_body_bytes=1 << 20, max_rows=5000, request_seconds=20, body_seconds=1).url)
+
+
+def curated(folder: Path, rows: int) -> None:
+    folder.mkdir()
+    manifest = Manifest(
+        recipe={"steps": []},
+        recipe_sha256="0" * 64,
+        seed=0,
+        inputs=[],
+        rows_in=rows,
+        rows_out=rows,
+        steps=[],
+        files={},
+        versions={},
+        seconds={},
+        created=now(),
+    )
+    manifest.save(folder)
+    BatchPlan.of_size(np.arange(rows), 8).save(folder / "batches.arrow")
+
+
+@pytest.fixture
+def http(url: str) -> Any:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def client(url: str) -> Any:
+    with Client(url, patience=0) as client:
+        yield client
+
+
+@pytest.fixture
+def session(client: Client) -> str:
+    return client.create_session("infobatch", size=100, batch_size=8, epochs=3, world_size=2).id
+
+
+@pytest.fixture
+def assert_problem() -> Callable[[httpx.Response, int, str], dict[str, Any]]:
+    """Checks that an answer is a problem document of a status and kind; returns it."""
+    return _assert_problem
+
+
+def _assert_problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    document: dict[str, Any] = answer.json()
+    assert document["type"] == f"urn:curation:problem:{kind}"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert answer.headers["x-request-id"] in document["instance"]
+    return document

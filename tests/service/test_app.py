@@ -1,10 +1,8 @@
-"""The HTTP face, over a real socket: what is refused and how, and that nothing changes by it; JSON and Arrow alike."""
+"""The HTTP face of sessions, over a real socket: JSON and Arrow alike, checkpoints, rewinding, the other routes."""
 
-import json
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,240 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.manifest import Manifest, now
-from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selectors.acquisition import StochasticAcquisition
 from curation.selectors.infobatch import InfoBatch
-from curation.selectors.zipfit import ZipFit
 from curation.service.client import ARROW, AsyncClient, Client, ServiceError
 
-JSON = "application/json"
-HEAD = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-def url(live: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("datasets")
-    curated(root / "good", 50)
-    outside = tmp_path_factory.mktemp("outside")
-    curated(outside / "secret", 10)
-    (root / "link").symlink_to(outside / "secret")
-    (root / "half").mkdir()
-    (root / "half" / "manifest.json").write_bytes((root / "good" / "manifest.json").read_bytes())
-    (root / "half" / "batches.arrow").symlink_to(outside / "secret" / "batches.arrow")
-    return str(live(datasets=[root], max_body_bytes=1 << 20, max_rows=5000, request_seconds=20, body_seconds=1).url)
-
-
-def curated(folder: Path, rows: int) -> None:
-    folder.mkdir()
-    manifest = Manifest(
-        recipe={"steps": []},
-        recipe_sha256="0" * 64,
-        seed=0,
-        inputs=[],
-        rows_in=rows,
-        rows_out=rows,
-        steps=[],
-        files={},
-        versions={},
-        seconds={},
-        created=now(),
-    )
-    manifest.save(folder)
-    BatchPlan.of_size(np.arange(rows), 8).save(folder / "batches.arrow")
-
-
-@pytest.fixture
-def http(url: str) -> Any:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def client(url: str) -> Any:
-    with Client(url, patience=0) as client:
-        yield client
-
-
-@pytest.fixture
-def session(client: Client) -> str:
-    return client.create_session("infobatch", size=100, batch_size=8, epochs=3, world_size=2).id
-
-
-def assert_problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    document: dict[str, Any] = answer.json()
-    assert document["type"] == f"urn:curation:problem:{kind}"
-    assert document["status"] == status
-    assert document["title"]
-    assert document["detail"]
-    assert answer.headers["x-request-id"] in document["instance"]
-    return document
-
-
-BAD_STEPS: list[tuple[Any, int, str]] = [
-    ({"rank": 2, "step": 0}, 422, "bad-rank"),
-    ({"rank": -1, "step": 0}, 422, "bad-rank"),
-    ({"rank": 10**30, "step": 0}, 422, "bad-rank"),
-    ({"rank": 0, "step": -1}, 422, "bad-step"),
-    ({"rank": 0, "step": 10**30}, 409, "epoch-not-open"),
-    ({"rank": 0, "step": 8}, 409, "epoch-not-open"),
-    ({"rank": 0, "step": 0.5}, 422, "bad-body"),
-    ({"rank": True, "step": 0}, 422, "bad-body"),
-    ({"rank": "0", "step": 0}, 422, "bad-body"),
-    ({"rank": 0, "step": 1, "extra": 1}, 422, "bad-body"),
-    ({"rank": 0, "step": 1, "reports": [{"step": 0, "losses": [0.5] * 7}]}, 422, "bad-report"),
-    ({"rank": 0, "step": 1, "reports": [{"step": 0, "losses": [0.5] * 7 + [None]}]}, 422, "bad-report"),
-    ({"rank": 0, "step": 1, "reports": [{"step": 0, "losses": [0.5] * 7 + [1e300]}]}, 422, "bad-report"),
-    ({"rank": 0, "step": 1, "reports": [{"step": 0, "losses": "12345678"}]}, 422, "bad-body"),
-    ({"rank": 0, "step": 1, "reports": [{"step": 1, "losses": [0.5] * 8}]}, 422, "bad-report"),
-    ({"rank": 0, "step": None, "reports": [{"step": 7, "losses": [0.5] * 8}]}, 422, "bad-report"),
-    ({"rank": 0, "step": None, "reports": [{"step": -1, "losses": [0.5] * 8}]}, 422, "bad-report"),
-    ({"rank": 0, "step": None, "reports": [{"step": 10**30, "losses": [0.5] * 8}]}, 422, "bad-report"),
-    ({"rank": 0, "step": 0, "generation": 7}, 409, "stale-generation"),
-    (b'{"rank": 0, "step": 1, "reports": [{"step": 0, "losses": [NaN]}]}', 422, "bad-body"),
-    (b'{"rank": 0', 422, "bad-body"),
-    (b"[]", 422, "bad-body"),
-    (b"\xff\xfe", 422, "bad-body"),
-]
-
-
-@pytest.mark.parametrize(("body", "status", "kind"), BAD_STEPS)
-def test_a_bad_step_is_refused_and_changes_nothing(
-    http: httpx.Client, session: str, body: Any, status: int, kind: str
-) -> None:
-    http.post(f"/v1/sessions/{session}/steps", json={"step": 0}).raise_for_status()
-    before = http.get(f"/v1/sessions/{session}").json()
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = http.post(f"/v1/sessions/{session}/steps", content=content, headers={"Content-Type": JSON})
-    assert_problem(answer, status, kind)
-    assert http.get(f"/v1/sessions/{session}").json() == before
-
-
-def step_body(columns: dict[str, pa.Array], **metadata: str) -> bytes:
-    batch = pa.record_batch(columns, metadata=metadata)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue())
-
-
-def losses(values: list[Any], kind: Any = None) -> pa.Array:
-    return pa.array([values], pa.list_(kind or pa.float32()))
-
-
-BAD_ARROW: list[tuple[bytes, str]] = [
-    (b"", "bad-body"),
-    (b"not arrow at all, just bytes", "bad-body"),
-    (step_body({"step": pa.array([0]), "losses": losses([1.0] * 8)}, rank="x"), "bad-body"),
-    (step_body({"step": pa.array([0]), "losses": losses([1.0] * 8)}, step="1.5"), "bad-body"),
-    (step_body({"step": pa.array([0])}, step="1"), "bad-body"),
-    (step_body({"step": pa.array([0]), "losses": losses([1] * 8, pa.int64())}, step="1"), "bad-body"),
-    (step_body({"step": pa.array([0.0]), "losses": losses([1.0] * 8)}, step="1"), "bad-body"),
-    (step_body({"step": pa.array([None], pa.int64()), "losses": losses([1.0] * 8)}, step="1"), "bad-body"),
-    (step_body({"step": pa.array([0]), "losses": losses([float("nan")] * 8)}, step="1"), "bad-report"),
-    (step_body({"step": pa.array([0]), "losses": losses([1e300] * 8, pa.float64())}, step="1"), "bad-report"),
-    (step_body({"step": pa.array([0]), "losses": losses([None] * 8)}, step="1"), "bad-report"),
-]
-
-
-@pytest.mark.parametrize(("body", "kind"), BAD_ARROW)
-def test_a_bad_arrow_body_is_refused(http: httpx.Client, session: str, body: bytes, kind: str) -> None:
-    answer = http.post(f"/v1/sessions/{session}/steps", content=body, headers={"Content-Type": ARROW})
-    assert_problem(answer, 422, kind)
-    assert http.get(f"/v1/sessions/{session}").json()["ranks"] == []
-
-
-def test_truncated_and_damaged_arrow_never_breaks_the_server(http: httpx.Client, session: str) -> None:
-    whole = step_body({"step": pa.array([0]), "losses": losses([1.0] * 8)}, step="1")
-    rng = np.random.default_rng(0)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole), 3):
-            damaged[place] = rng.integers(0, 256)
-        cut = bytes(damaged[: rng.integers(1, len(whole) + 1)])
-        answer = http.post(f"/v1/sessions/{session}/steps", content=cut, headers={"Content-Type": ARROW})
-        assert answer.status_code < 500, (cut, answer.text)
-
-
-BAD_SESSIONS: list[tuple[dict[str, Any], str]] = [
-    ({"method": "nonsense"}, "bad-parameters"),
-    ({"size": None}, "bad-body"),
-    ({"size": 0}, "bad-body"),
-    ({"size": 2**41}, "bad-body"),
-    ({"batch_size": 0}, "bad-body"),
-    ({"epochs": 0}, "bad-body"),
-    ({"world_size": 0}, "bad-body"),
-    ({"seed": -1}, "bad-body"),
-    ({"id": "a/b"}, "bad-body"),
-    ({"surprise": 1}, "bad-body"),
-    ({"parameters": {"surprise": 1}}, "bad-parameters"),
-    ({"method": "infobatch", "parameters": {"prune_ratio": 1.0}}, "bad-parameters"),
-    ({"method": "infobatch", "parameters": {"prune_ratio": "half"}}, "bad-parameters"),
-    ({"method": "plan"}, "bad-parameters"),
-    ({"method": "plan", "parameters": {"batches": [[0, 0]]}}, "bad-parameters"),
-    ({"method": "plan", "parameters": {"batches": [[0, 100]]}}, "bad-parameters"),
-    ({"method": "plan", "parameters": {"batches": [[-1]]}}, "bad-parameters"),
-    ({"method": "plan", "parameters": {"batches": [[2**70]]}}, "bad-parameters"),
-    ({"method": "plan", "parameters": {"batches": [[]]}}, "bad-parameters"),
-    ({"method": "acquisition", "parameters": {"scores": [1.0]}}, "bad-parameters"),
-    ({"method": "acquisition", "parameters": {"scores": [-1.0] * 100}}, "bad-parameters"),
-    ({"method": "acquisition", "parameters": {"k": 101}}, "bad-parameters"),
-    ({"dataset": "nowhere", "size": None}, "bad-dataset"),
-    ({"dataset": "good", "size": 51}, "bad-dataset"),
-    ({"dataset": "../outside/secret", "size": None}, "bad-dataset"),
-    ({"dataset": "..", "size": None}, "bad-dataset"),
-    ({"dataset": "/etc", "size": None}, "bad-dataset"),
-    ({"dataset": "good/../good", "size": None}, "bad-dataset"),
-    ({"dataset": "link", "size": None}, "bad-dataset"),
-    ({"dataset": "good\0", "size": None}, "bad-dataset"),
-    ({"dataset": "half", "size": None, "method": "plan"}, "bad-dataset"),
-]
-
-
-@pytest.mark.parametrize(("change", "kind"), BAD_SESSIONS)
-def test_a_bad_session_is_not_created(http: httpx.Client, change: dict[str, Any], kind: str) -> None:
-    before = http.get("/v1/sessions", params={"limit": 1000}).json()
-    wanted = {"method": "random", "size": 100, "batch_size": 8, **change}
-    assert_problem(http.post("/v1/sessions", json=wanted), 422, kind)
-    assert http.get("/v1/sessions", params={"limit": 1000}).json() == before
-
-
-def test_other_refusals(http: httpx.Client, session: str) -> None:
-    assert_problem(http.get("/v1/sessions/nobody"), 404, "not-found")
-    assert_problem(http.get("/nowhere"), 404, "not-found")
-    assert assert_problem(http.put(f"/v1/sessions/{session}"), 405, "bad-method")["allow"]
-    assert_problem(http.get(f"/v1/sessions/{session}/steps"), 405, "bad-method")
-    steps = f"/v1/sessions/{session}/steps"
-    assert_problem(http.post(steps, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "bad-media-type")
-    assert_problem(http.post(steps, json={}, headers={"Accept": "image/png"}), 406, "not-acceptable")
-    assert_problem(http.get("/v1/sessions", headers={"Host": "evil.example"}), 403, "bad-host")
-    assert_problem(http.post(f"/v1/sessions/{session}/rewind", json={"step": 99}), 422, "bad-step")
-    assert_problem(http.post(f"/v1/sessions/{session}/rewind", json={"step": "1"}), 422, "bad-body")
-    assert_problem(http.get("/v1/datasets/..%2Fsecret"), 404, "not-found")
-
-
-def test_a_body_over_the_limit_is_refused_unread(http: httpx.Client, url: str) -> None:
-    answer = http.post("/v1/sessions", content=b" " * (1 << 20) + b"{}", headers={"Content-Type": JSON})
-    assert_problem(answer, 413, "too-large")
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(HEAD + b"Content-Length: 1073741824\r\n\r\n")
-        assert raw.recv(12) == b"HTTP/1.1 413"
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-        piece = b"10000\r\n" + b" " * 65536 + b"\r\n"
-        for _ in range(18):
-            raw.sendall(piece)
-        assert raw.recv(12) == b"HTTP/1.1 413"
-
-
-def test_a_body_that_never_comes_is_given_up(url: str) -> None:
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
-        assert raw.recv(12) == b"HTTP/1.1 408"
+Problem = Callable[[httpx.Response, int, str], dict[str, Any]]
 
 
 def test_json_and_arrow_say_the_same(http: httpx.Client, client: Client, session: str) -> None:
@@ -340,7 +110,27 @@ def test_a_checkpoint_goes_on_elsewhere(client: Client, epochs_done: int) -> Non
         client.restore(client.checkpoint(session), id=copy)
 
 
-def test_a_false_checkpoint_is_refused(http: httpx.Client, client: Client, session: str) -> None:
+def test_a_restored_session_whose_answer_was_lost_is_there(url: str, client: Client, session: str) -> None:
+    client.step(session, 0)
+    answers: list[int] = []
+
+    class Losing(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = super().handle_request(request)
+            answers.append(answer.status_code)
+            if len(answers) == 1:
+                raise httpx.ReadError("lost")
+            return answer
+
+    with Client(url, transport=Losing()) as other:
+        copy = other.restore(client.checkpoint(session))
+    assert answers == [201, 409, 200]
+    assert copy.raw["spec"] == client.session(session).raw["spec"]
+
+
+def test_a_false_checkpoint_is_refused(
+    http: httpx.Client, client: Client, session: str, assert_problem: Problem
+) -> None:
     client.step(session, 0)
     table = pa.ipc.open_stream(client.checkpoint(session)).read_all()
 
@@ -420,49 +210,6 @@ def test_acquisition_draws_by_scores_and_learns_from_reports(client: Client) -> 
     assert seen[:10] == expected.tolist()
     with pytest.raises(ServiceError, match="no negative scores"):
         client.report(session, [(2, np.full(10, -1.0))])
-
-
-def test_selecting_without_a_session(client: Client, http: httpx.Client) -> None:
-    scores = np.random.default_rng(0).random(1000)
-    remote = client.acquire(scores, 20, seed=4)
-    assert np.array_equal(remote.indices, StochasticAcquisition().select(scores, 20, seed=(4,)).indices)
-    spoken = http.post("/v1/select/acquire", json={"scores": scores.tolist(), "k": 20, "seed": 4}).json()
-    assert spoken["indices"] == remote.indices.tolist()
-    texts = [f"def f{i}(x): return x + {i}" if i % 2 else f"the cat number {i} sat down" for i in range(40)]
-    targets = ["def g(y): return y * 2"]
-    chosen = client.zipfit(texts, targets, 5)
-    own = ZipFit(targets=targets).select(texts, 5)
-    assert np.array_equal(chosen.indices, own.indices)
-    assert np.array_equal(chosen.scores, own.scores)
-    rng = np.random.default_rng(1)
-    pair = Pair(rng.normal(size=(40, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32))
-    better = Pair(pair.a, pair.a)
-    assert len(client.jest(pair, better, filter_ratio=0.5, chunks=4, seed=1)) == 20
-    assert np.array_equal(client.jest(pair, better, seed=1).indices, client.jest(pair, better, seed=1).indices)
-    plan = client.b3(pair.a, pair.b, batch_size=8, cluster_size=4, ranks=(2, 12), seed=3)
-    assert sorted(np.concatenate(list(plan)).tolist()) == list(range(40))
-
-
-BAD_SELECTS: list[tuple[str, dict[str, Any], int, str]] = [
-    ("acquire", {"scores": [1.0], "k": 2}, 422, "bad-body"),
-    ("acquire", {"scores": [-1.0], "k": 1}, 422, "bad-body"),
-    ("acquire", {"scores": [1.0] * 5001, "k": 1}, 413, "too-large"),
-    ("acquire", {"scores": [1.0], "k": 1, "kind": "best"}, 422, "bad-body"),
-    ("zipfit", {"texts": [""], "targets": ["a"], "k": 1}, 422, "bad-body"),
-    ("zipfit", {"texts": ["a"], "targets": [], "k": 1}, 422, "bad-body"),
-    ("jest", {"learner_a": [[1.0]], "learner_b": [[1.0, 2.0]], "criterion": "hard"}, 422, "bad-body"),
-    ("jest", {"learner_a": [[1.0], [1.0, 2.0]], "learner_b": [[1.0]], "criterion": "hard"}, 422, "bad-body"),
-    ("jest", {}, 422, "bad-body"),
-    ("b3", {"queries": [[1.0]], "positives": [[1.0], [2.0]], "batch_size": 4, "cluster_size": 2}, 422, "bad-body"),
-    ("b3", {"queries": [], "positives": []}, 422, "bad-body"),
-]
-
-
-@pytest.mark.parametrize(("name", "body", "status", "kind"), BAD_SELECTS)
-def test_a_bad_selection_is_refused(
-    http: httpx.Client, name: str, body: dict[str, Any], status: int, kind: str
-) -> None:
-    assert_problem(http.post(f"/v1/select/{name}", json=body), status, kind)
 
 
 def test_operations(http: httpx.Client, client: Client, session: str) -> None:

@@ -7,17 +7,25 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selectors.infobatch import InfoBatch
-from curation.service.client import Client, ServiceError, StepBatch
+from curation.selectors.jest import JEST
+from curation.service.client import ChosenBatch, Client, ServiceError, StepBatch
+
+RANKS, KILLS = 2, 3
+PLAN = {"size": 6000, "batch_size": 16, "epochs": 2, "seed": 1}
+INFOBATCH = {"size": 3000, "batch_size": 16, "epochs": 4, "seed": 9}
+SUPER = {"size": 1800, "batch_size": 20, "epochs": 2, "seed": 3, "parameters": {"chunks": 4}}
+SIDES = np.random.default_rng(7).normal(size=(4, 1800, 4)).astype(np.float32)
 
 Seen = dict[tuple[int, int], StepBatch]
+Chosen = dict[tuple[int, int], ChosenBatch]
 
 
 def loss_of(indices: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float32]:
@@ -25,75 +33,85 @@ def loss_of(indices: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.float32
     return (((indices * 2654435761 + step * 40503) % 1009) / 1009).astype(np.float32)
 
 
-def train(url: str, session: str, rank: int, seen: Seen, errors: list[Exception]) -> None:
+def embeddings(indices: npt.NDArray[np.int64]) -> tuple[Pair, Pair]:
+    a, b, c, d = SIDES[:, indices]
+    return Pair(a, b, 5.0, -5.0), Pair(c, d, 5.0, -5.0)
+
+
+def train(url: str, session: str, rank: int, seen: Seen, chosen: Chosen | None) -> None:
     """One rank: every step in order, each with the report of the step before; some requests are sent twice."""
     dice = random.Random(rank)
     reports: list[tuple[int, npt.NDArray[np.float32]]] = []
-    try:
-        with Client(url, patience=60) as client:
-            step = 0
-            while True:
-                batch = client.step(session, step, rank=rank, reports=reports)
+    with Client(url, patience=60) as client:
+        step = 0
+        while True:
+            batch = client.step(session, step, rank=rank, reports=reports)
+            if dice.random() < 0.2:
+                again = client.step(session, step, rank=rank, reports=reports)
+                assert np.array_equal(again.indices, batch.indices)
+            seen[rank, step], trained = batch, batch.indices
+            if chosen is not None:
+                chosen[rank, step] = client.choose(session, step, *embeddings(batch.indices), rank=rank)
+                trained = chosen[rank, step].indices
                 if dice.random() < 0.2:
-                    again = client.step(session, step, rank=rank, reports=reports)
-                    assert np.array_equal(again.indices, batch.indices)
-                seen[rank, step] = batch
-                reports = [(step, loss_of(batch.indices, step))]
-                if batch.end_of_session:
-                    client.report(session, reports, rank=rank)
-                    return
-                if batch.end_of_epoch:
-                    client.report(session, reports, rank=rank)
-                step += 1
-                time.sleep(0.002)
-    except (ServiceError, AssertionError) as error:
-        errors.append(error)
+                    assert np.array_equal(client.choose(session, step, rank=rank).indices, trained)
+            reports = [(step, loss_of(trained, step))]
+            if batch.end_of_epoch:
+                client.report(session, reports, rank=rank)
+            if batch.end_of_session:
+                return
+            step += 1
+            time.sleep(0.002)
 
 
-def run_under_fire(server: Any, session: str, ranks: int, kills: int) -> Seen:
-    seen: Seen = {}
+def test_what_trainers_see_is_what_they_see_of_an_undisturbed_server(serve: Callable[..., Any]) -> None:
+    server = serve()
+    order = np.random.default_rng(5).permutation(PLAN["size"])
+    with Client(server.url) as client:
+        ids = [
+            client.create_session("plan", world_size=RANKS, plan=BatchPlan.of_size(order, 16), **PLAN).id,
+            client.create_session("infobatch", world_size=RANKS, **INFOBATCH).id,
+            client.create_session("jest", world_size=RANKS, **SUPER).id,
+        ]
+    seen: list[Seen] = [{}, {}, {}]
+    chosen: Chosen = {}
     errors: list[Exception] = []
-    threads = [threading.Thread(target=train, args=(server.url, session, rank, seen, errors)) for rank in range(ranks)]
+
+    def guarded(*arguments: Any) -> None:
+        try:
+            train(server.url, *arguments)
+        except (ServiceError, AssertionError) as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=guarded, args=(id, rank, seen[i], chosen if i == 2 else None))
+        for i, id in enumerate(ids)
+        for rank in range(RANKS)
+    ]
     for thread in threads:
         thread.start()
     dice = random.Random(0)
-    killed = 0
-    while killed < kills and any(thread.is_alive() for thread in threads):
+    for _ in range(KILLS):
         time.sleep(dice.uniform(0.05, 0.4))
+        assert any(thread.is_alive() for thread in threads), "the clients finished before the last kill"
         server.kill()
         server.start()
-        killed += 1
     for thread in threads:
         thread.join(120)
     assert not errors
-    assert killed == kills, "the clients finished before the last kill: make the session longer"
-    return seen
+    check_plan(seen[0])
+    check_infobatch(seen[1])
+    check_jest(seen[2], chosen)
 
 
-def test_a_plan_is_handed_out_exactly_once(serve: Callable[..., Any]) -> None:
-    rows, ranks, epochs = 6000, 2, 2
-    order = np.random.default_rng(5).permutation(rows)
-    server = serve()
-    with Client(server.url) as client:
-        plan = BatchPlan.of_size(order, 16)
-        session = client.create_session(
-            "plan", size=rows, batch_size=16, epochs=epochs, world_size=ranks, seed=1, plan=plan
-        ).id
-    seen = run_under_fire(server, session, ranks, kills=3)
-    for epoch in range(epochs):
+def check_plan(seen: Seen) -> None:
+    for epoch in range(PLAN["epochs"]):
         given = np.concatenate([batch.indices for batch in seen.values() if batch.epoch == epoch])
-        assert np.array_equal(np.sort(given), np.arange(rows))
+        assert np.array_equal(np.sort(given), np.arange(PLAN["size"]))
 
 
-def test_infobatch_ends_as_an_undisturbed_run(serve: Callable[..., Any], tmp_path: Path) -> None:
-    size, ranks, epochs, batch_size = 3000, 2, 4, 16
-    server = serve()
-    with Client(server.url) as client:
-        session = client.create_session(
-            "infobatch", size=size, batch_size=batch_size, epochs=epochs, world_size=ranks, seed=9
-        ).id
-    seen = run_under_fire(server, session, ranks, kills=3)
-
+def check_infobatch(seen: Seen) -> None:
+    size, epochs = INFOBATCH["size"], INFOBATCH["epochs"]
     info = InfoBatch(size=size, epochs=epochs, seed=9)
     step = 0
     for epoch in range(epochs):
@@ -102,7 +120,7 @@ def test_infobatch_ends_as_an_undisturbed_run(serve: Callable[..., Any], tmp_pat
         weight_of[order.indices] = order.weights
         losses: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
         while place < len(order):
-            batches = [seen[rank, step] for rank in range(ranks)]
+            batches = [seen[rank, step] for rank in range(RANKS)]
             given = np.concatenate([batch.indices for batch in batches])
             assert np.array_equal(given, order.indices[place : place + len(given)])
             assert np.array_equal(np.concatenate([batch.weights for batch in batches]), weight_of[given])
@@ -110,5 +128,18 @@ def test_infobatch_ends_as_an_undisturbed_run(serve: Callable[..., Any], tmp_pat
             place, step = place + len(given), step + 1
         for indices, values in losses:
             info.update(indices, values)
-    assert step * ranks == len(seen)
+    assert step * RANKS == len(seen)
     assert 0 < sum(len(batch.indices) for batch in seen.values()) < epochs * size
+
+
+def check_jest(seen: Seen, chosen: Chosen) -> None:
+    steps = len(seen) // RANKS
+    given: dict[int, list[int]] = {}
+    for step in range(steps):
+        whole = np.concatenate([seen[rank, step].indices for rank in range(RANKS)])
+        epoch = int(seen[0, step].epoch or 0)
+        given.setdefault(epoch, []).extend(whole.tolist())
+        generator = np.random.default_rng((3, epoch, len(given[epoch])))
+        expected = whole[JEST(chunks=4).select(*embeddings(whole), generator=generator).indices]
+        assert np.array_equal(np.concatenate([chosen[rank, step].indices for rank in range(RANKS)]), expected)
+    assert [sorted(rows) for rows in given.values()] == [list(range(SUPER["size"]))] * SUPER["epochs"]

@@ -308,8 +308,8 @@ def cell(row: int, column: int) -> str:
     return f"document.querySelectorAll('[aria-label^=Epochs] tbody tr')[{row}]?.cells[{column}].textContent"
 
 
-def test_the_curve_moves_as_losses_come_in(browser: Browser, serve: Callable[..., Any]) -> None:
-    server = serve()
+def test_the_curve_moves_as_losses_come_in(browser: Browser, live: Callable[..., Any]) -> None:
+    server = live()
     browser.open(server.url)
     browser.until("document.querySelector('main').textContent.includes('There is no session yet')")
     with Client(server.url) as client:
@@ -341,7 +341,7 @@ def test_the_curve_moves_as_losses_come_in(browser: Browser, serve: Callable[...
     assert browser.js("document.getElementById('pause').ariaPressed") == "true"
     browser.click(".name")
     browser.until("document.querySelector('tbody td:nth-of-type(2)')?.textContent", "10")
-    server.kill()
+    server.stop()
     browser.click("#pause")
     browser.until("!document.getElementById('problem').hidden")
     server.start()
@@ -428,10 +428,13 @@ def test_every_view_fits_names_its_parts_and_has_contrast(browser: Browser, url:
         for step in range(12):
             client.create_session("plan", dataset="mined", batch_size=BATCH, epochs=3, id="looked-at")
             report(client, "looked-at", step, 1.0)
+        client.create_session("jest", size=60, batch_size=20, id="chosen", parameters={"filter_ratio": 0.5})
+        client.step("chosen", 0)
     browser.emulate(width, scheme)
     for view, ready in [
         ("", "main tbody a"),
         ("sessions/looked-at", "[aria-label^=Hardness]"),
+        ("sessions/chosen", "rect.rest"),
         ("datasets", "main tbody a"),
         ("datasets/mined", "details.row"),
     ]:

@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "service.md"
 def test_every_line_of_the_walk_through_runs(live: Callable[..., Any], tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
     script = "\n".join(blocks).replace("/tmp/demo.arrow", f"{tmp_path}/demo.arrow")
-    assert script.count("curl") >= 15
+    assert script.count("curl") >= 20
     command = ["bash", "-euo", "pipefail", "-x", "-c", script.replace("| head -3", "> /dev/null")]
     done = subprocess.run(command, env={"URL": live().url, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -26,3 +26,5 @@ def test_every_line_of_the_walk_through_runs(live: Callable[..., Any], tmp_path:
     assert '"reports":1,"last_reported":0' in answers
     assert '"id":"copy"' in answers
     assert '"generation":1' in answers
+    assert answers.count('{"indices":[48,81,6]') == 2
+    assert "urn:curation:problem:not-sent" in answers

@@ -12,6 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
+from curation.pair import Pair
+from curation.selectors.jest import JEST
 from curation.service.client import Client, ServiceError
 
 
@@ -48,7 +50,7 @@ def agree_at_every_step(clients: list[Client], on_missing: str) -> None:
     ranks = 4
     session = (
         clients[0]
-        .create_session("infobatch", size=400, batch_size=8, epochs=4, world_size=ranks, seed=2, on_missing=on_missing)
+        .create_session("infobatch", size=192, batch_size=8, epochs=4, world_size=ranks, seed=2, on_missing=on_missing)
         .id
     )
     seen: dict[tuple[int, int], Any] = {}
@@ -106,6 +108,38 @@ def test_what_one_replica_changes_the_other_knows(replicas: list[str]) -> None:
         one.step(session, 0)
     one.close()
     two.close()
+
+
+def test_replicas_make_one_choice(replicas: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    learner, reference = (Pair(*rng.normal(size=(2, 64, 4)).astype(np.float32)) for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(url, patience=30)) for url in replicas]
+        session = clients[0].create_session("jest", size=64, batch_size=8, world_size=4, seed=1).id
+        chosen: dict[tuple[int, int], Any] = {}
+
+        def train(rank: int) -> None:
+            for step in range(2):
+                rows = clients[rank % 2].step(session, step, rank=rank).indices
+                pairs = [Pair(pair.a[rows], pair.b[rows], 5.0, -5.0) for pair in (learner, reference)]
+                chosen[step, rank] = clients[rank // 2].choose(session, step, *pairs, rank=rank)
+
+        threads = [threading.Thread(target=train, args=(rank,)) for rank in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for step in range(2):
+            rows = np.concatenate([clients[0].step(session, step, rank=rank).indices for rank in range(4)])
+            pairs = [Pair(pair.a[rows], pair.b[rows], 5.0, -5.0) for pair in (learner, reference)]
+            expected = JEST().select(*pairs, generator=np.random.default_rng((1, 0, 32 * (step + 1)))).indices
+            assert np.array_equal(np.concatenate([chosen[step, rank].positions for rank in range(4)]), expected)
+            for client in clients:
+                again = [client.choose(session, step, rank=rank).indices for rank in range(4)]
+                assert np.array_equal(np.concatenate(again), rows[expected])
+        assert clients[1].rewind(session, 1).generation == 1
+        with pytest.raises(ServiceError, match="not-sent"):
+            clients[0].choose(session, 1)
 
 
 def test_a_dead_database_gives_503_and_comes_back(live: Callable[..., Any], database: Any) -> None:

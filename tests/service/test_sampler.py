@@ -1,6 +1,7 @@
 """``RemoteBatchSampler`` in a real DataLoader, against a server that dies and a state that is carried on."""
 
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,8 @@ def test_mistakes_are_named(url: str) -> None:
             RemoteBatchSampler(client, session, prefetch=-1)
 
 
-def test_training_survives_the_servers_death(serve: Callable[..., Any]) -> None:
-    server = serve()
+def test_training_survives_the_servers_death(live: Callable[..., Any]) -> None:
+    server = live()
     with Client(server.url) as client:
         session = client.create_session("random", size=SIZE, batch_size=BATCH, epochs=2).id
         sampler = RemoteBatchSampler(client, session)
@@ -108,8 +109,10 @@ def test_training_survives_the_servers_death(serve: Callable[..., Any]) -> None:
         for epoch in range(2):
             for number, batch in enumerate(sampler):
                 if number == 5 and epoch == 0:
-                    server.kill()
-                    server.start(wait=False)
+                    server.stop()
+                    back = threading.Timer(0.3, server.start)
+                    back.start()
                 sampler.update(torch.tensor(batch), torch.ones(len(batch)))
                 given += batch
+        back.join()
     assert sorted(given) == sorted(2 * list(range(SIZE)))

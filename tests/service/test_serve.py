@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 
+from curation.selectors.infobatch import InfoBatch
 from curation.service.client import Client
+from curation.service.database import StoreError
+from curation.service.sampler import RemoteBatchSampler
 from curation.service.security import InsecureError
-from curation.service.store import StoreError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -67,24 +70,31 @@ def test_training_survives_a_replicas_death(database: Any, ray_session: None) ->
     serve.run(build({"store": database.get_uri(), "replicas": 2, "port": 8799}), name=NAME, route_prefix="/")
     try:
         with Client("http://127.0.0.1:8799", patience=60) as client:
-            session = client.create_session("infobatch", size=120, batch_size=10, epochs=3, world_size=1).id
-            step, reports, killed = 0, [], False
-            seen: dict[int, Any] = {}
-            while True:
-                batch = client.step(session, step, reports=reports)
-                seen[step] = batch
-                if step == 15 and not killed:
-                    killed = kill_one_replica()
-                if batch.end_of_session:
-                    break
-                reports = [(step, np.sin(batch.indices))]
-                step += 1
+            session = client.create_session("infobatch", size=400, batch_size=10, epochs=3).id
+            sampler, info, killed = RemoteBatchSampler(client, session), InfoBatch(size=400, epochs=3), False
+            for epoch in range(3):
+                given: list[int] = []
+                for batch in sampler:
+                    losses = torch.sin(torch.tensor(batch) + epoch).abs()
+                    assert torch.equal(sampler.update(batch, losses), info_update(info, epoch, batch, losses))
+                    given += batch
+                    if epoch == 1 and len(given) == 50:
+                        killed = kill_one_replica()
+                assert given == info.epoch(epoch).indices.tolist()
             assert killed
-            for number, batch in seen.items():
-                assert np.array_equal(client.step(session, number).indices, batch.indices)
+            total = client.session(session).total_steps
+            assert total is not None
+            for step in range(total):
+                asked = [client.step(session, step).indices for _ in range(3)]
+                assert all(np.array_equal(asked[0], again) for again in asked)
     finally:
         serve.delete(NAME)
         serve.shutdown()
+
+
+def info_update(info: InfoBatch, epoch: int, batch: list[int], losses: torch.Tensor) -> torch.Tensor:
+    info.epoch(epoch)
+    return info.update(torch.tensor(batch), losses)
 
 
 def kill_one_replica() -> bool:

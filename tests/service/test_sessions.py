@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from curation.selectors.infobatch import InfoBatch
 from curation.service.bodies import StepAsk
 from curation.service.keeper import Keeper
+from curation.service.methods import make_method
 from curation.service.security import ANYONE
-from curation.service.sessions import Layout, Refusal, Report, SessionSpec
+from curation.service.sessions import Layout, Refusal, Report, Session, SessionSpec
 from curation.service.store import Store
 
 
@@ -65,9 +66,7 @@ class SessionModel(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def new_keeper(self) -> Keeper:
-        keeper = Keeper(self.store, resident_bytes=1 << 30)
-        keeper.writer.start()
-        return keeper
+        return Keeper(self.store, resident_bytes=1 << 30)
 
     def model(self) -> list[tuple[Any, Any]]:
         """(indices, weights) of the epochs opened so far, computed anew from the reports."""
@@ -190,6 +189,21 @@ class SessionModel(RuleBasedStateMachine):
 
 SessionModel.TestCase.settings = settings(deadline=None, max_examples=12, stateful_step_count=25)
 TestSessionModel = SessionModel.TestCase
+
+
+def test_an_epoch_is_opened_by_its_number_whoever_else_opens_it_meanwhile() -> None:
+    spec = SessionSpec(method="infobatch", size=SIZE, batch_size=BATCH, epochs=EPOCHS, seed=5)
+    method = make_method(spec, SIZE, {})
+    session, nothing = Session(spec, method), np.empty((0, 2), np.int64)
+    for number in range(3):
+        state = {"scores": np.arange(SIZE, dtype=np.float32)} if number else method.start()
+        record, epoch = session.opening(number, state, nothing)
+        session.opened(record)  # learned from another replica, while this one computes
+        late, again = session.opening(number, state, nothing)
+        assert (late.number, late.first_step, late.layout) == (number, record.first_step, record.layout)
+        assert np.array_equal(epoch.batch(0, 0)[0], again.batch(0, 0)[0])
+        session.opened(late, again)
+    assert [record.number for record in session.records] == [0, 1, 2]
 
 
 def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:

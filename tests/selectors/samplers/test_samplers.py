@@ -20,7 +20,7 @@ from curation.selectors.samplers import (
     JESTBatchSampler,
     PlanBatchSampler,
 )
-from curation.selectors.samplers.base import Batches, Cut, Examples, Rows
+from curation.selectors.samplers.cuts import Batches, Cut, Examples, Rows
 
 
 @given(

@@ -68,31 +68,49 @@ def rank_window(
         )  # fmt: skip
         inside = np.where(found.indices < 0, -1, rows[found.indices]).astype(near.dtype)
         near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
-        scores = found.scores[:, ranks[0] :]
-        if similarity_ceiling is not None:
-            window[rows] = np.where(scores > similarity_ceiling, -1, window[rows])
-        if positive_margin is not None:
-            own = _own_scores(left, right, metric == "l2")
-            window[rows] = np.where(scores > positive_margin * own[:, None], -1, window[rows])
+        window[rows] = drop_similar(
+            window[rows], found.scores[:, ranks[0] :], left, right,
+            similarity_ceiling=similarity_ceiling, positive_margin=positive_margin,
+        )  # fmt: skip
         recall = {} if found.recall is None else {"recall": f"{found.recall:.4f}"}
         metadata |= {"engine": found.engine, "exact": str(found.exact).lower(), **recall, **found.settings}
     return RankWindow(near=near, window=window, metadata=metadata)
 
 
-def _own_scores(queries: Any, positives: Any, l2: bool, block: int = 65_536) -> npt.NDArray[np.float32]:
-    left, right = Matrix(queries, "queries"), Matrix(positives, "positives")
-    return np.concatenate(
-        [
-            right.score_pairs(
-                left.read(start, start + block), np.arange(start, min(start + block, len(left)))[:, None], l2=l2
-            )[:, 0]
-            for start in range(0, len(left), block)
-        ]
-    )
+def drop_similar(
+    window: npt.NDArray[Any],
+    scores: npt.NDArray[np.float32],
+    queries: Any,
+    positives: Any,
+    *,
+    similarity_ceiling: float | None = None,
+    positive_margin: float | None = None,
+    block: int = 65_536,
+) -> npt.NDArray[Any]:
+    """The window with -1 where a score exceeds a limit: near duplicates, and rivals of the row's own positive.
+
+    Args:
+        window: int[N, m].
+        scores: float32[N, m], the similarity of each.
+        queries, positives: [N, D] embeddings of the same rows; read for ``positive_margin`` only.
+        similarity_ceiling, positive_margin: as :class:`B3`'s.
+        block: rows read at a time.
+    """
+    if similarity_ceiling is not None:
+        window = np.where(scores > similarity_ceiling, -1, window)
+    if positive_margin is not None:
+        left, right = Matrix(queries, "queries"), Matrix(positives, "positives")
+        window = window.copy()
+        for start in range(0, len(left), block):
+            part = left.read(start, start + block)
+            own = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
+            part_of = slice(start, start + len(part))
+            window[part_of][scores[part_of] > positive_margin * own] = -1
+    return window
 
 
 def by_dataset(datasets: Int64 | None, size: int) -> Iterator[Int64]:
-    # Rows of each data set, rising; all rows at once without any.
+    """Rows of each data set, rising; all ``size`` rows at once where ``datasets`` is None."""
     if datasets is None:
         yield np.arange(size)
         return

@@ -1,8 +1,7 @@
-"""Sessions whose epochs depend on what was reported: InfoBatch and stochastic acquisition."""
+"""Sessions of stochastic acquisition: epochs drawn by scores, which are the losses reported."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,64 +9,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.selectors.acquisition import KINDS, StochasticAcquisition
-from curation.selectors.infobatch import InfoBatch
-from curation.service.methods import Ordered, Parameters, check_parameters, layout_of
+from curation.service.epochs import Ordered
+from curation.service.methods import Parameters, check_parameters, layout_of
 from curation.service.sessions import Epoch, Indices, Losses, Method, Refusal, SessionSpec, State, Weights
-
-
-class InfoBatchParameters(Parameters):
-    """As in :class:`curation.InfoBatch`."""
-
-    prune_ratio: float | tuple[float, ...] = 0.5
-    delta: float = 0.875
-    quantiles: tuple[float, ...] | None = None
-    form: Literal["coins", "exact"] = "coins"
-
-
-@dataclass
-class InfoBatchMethod:
-    """Skips learned candidates, by the last losses reported. Resident: 5 bytes a candidate and epoch in memory."""
-
-    spec: SessionSpec
-    size: int
-    parameters: InfoBatchParameters
-    stateful = True
-    nonnegative = False
-
-    def __post_init__(self) -> None:
-        # Made once here so that bad parameters are refused when the session is created, not at its first step.
-        self._make(1)
-
-    def start(self) -> State:
-        return {"scores": np.full(self.size, np.nan, np.float32)}
-
-    def epoch(self, number: int, state: State) -> Ordered:
-        info = self._make(self.size)
-        held = info.state_dict()
-        held["scores"] = np.require(state["scores"], requirements="W")
-        info.load_state_dict(held)
-        order = info.order(number)
-        held = info.state_dict()
-        codes, weights = held["codes"].numpy(), held["weights"].numpy()
-
-        def take(start: int, stop: int) -> tuple[Indices, Weights]:
-            rows = order[start:stop].astype(np.int64)
-            return rows, weights[codes[rows]]
-
-        counts = np.bincount(codes, minlength=len(weights))
-        changed = int(counts[(weights != 1) & (np.arange(len(weights)) > 0)].sum())
-        return Ordered(layout_of(self.spec, len(order)), take, nbytes=order.nbytes + codes.nbytes, reweighted=changed)
-
-    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
-        scores = state["scores"].copy()
-        for indices, losses in reports:
-            scores[indices] = np.where(np.isfinite(losses), losses, np.float32(np.nan))
-        return {"scores": scores}
-
-    def _make(self, size: int) -> InfoBatch:
-        return InfoBatch(
-            size=size, epochs=self.spec.epochs, seed=self.spec.seed, sync="step", **self.parameters.model_dump()
-        )
 
 
 class AcquisitionParameters(Parameters):
@@ -122,14 +66,6 @@ class AcquisitionMethod:
             drawn = drawn.copy()
             drawn[epoch.everything()] = 1
         return {"scores": scores, "drawn": drawn}
-
-
-def infobatch(spec: SessionSpec, size: int) -> Method:
-    """InfoBatch over ``size`` candidates; raises ``Refusal`` where its parameters are wrong."""
-    try:
-        return InfoBatchMethod(spec, size, check_parameters(InfoBatchParameters, spec))
-    except ValueError as error:
-        raise Refusal("bad-parameters", f"parameters: {error}") from error
 
 
 def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:

@@ -1,0 +1,152 @@
+"""What the service answers, as its clients read it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation.errors import CurationError
+from curation.plan import BatchPlan
+from curation.selection import Selection
+
+
+class ServiceError(CurationError):
+    """The service refused a request, or could not be reached in time.
+
+    Args:
+        kind: the problem's kind, such as ``"bad-report"``; ``"unreachable"`` where there was no answer.
+        detail: what the server says.
+        status: the HTTP status, None without an answer.
+        members: the problem document's further members.
+    """
+
+    def __init__(
+        self, kind: str, detail: str, status: int | None = None, members: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+        self.status = status
+        self.members = dict(members or {})
+
+
+class StepBatch(NamedTuple):
+    """What a rank trains on at a step: ``indices`` int64[n], ``weights`` float32[n].
+
+    ``epoch_end`` is the step after the epoch's last. ``step`` None: it was only a report.
+    """
+
+    indices: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    epoch: int | None
+    step: int | None
+    epoch_end: int
+    end_of_epoch: bool
+    end_of_session: bool
+    generation: int
+
+
+class ChosenBatch(NamedTuple):
+    """What a rank trains on of a super-batch, in pick order: ``indices`` int64[n], ``weights`` float32[n].
+
+    ``positions`` int64[n] in the super-batch of all ranks; ``scores`` float32[n], the logits (nats) drawn at.
+    """
+
+    indices: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    epoch: int
+    step: int
+    epoch_end: int
+    end_of_epoch: bool
+    end_of_session: bool
+    generation: int
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """How a session stands. ``raw`` is the whole answer, with each rank's progress."""
+
+    id: str
+    generation: int
+    size: int
+    world_size: int
+    epochs: int
+    open_epochs: int
+    open_steps: int
+    total_steps: int | None
+    raw: Mapping[str, Any]
+
+
+def read_error(answer: httpx.Response) -> ServiceError:
+    try:
+        document = answer.json()
+        kind = str(document.pop("type")).removeprefix("urn:curation:problem:")
+        return ServiceError(kind, str(document.pop("detail")), answer.status_code, document)
+    except (ValueError, KeyError, AttributeError):
+        return ServiceError("bad-answer", f"status {answer.status_code}: {answer.text[:200]}", answer.status_code)
+
+
+def read_json(answer: httpx.Response) -> dict[str, Any]:
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def read_info(answer: httpx.Response) -> SessionInfo:
+    raw = answer.json()
+    own = {name: raw[name] for name in ("id", "generation", "size", "open_epochs", "open_steps", "total_steps")}
+    return SessionInfo(**own, world_size=raw["spec"]["world_size"], epochs=raw["spec"]["epochs"], raw=raw)
+
+
+def read_step(answer: httpx.Response) -> StepBatch:
+    with pa.ipc.open_stream(answer.content) as reader:
+        rows = reader.read_next_batch()
+    said = {name.decode(): value.decode() for name, value in rows.schema.metadata.items()}
+    return StepBatch(
+        _own(rows["indices"]),
+        _own(rows["weights"]),
+        int(said["epoch"]) if said["epoch"] else None,
+        int(said["step"]) if said["step"] else None,
+        int(said["epoch_end"] or 0),
+        said["end_of_epoch"] == "1",
+        said["end_of_session"] == "1",
+        int(said["generation"]),
+    )
+
+
+def read_chosen(answer: httpx.Response) -> ChosenBatch:
+    table = pa.ipc.open_stream(answer.content).read_all()
+    columns = ("indices", "weights", "positions", "scores")
+    said = {name.decode(): int(value) for name, value in table.schema.metadata.items()}
+    indices, weights, positions, scores = (_own(table[name]) for name in columns)
+    return ChosenBatch(
+        indices,
+        weights,
+        positions,
+        scores,
+        said["epoch"],
+        said["step"],
+        said["epoch_end"],
+        bool(said["end_of_epoch"]),
+        bool(said["end_of_session"]),
+        said["generation"],
+    )
+
+
+def _own(column: Any) -> npt.NDArray[Any]:
+    """A copy: torch warns of arrays that cannot be written to, as views of an answer cannot."""
+    return np.array(column.to_numpy())
+
+
+def read_selection(answer: httpx.Response) -> Selection:
+    table = pa.ipc.open_stream(answer.content).read_all()
+    scores = table["scores"].to_numpy() if "scores" in table.column_names else None
+    return Selection(indices=table["indices"].to_numpy(), weights=table["weights"].to_numpy(), scores=scores)
+
+
+def read_plan(answer: httpx.Response) -> BatchPlan:
+    return BatchPlan.from_arrow(pa.ipc.open_stream(answer.content).read_all())

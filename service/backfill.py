@@ -1,0 +1,56 @@
+"""Moves what was committed out of SQLite's write-ahead log into the database file, beside the commits.
+
+SQLite does so by itself, within the commit that fills the log's thousandth page: one in fifty would then wait for a
+flush of the whole database. What was committed is on disk either way.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from sqlite3 import Connection, Error
+from typing import Any
+
+from sqlalchemy import Engine
+
+from curation.service.logs import logger
+
+EVERY = 4 << 20
+"""Bytes that are committed between two moves."""
+MOST_PAGES = 8192
+"""Pages of the log (32 MiB) after which commits wait once, so that it starts anew instead of growing."""
+
+
+class Backfill:
+    """The moves of one SQLite file, in a thread of their own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, "curation-backfill")
+        self._running: Future[None] | None = None
+        self._since = 0
+
+    def committed(self, size: int) -> None:
+        """Take note of a commit of so many bytes."""
+        self._since += size
+        if self._since >= EVERY and (self._running is None or self._running.done()):
+            self._since = 0
+            self._running = self._thread.submit(self._move)
+
+    def close(self) -> None:
+        """Wait for the move under way."""
+        self._thread.shutdown()
+
+    def _move(self) -> None:
+        held = self._engine.raw_connection()
+        try:
+            connection: Any = held.driver_connection
+            if _pages(connection, "PASSIVE") > MOST_PAGES:
+                _pages(connection, "RESTART")
+        except Error:
+            logger.exception("the write-ahead log was not moved; the next commits will try again")
+        finally:
+            held.close()
+
+
+def _pages(connection: Connection, mode: str) -> int:
+    """Pages in the log, after moving what that mode can."""
+    _, pages, _ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    return int(pages)
