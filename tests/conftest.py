@@ -18,11 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class _ByFile(LoadScopeScheduling):
-    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime."""
+    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, or start their own."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "pipelines" if "/pipelines/" in file else file
+        return "pipelines" if "/pipelines/" in file and not file.endswith("test_cluster.py") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
