@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class _ByFile(LoadScopeScheduling):
-    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, or start their own."""
+    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, but for one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
