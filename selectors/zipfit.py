@@ -26,7 +26,7 @@ from curation.selectors._texts import TextBlock, joined, text_blocks
 from curation.selectors._threads import in_threads, usable_threads
 
 MODES = ("exact", "shortlist")
-_PAIRS = 1 << 17
+_PAIRS = 1 << 14
 Floats = npt.NDArray[np.float64]
 
 
