@@ -16,13 +16,13 @@ help:  ## Show what there is to make
 $(READY): $(INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "curation needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0 $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu]'
+	$(BIN)/python -m pip install --quiet --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --quiet torch==2.13.0 $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[cpu]'
 	@touch $@
 
 $(DEV_READY): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,service,train,test,dev]'
+	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[cpu,service,train,test,dev]'
 	@touch $@
 
 quickstart: $(READY)  ## Set up and curate the standard library's functions into out/quickstart

@@ -17,6 +17,8 @@ from rich.text import Text
 from curation.progress import Progress
 
 QUIET_SECONDS = 2.0
+TELLING = 0.05
+"""The share of a stage that must be done before its pace is told: until then it is mostly that of starting."""
 
 
 def out() -> Console:
@@ -156,7 +158,7 @@ class _Counter:
         self._done += rows
         if time.monotonic() - self._said >= QUIET_SECONDS:
             self._said = time.monotonic()
-            speed = self._speed()
+            speed = self._speed() if self._done - self._before >= TELLING * (self._rows - self._before) else None
             self._say("advance", speed, (self._rows - self._done) / speed if speed else None)
 
     def end(self) -> None:

@@ -60,6 +60,19 @@ def test_plain_lines_come_at_most_every_two_seconds(
     assert all("rows/s" in line and "s left" in line for line in middle)
 
 
+def test_no_pace_is_told_of_the_very_start(capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]) -> None:
+    clock(3.0)
+    with terminal.watching(machine=False) as progress:
+        progress.begin("check rows", 1000)
+        progress.advance(40)
+        progress.advance(40)
+        progress.end()
+    _, early, later, _ = capsys.readouterr().err.splitlines()
+    assert early == "check rows: 40 of 1,000 (4 %)"
+    assert later.startswith("check rows: 80 of 1,000 (8 %), ")
+    assert later.endswith(" s left")
+
+
 def test_machines_get_json_lines(capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]) -> None:
     clock(1.0)
     with terminal.watching(machine=True) as progress:
