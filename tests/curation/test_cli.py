@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -265,31 +267,43 @@ def test_errors_of_a_run_become_exit_codes(
 
 
 def test_ctrl_c_in_a_real_process(finished: Finished) -> None:
-    """The signal is sent while a command is at work: here, waiting for a named pipe that nobody writes to."""
+    """The signal is sent while a command is at work: here, reading a named pipe that nobody writes to."""
     out, _ = finished()
-    (out / "state.json").unlink()
-    os.mkfifo(out / "state.json")
+    pipe = out / "state.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
     manifest = Manifest.load(out)
     del manifest.files["state.json"]
     manifest.save(out)
-    started = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "curation.cli", "verify", str(out), "--json"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert started.stderr is not None
-        for line in started.stderr:
-            event = json.loads(line)
-            if (event["event"], event["stage"]) == ("end", "count rows"):
-                break
-        started.send_signal(signal.SIGINT)
-        _, rest = started.communicate(timeout=30)
-    finally:
-        started.kill()
+    ) as started:
+        try:
+            end = _writing_end(pipe, started)
+            while psutil.Process(started.pid).status() != psutil.STATUS_SLEEPING:
+                time.sleep(0.01)
+            started.send_signal(signal.SIGINT)
+            _, said = started.communicate(timeout=30)
+            os.close(end)
+        finally:
+            started.kill()
     assert started.returncode == 130
-    assert json.loads(rest.splitlines()[-1])["error"] == "interrupted"
+    assert json.loads(said.splitlines()[-1])["error"] == "interrupted"
+
+
+def _writing_end(pipe: Path, reader: subprocess.Popen[str]) -> int:
+    """Open a named pipe once the process has opened it to read."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert reader.poll() is None, "it ended without reading the pipe"
+            assert time.monotonic() < deadline, "it never came to the pipe"
+            time.sleep(0.01)
 
 
 def test_a_new_command_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
