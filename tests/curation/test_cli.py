@@ -280,6 +280,8 @@ def test_ctrl_c_in_a_real_process(finished: Finished) -> None:
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job, which this may be a part of, ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as started:
         try:
             end = _writing_end(pipe, started)
