@@ -179,9 +179,9 @@ class ZipFit:
         """float64[N], the order of which is nearly that of the alignments."""
         sample = _shortlist.sample(len(column))
         if self.estimate == "grams":
-            wanted = self.score(column.take(sample))
-            weights = np.linalg.lstsq(self._gram_terms(column.take(sample)), wanted)[0]
-            estimates: Floats = self._gram_terms(column) @ weights
+            terms = self._gram_terms(column)
+            weights = np.linalg.lstsq(terms[sample], self.score(column.take(sample)))[0]
+            estimates: Floats = terms @ weights
             return estimates
         count = _shortlist.column_count(len(self.targets))
         columns, weights = _shortlist.pick_columns(self.compute(column.take(sample)), count)
