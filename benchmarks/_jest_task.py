@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from curation import JEST, Pair
-from curation.selectors.reference import EmbeddingCache
+from curation.selectors.jest.reference import EmbeddingCache
 
 BUCKETS, WIDTH, SUPER, TAKEN = 65_536, 128, 1_280, 256
 

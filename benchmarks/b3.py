@@ -22,13 +22,13 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from benchmarks.common import Timing, data_dir, ratio
+from curation.gpu.graph import EDGES, Graph, build_graph
 from curation.gpu.knn import knn
-from curation.selectors._graph import EDGES, Graph, build_graph
-from curation.selectors._partition import LOUVAIN_LIMIT, PARTITIONERS, exact_sizes, partition
-from curation.selectors._regroup import regroup
 from curation.selectors.b3 import B3, RankWindow, rank_window, text_ids
-from curation.selectors.communities import conflict_columns
-from curation.selectors.quality import plan_quality, random_plan
+from curation.selectors.b3.batches import regroup
+from curation.selectors.b3.communities import conflict_columns
+from curation.selectors.b3.partition import LOUVAIN_LIMIT, PARTITIONERS, exact_sizes, partition
+from curation.selectors.b3.quality import plan_quality, random_plan
 
 Float32 = npt.NDArray[np.float32]
 

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.common import data_dir
+from curation.gpu.graph import build_graph
 from curation.plan import BatchPlan
-from curation.selectors._apart import conflict_columns, separate_clusters
-from curation.selectors._graph import build_graph
-from curation.selectors._partition import partition
-from curation.selectors._regroup import regroup
 from curation.selectors.b3 import rank_window, text_ids
+from curation.selectors.b3.batches import regroup
+from curation.selectors.b3.conflicts import conflict_columns, separate_clusters
+from curation.selectors.b3.partition import partition
 
 BUCKETS, WIDTH = 65_536, 128
 WINDOWS = {"tldr": (30, 130), "medquad": (0, 100), "python_docstring": (30, 130)}

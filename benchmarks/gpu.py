@@ -265,8 +265,8 @@ def _plain_jest(selector: Any, pairs: Any, bench: Bench) -> torch.Tensor:
 
 def knn(bench: Bench) -> None:
     """Exact self-search, 10^6 × 768, 130 neighbours of each, against float64 and plain torch (and FAISS)."""
-    from curation.gpu import nearest as module
-    from curation.gpu.nearest import nearest, shorten
+    from curation.gpu.knn import nearest as module
+    from curation.gpu.knn.nearest import nearest, shorten
 
     count, width, ranks = bench.pick(1_000_000, 70), bench.pick(768, 8), bench.pick(130, 10)
     if bench.dry:
@@ -368,9 +368,9 @@ def _faiss(bench: Bench, rows: torch.Tensor, few: torch.Tensor, ranks: int, shar
 
 def gumbel(bench: Bench) -> None:
     """The top 1,000 of 10^9 scores under Gumbel noise."""
-    from curation.gpu._topk_triton import PROGRAMS, SAMPLE, best_by_bar
-    from curation.gpu.gumbel import Keying, keys_at, noise_seeds
     from curation.gpu.topk import _device_best
+    from curation.gpu.topk.gumbel import Keying, keys_at, noise_seeds
+    from curation.gpu.topk.kernels import PROGRAMS, SAMPLE, best_by_bar
 
     k, sample, programs = bench.pick(1000, 20), bench.pick(SAMPLE, 4096), bench.pick(PROGRAMS, 5)
     for dtype, count in ((torch.float32, bench.pick(10**9, 17_000)), (torch.float64, bench.pick(10**9, 17_000))):
@@ -411,7 +411,7 @@ def gumbel(bench: Bench) -> None:
 
 def infobatch(bench: Bench) -> None:
     """An epoch's start: mean, coins, weights and a random order."""
-    from curation.gpu.pruning import decide, shuffled_kept
+    from curation.gpu.pruning.tensor import decide, shuffled_kept
 
     count = bench.pick(10**8, 5_000)
     scores = torch.empty(count, device=bench.device).exponential_(generator=bench.generator)
@@ -487,7 +487,7 @@ def ngrams(bench: Bench) -> None:
 
 def graph(bench: Bench) -> None:
     """Compressed rows from a rank window."""
-    from curation.gpu.csr import build_csr
+    from curation.gpu.graph.tensor import build_csr
 
     count, width = bench.pick(1_000_000, 300), bench.pick(100, 8)
 

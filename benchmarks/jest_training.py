@@ -31,7 +31,7 @@ from scipy import stats
 from benchmarks._jest_task import Texts, Training
 from benchmarks.common import data_dir
 from curation import JEST
-from curation.selectors.reference import EmbeddingCache
+from curation.selectors.jest.reference import EmbeddingCache
 
 TEST = 2_000
 ARMS: dict[str, JEST | None] = {

@@ -44,8 +44,8 @@ def child(folder: Path) -> None:
     """Run once on what ``folder`` holds; print seconds and this process's peak memory."""
     import ray
 
-    from curation.pipelines.executor import runtime
-    from curation.pipelines.run import run
+    from curation.pipelines.engine.ray import runtime
+    from curation.pipelines.job import run
     from curation.recipe import Recipe
 
     def recipe(name: str) -> Recipe:

@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from curation.service.calls import ARROW, Calls
 from curation.service.client import Client
+from curation.service.client.requests import ARROW, Calls
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 1024
@@ -224,7 +224,7 @@ def opening(arguments: argparse.Namespace, folder: Path) -> None:
 
 def cold_start(arguments: argparse.Namespace, folder: Path) -> None:
     """Seconds from starting the process to ready, over a store of 1,000 sessions."""
-    from curation.service.sessions import SessionSpec
+    from curation.service.session.spec import SessionSpec
     from curation.service.store import Store
 
     url = f"sqlite:///{folder}/cold.db"

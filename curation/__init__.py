@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from curation.selectors.zipfit import ZipFit as ZipFit
 
 _HOME = {
-    "B3": "curation.selectors.b3",
+    "B3": "curation.selectors.b3.method",
     "BatchPlan": "curation.plan",
-    "InfoBatch": "curation.selectors.infobatch",
-    "JEST": "curation.selectors.jest",
+    "InfoBatch": "curation.selectors.infobatch.method",
+    "JEST": "curation.selectors.jest.method",
     "Pair": "curation.pair",
     "Selection": "curation.selection",
     "StochasticAcquisition": "curation.selectors.acquisition",
-    "ZipFit": "curation.selectors.zipfit",
+    "ZipFit": "curation.selectors.zipfit.method",
 }
 
 __all__ = [

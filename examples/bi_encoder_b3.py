@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from curation import B3, BatchPlan
-from curation.pipelines.teachers import Tfidf
+from curation.pipelines.steps.teachers import Tfidf
 from curation.recipe import StdlibSource
 from curation.selectors.b3 import text_ids
 from curation.selectors.samplers import PlanBatchSampler

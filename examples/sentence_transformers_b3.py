@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
 
 from curation import B3, BatchPlan
-from curation.pipelines.teachers import Tfidf
+from curation.pipelines.steps.teachers import Tfidf
 from curation.recipe import StdlibSource
 from curation.selectors.b3 import text_ids
 from curation.selectors.samplers.sentence_transformers import plan_batch_sampler

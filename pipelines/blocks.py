@@ -21,9 +21,9 @@ import xxhash
 
 from curation.errors import BadRowError, RecipeError, StepError
 from curation.files import atomic
-from curation.pipelines.workspace import Stage
+from curation.pipelines.engine.workspace import Stage
 from curation.selectors.zipfit import ZipFit
-from curation.source import BadRow, Block, Source
+from curation.sources.base import BadRow, Block, Source
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from curation.errors import StepError
 from curation.pipelines.blocks import save
-from curation.pipelines.workspace import Stage
+from curation.pipelines.engine.workspace import Stage
 from curation.recipe import Acquire, Dedup, MineB3, Step
-from curation.source import Block
+from curation.sources.base import Block
 
 HASHES_AT_A_TIME = 4_000_000
 

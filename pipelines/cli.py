@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from curation.manifest import Manifest
+    from curation.dataset.manifest import Manifest
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the result.", show_default=False)]
 Address = Annotated[
@@ -41,13 +41,13 @@ def run(
     json: Json = False,
 ) -> None:
     """Score, select and write what a recipe says. Interrupted, the same command goes on where it stopped."""
-    from curation import terminal
+    from curation.cli import terminal
     from curation.recipe import load_recipe
-    from curation.shipped import find
+    from curation.recipe.shipped import find
 
     loaded = load_recipe(find(recipe))
     with terminal.watching(json) as progress:
-        from curation.pipelines.run import run as work
+        from curation.pipelines.job import run as work
 
         manifest = work(loaded, out, ray_address=ray_address, workers=workers, restart=restart, progress=progress)
     _finish(manifest, out, json)
@@ -74,7 +74,7 @@ def reselect(
     json: Json = False,
 ) -> None:
     """Make another cut from the scores of a finished dataset; nothing is scored again."""
-    from curation import terminal
+    from curation.cli import terminal
 
     if fraction is not None and not 0 < fraction <= 1:
         raise typer.BadParameter(f"it must be above 0 and at most 1, not {fraction:g}", param_hint="--fraction")
@@ -83,7 +83,7 @@ def reselect(
     if all(change is None for change in (count, fraction, threshold, kind, beta, seed)):
         raise typer.BadParameter("say what is to change: --count, --fraction, --threshold, --kind, --beta or --seed")
     with terminal.watching(json) as progress:
-        from curation.pipelines.run import reselect as work
+        from curation.pipelines.job import reselect as work
 
         manifest = work(
             done,
@@ -108,14 +108,14 @@ def summary(manifest: "Manifest", out: Path) -> dict[str, Any]:
             include={"rows_in", "rows_out", "bad_rows", "steps", "seconds", "recipe_sha256", "seed"}
         )
     )
-    from curation.manifest import MANIFEST, REPORT
+    from curation.dataset.manifest import MANIFEST, REPORT
 
     return {"out": str(out), **account, "report": str(out / REPORT), "manifest": str(out / MANIFEST)}
 
 
 def _finish(manifest: "Manifest", out: Path, json: bool) -> None:
-    from curation import terminal
-    from curation.manifest import REPORT
+    from curation.cli import terminal
+    from curation.dataset.manifest import REPORT
 
     if json:
         terminal.emit(summary(manifest, out))

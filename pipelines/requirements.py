@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from curation.errors import RecipeError, SourceError
 from curation.pipelines.blocks import is_number, is_text, load_function
-from curation.pipelines.embed import is_vector
-from curation.pipelines.teachers import MODEL
+from curation.pipelines.steps.embed import is_vector
+from curation.pipelines.steps.teachers import MODEL
 from curation.recipe import Acquire, Align, Dedup, Embed, MineB3, Recipe, Score
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from curation.dataset.manifest import Manifest
 from curation.errors import RecipeError
-from curation.manifest import Manifest
 from curation.recipe import Recipe
 
 

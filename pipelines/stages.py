@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from curation.pipelines.executor import Piece, run_one, run_pieces
-from curation.pipelines.workspace import Stage
+from curation.pipelines.engine.ray import Piece, run_one, run_pieces
+from curation.pipelines.engine.workspace import Stage
 from curation.progress import Progress
 from curation.recipe import Resources
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from curation.selectors._checks import check_state, checked_losses, checked_positions, restored
-from curation.selectors._gather import PairGather
-from curation.selectors._pruning import shuffled_kept
-from curation.selectors._pruning_kernels import finite_mean
+from curation.gpu.pruning.cpu import finite_mean
+from curation.selectors.distributed import PairGather
+from curation.selectors.infobatch.rule import shuffled_kept
+from curation.selectors.losses import checked_losses, checked_positions
+from curation.selectors.state import check_state, restored
 
 _DRAW, _ORDER = 2, 3
 

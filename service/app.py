@@ -10,18 +10,19 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
-from curation.service import dashboard, problems
-from curation.service.arrays import compute
-from curation.service.choices import Choices
+from curation.service.auth import Guard
 from curation.service.datasets import Datasets
-from curation.service.gate import Gate
-from curation.service.keeper import Keeper
+from curation.service.http import dashboard, problems
+from curation.service.http.arrays import compute
+from curation.service.http.dependencies import Parts
+from curation.service.http.middleware import Gate
 from curation.service.logs import AccessLog
+from curation.service.manager.choices import Choices
+from curation.service.manager.sessions import Keeper
 from curation.service.metrics import Metrics
-from curation.service.routers import choices, operations, progress, select, sessions
-from curation.service.routers.state import Parts
-from curation.service.routers.step import Shortcut, Step
-from curation.service.security import Guard
+from curation.service.routers import choices, operations, select, sessions
+from curation.service.routers import epochs as progress
+from curation.service.routers.steps import Shortcut, Step
 from curation.service.settings import Settings
 from curation.service.store import Store
 

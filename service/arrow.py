@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from curation.service.sessions import Refusal
+from curation.service.errors import Refusal
 
 # Fields of the flatbuffer tables Message and RecordBatch, as Arrow's format/Message.fbs numbers them.
 _HEADER_TYPE, _HEADER, _RECORD_BATCH = 1, 2, 3

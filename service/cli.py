@@ -28,7 +28,7 @@ def serve(
 
     settings = _settings(config, host=host, port=port, store=store, datasets=datasets or None, log_level=log_level)
     if ray:
-        from curation.service.serve import run_on_ray
+        from curation.service.ray_serve import run_on_ray
 
         run_on_ray(settings, replicas)
     else:
@@ -46,7 +46,7 @@ def create(
     config: _Config = None,
 ) -> None:
     """Make a token. It is shown once: the store keeps only its hash."""
-    from curation.service.security import issue_token
+    from curation.service.auth import issue_token
 
     try:
         made, secret = issue_token(_open(store, config), name, frozenset(scope))

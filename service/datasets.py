@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from curation.dataset.manifest import BATCHES, MANIFEST, Manifest
 from curation.errors import SourceError
-from curation.manifest import BATCHES, MANIFEST, Manifest
 from curation.plan import BatchPlan
-from curation.service.sessions import Refusal
+from curation.service.errors import Refusal
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 

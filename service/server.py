@@ -6,8 +6,8 @@ import sys
 import uvicorn
 
 from curation.service.app import create_app
+from curation.service.auth import check_exposure
 from curation.service.logs import configure, logger
-from curation.service.security import check_exposure
 from curation.service.settings import Settings
 
 SWITCH_SECONDS = 0.0005

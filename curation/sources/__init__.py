@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from curation.recipe import FileSource, StdlibSource
-from curation.source import Source
 from curation.sources import files
 from curation.sources.arrow import EXTENSIONS as ARROW
 from curation.sources.arrow import arrow_reader, dataset_files
+from curation.sources.base import Source
 from curation.sources.columnar import ColumnarSource
 from curation.sources.jsonl import EXTENSIONS as JSONL
 from curation.sources.jsonl import JsonlSource

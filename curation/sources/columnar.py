@@ -11,12 +11,11 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from curation.arrow import holds_text, lossless, plain
 from curation.errors import SourceError
-from curation.manifest import InputRecord
-from curation.source import BadRow, Block
 from curation.sources import files
+from curation.sources.base import BadRow, Block, InputRecord
 from curation.sources.files import File, OpenReaders
-from curation.sources.types import holds_text, lossless, plain
 
 
 class Reader(Protocol):
@@ -36,7 +35,7 @@ class Reader(Protocol):
 
 
 class ColumnarSource:
-    """Files of typed columns as a :class:`curation.source.Source`.
+    """Files of typed columns as a :class:`curation.sources.base.Source`.
 
     Types are those of the first file: dictionaries decoded, everything nullable. In the other files a column must
     be of that type or of one that converts without loss. A row is bad where a column that is read holds invalid

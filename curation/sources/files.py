@@ -18,8 +18,7 @@ import fsspec.core
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.manifest import InputRecord
-from curation.source import Block, Part
+from curation.sources.base import Block, InputRecord, Part
 
 T = TypeVar("T")
 

@@ -13,9 +13,8 @@ from functools import partial
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.manifest import InputRecord
-from curation.source import BadRow, Block, Part
 from curation.sources import files
+from curation.sources.base import BadRow, Block, InputRecord, Part
 from curation.sources.files import File, OpenReaders
 from curation.sources.json_rows import infer, parse
 from curation.sources.lines import LineStream, row_starts, split
@@ -24,7 +23,7 @@ EXTENSIONS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 class JsonlSource:
-    """JSON-lines files as a :class:`curation.source.Source`.
+    """JSON-lines files as a :class:`curation.sources.base.Source`.
 
     Columns and types are inferred from the first mebibyte of rows: integers widen to floats, nulls to strings; where
     two types meet in one column the first stands. A row is bad where its line is not a JSON object in UTF-8, or a

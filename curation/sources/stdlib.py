@@ -21,10 +21,9 @@ from typing import Literal
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.manifest import InputRecord
 from curation.recipe import StdlibSource
-from curation.source import BadRow, Block
 from curation.sources import files
+from curation.sources.base import BadRow, Block, InputRecord
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
@@ -47,7 +46,7 @@ class Function:
 
 
 class StdlibFunctions:
-    """The standard library as a :class:`curation.source.Source`.
+    """The standard library as a :class:`curation.sources.base.Source`.
 
     ``content: function`` has the columns text, module, name, package and line; ``content: pair`` has query (the
     first paragraph of the docstring) and positive (the function without its docstring) in place of text.

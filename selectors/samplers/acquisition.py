@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from curation.selectors._checks import restored
 from curation.selectors.acquisition import StochasticAcquisition
 from curation.selectors.samplers.base import Fetch, ResumableSampler, check_batch_size
 from curation.selectors.samplers.cuts import Examples
+from curation.selectors.state import restored
 
 Scores = npt.ArrayLike | Callable[[], npt.ArrayLike]
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, Sampler
 
-from curation.selectors._checks import check_state
-from curation.selectors._gather import world
+from curation.selectors.distributed import world
 from curation.selectors.samplers.cuts import Cut
+from curation.selectors.state import check_state
 
 Fetch = Callable[[int, int, int], npt.NDArray[np.integer[Any]]]
 """(low, high, end) -> the candidates of units low to high; no rank asks beyond ``end`` in this step."""

@@ -15,7 +15,7 @@ Plans = BatchPlan | Callable[[int], BatchPlan]
 
 
 class InfoBatchSampler(ResumableSampler):
-    """A ``batch_sampler`` over the epochs of an :class:`~curation.selectors.infobatch.InfoBatch`.
+    """A ``batch_sampler`` over the epochs of an :class:`~curation.selectors.infobatch.method.InfoBatch`.
 
     Its state is the position alone (a StatefulDataLoader asks for it at every step); save
     ``info.state_dict()`` beside it, and load both.

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from curation.pair import Pair
-from curation.selectors._checks import check_state
-from curation.selectors._gather import world
+from curation.selectors.distributed import world
 from curation.selectors.samplers.base import ResumableSampler
+from curation.selectors.state import check_state
 
 if TYPE_CHECKING:
     from curation.selectors.jest import JEST

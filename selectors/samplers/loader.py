@@ -5,10 +5,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from curation.selectors._checks import check_state
 from curation.selectors.infobatch import InfoBatch
 from curation.selectors.samplers.base import Indexed
 from curation.selectors.samplers.infobatch import InfoBatchSampler, Plans
+from curation.selectors.state import check_state
 
 _STATE = ("info", "sampler")
 

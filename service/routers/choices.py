@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from curation.service.arrays import Matrix, matrix_of, read_arrays
 from curation.service.arrow import write_table
-from curation.service.bodies import ARROW, JSON, wants_arrow
-from curation.service.choices import Choice, ChoiceAsk
-from curation.service.routers.described import ARROW_BODY, SessionId, problems, takes
-from curation.service.routers.state import Here, Selector
-from curation.service.sent import FACTORS, SIDES, Sent
-from curation.service.sessions import Refusal
+from curation.service.errors import Refusal
+from curation.service.http.arrays import Matrix, matrix_of, read_arrays
+from curation.service.http.bodies import ARROW, JSON, wants_arrow
+from curation.service.http.dependencies import Here, Selector
+from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
+from curation.service.manager.choices import Choice, ChoiceAsk
+from curation.service.session.choice import FACTORS, SIDES, Sent
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 

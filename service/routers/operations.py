@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from curation.service.routers.described import problems
-from curation.service.routers.state import Here, Reader
+from curation.service.http.dependencies import Here, Reader
+from curation.service.http.openapi import problems
 
 router = APIRouter(tags=["operations"])
 

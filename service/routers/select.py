@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
-from curation.service.arrays import Matrix, compute, limit, matrix_of, read_arrays
-from curation.service.bodies import ARROW, wants_arrow, write_plan, write_selection
-from curation.service.routers.described import ARROW_BODY, problems, takes
-from curation.service.routers.state import Here, Parts, Selector
+from curation.service.http.arrays import Matrix, compute, limit, matrix_of, read_arrays
+from curation.service.http.bodies import ARROW, wants_arrow, write_plan, write_selection
+from curation.service.http.dependencies import Here, Parts, Selector
+from curation.service.http.openapi import ARROW_BODY, problems, takes
 
 router = APIRouter(prefix="/v1/select", tags=["select"])
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curation.service.sessions import SESSION_ID, SessionSpec
+from curation.service.session.spec import SESSION_ID, SessionSpec
 
 
 class Created(SessionSpec):

@@ -8,9 +8,9 @@ import pyarrow as pa
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
-from curation.service import checkpoints
 from curation.service.arrow import write_table
-from curation.service.bodies import (
+from curation.service.errors import Refusal
+from curation.service.http.bodies import (
     ARROW,
     JSON,
     StepAnswer,
@@ -20,10 +20,11 @@ from curation.service.bodies import (
     read_tables,
     wants_arrow,
 )
-from curation.service.keeper import Entry
-from curation.service.methods import check_size
-from curation.service.problems import ProblemDocument, invalid
-from curation.service.routers.described import ARROW_BODY, SessionId, problems, takes
+from curation.service.http.dependencies import Here, Parts, Reader, Selector, identify
+from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
+from curation.service.http.problems import ProblemDocument, invalid
+from curation.service.manager import checkpoints
+from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,
@@ -32,9 +33,9 @@ from curation.service.routers.session_models import (
     SessionState,
     SessionSummary,
 )
-from curation.service.routers.state import Here, Parts, Reader, Selector, identify
-from curation.service.routers.step import step
-from curation.service.sessions import SESSION_ID, Refusal, SessionSpec
+from curation.service.routers.steps import step
+from curation.service.session.methods.registry import check_size
+from curation.service.session.spec import SESSION_ID, SessionSpec
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 

@@ -1,4 +1,4 @@
-"""A small true finished dataset, written with pyarrow from what ``curation.manifest`` documents."""
+"""A small true finished dataset, written with pyarrow from what ``curation.dataset.manifest`` documents."""
 
 import json
 from collections.abc import Callable
@@ -10,23 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.manifest import (
+from curation.dataset.manifest import (
     BAD_ROW,
     DECISIONS,
     KEPT,
     MANIFEST,
     QUARANTINE,
     FileRecord,
-    InputRecord,
     Manifest,
     StepRecord,
     decisions_schema,
     now,
     sha256_of,
 )
+from curation.dataset.versions import versions
 from curation.plan import BatchPlan
 from curation.recipe import Recipe
-from curation.versions import versions
+from curation.sources.base import InputRecord
 
 Finished = Callable[..., tuple[Path, Manifest]]
 

@@ -36,7 +36,7 @@ def compiled(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], t
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_the_learnability_kernel(softmax: bool, tmp_path: Path) -> None:
-    from curation.gpu import _learnability_triton as module
+    from curation.gpu.learnability import kernels as module
 
     pointers = {"taken": "*bf16", "rows": "*bf16", "out": "*fp32", "scale": "fp32", "bias": "fp32"}
     for config in module._configs():
@@ -50,21 +50,22 @@ def test_the_learnability_kernel(softmax: bool, tmp_path: Path) -> None:
 
 
 def test_the_passes_over_scores_and_products(tmp_path: Path) -> None:
-    from curation.gpu import _nearest_triton, _topk_triton
+    from curation.gpu.knn import kernels as knn_kernels
+    from curation.gpu.topk import kernels as topk_kernels
 
     pointers = {"values": "*fp32", "seeds": "*i64", "bar": "*fp32", "found": "*i64", "counts": "*i32", "slope": "fp32"}
     for log in (False, True):
-        constants = {"LOG": log, "NOISE": True, "SCALED": True, "BLOCK": _topk_triton.BLOCK}
-        ptx, said = compiled(_topk_triton._filter, pointers, constants, tmp_path, num_warps=4, num_stages=3)
+        constants = {"LOG": log, "NOISE": True, "SCALED": True, "BLOCK": topk_kernels.BLOCK}
+        ptx, said = compiled(topk_kernels._filter, pointers, constants, tmp_path, num_warps=4, num_stages=3)
         assert "lg2.approx.ftz.f32" in ptx
         assert " 0 bytes spill stores" in said
         # 64 registers leave room for eight programs of 128 threads on a multiprocessor.
         assert int(said.split("Used ")[1].split()[0]) <= 64
     pointers = {"products": "*fp16", "offsets": "*fp32", "bars": "*fp32", "counts": "*i32", "ids": "*i32",
                 "scores": "*fp32", "factor": "fp32"}  # fmt: skip
-    _, said = compiled(_nearest_triton._keep_above, pointers, {"L2": False, "WIDTH": 1024}, tmp_path, num_warps=4)
+    _, said = compiled(knn_kernels._keep_above, pointers, {"L2": False, "WIDTH": 1024}, tmp_path, num_warps=4)
     assert " 0 bytes spill stores" in said
     pointers = {"queries": "*fp32", "database": "*fp32", "ids": "*i64", "out": "*fp32"}
     constants = {"D": 768, "L2": True, "PLACES": 64}
-    _, said = compiled(_nearest_triton._scores, pointers, constants, tmp_path, num_warps=4, enable_fp_fusion=False)
+    _, said = compiled(knn_kernels._scores, pointers, constants, tmp_path, num_warps=4, enable_fp_fusion=False)
     assert " 0 bytes spill stores" in said

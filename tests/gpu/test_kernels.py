@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = """
 import json
 import torch
-from curation.gpu import nearest, topk
-from curation.gpu._matrix import Matrix
-from curation.gpu._nearest_triton import scores
-from curation.gpu._topk_triton import best_by_bar
-from curation.gpu.gumbel import Keying, noise_seeds
+from curation.gpu.knn import nearest
+from curation.gpu import topk
+from curation.gpu.knn.matrix import Matrix
+from curation.gpu.knn.kernels import scores
+from curation.gpu.topk.kernels import best_by_bar
+from curation.gpu.topk.gumbel import Keying, noise_seeds
 
 failed = []
 numbers = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 
-from curation.manifest import Manifest, now
+from curation.dataset.manifest import Manifest, now
 from curation.plan import BatchPlan
 from curation.service.app import create_app
 from curation.service.client import Client

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.arrow import holds_text, lossless, plain
 from curation.errors import SourceError
 from curation.recipe import FileSource
-from curation.source import BadRow
 from curation.sources import columnar, open_source
-from curation.sources.types import holds_text, lossless, plain
+from curation.sources.base import BadRow
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

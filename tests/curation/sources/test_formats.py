@@ -20,8 +20,8 @@ import pytest
 
 from curation.errors import SourceError
 from curation.recipe import FileSource
-from curation.source import Block, Part
 from curation.sources import files, open_source
+from curation.sources.base import Block, Part
 
 ROWS = 257
 TABLE = pa.table(

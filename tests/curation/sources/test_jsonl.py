@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from curation.errors import SourceError
 from curation.recipe import FileSource
-from curation.source import BadRow
 from curation.sources import lines as line_reading
 from curation.sources import open_source
+from curation.sources.base import BadRow
 
 SCHEMA = pa.schema([("text", pa.string()), ("n", pa.int64())])
 

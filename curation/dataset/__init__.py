@@ -1,0 +1,1 @@
+"""Finished datasets: what a run leaves behind, read and checked."""

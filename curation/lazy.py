@@ -1,0 +1,20 @@
+"""Faces of rooms: public names that load the module they live in on first use."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def face(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """A package's ``__getattr__``.
+
+    Args:
+        package: its name.
+        homes: the module of the package that each public name lives in.
+    """
+
+    def load(name: str) -> object:
+        if name in homes:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load

@@ -1,0 +1,125 @@
+"""Recipes on disk: YAML, checked with file, line and key."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from curation.errors import RecipeError
+from curation.recipe.model import Align, Embed, FileSource, Recipe, Step, StepOrderError
+
+
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe; its relative paths become absolute.
+
+    Raises:
+        RecipeError: names the file, the line and the key.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: cannot be read: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
+        raise RecipeError(f"{where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping with the keys source, steps, output, seed")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_describe(file, root, error)) from error
+    return _resolve(recipe, file.parent.resolve())
+
+
+def _describe(file: Path, root: yaml.Node | None, error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors():
+        loc, context = issue["loc"], issue.get("ctx", {})
+        message = issue["msg"].removeprefix("Value error, ")
+        if issue["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif issue["type"] == "missing":
+            message = "this key must be there"
+        elif issue["type"] == "union_tag_invalid":
+            loc = (*loc, context["discriminator"].strip("'"))
+            message = f"there is no {context['tag']!r}, only {context['expected_tags']}"
+        elif issue["type"] == "union_tag_not_found":
+            message = f"lacks the key {context['discriminator']}"
+        elif isinstance(context.get("error"), StepOrderError):
+            loc = ("steps", context["error"].number - 1)
+        line, keys = _locate(root, loc)
+        where = f" {'.'.join(keys)}:" if keys else ""
+        lines.append(f"{file}:{line}:{where} {message}")
+    return "\n".join(lines)
+
+
+def _locate(root: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:
+    """The line (from 1) and key path of a pydantic location; tags of discriminated unions are passed over."""
+    node, line, keys = root, 1 if root is None else root.start_mark.line + 1, []
+    for part in loc:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            keys.append(str(part + 1))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    node, line = value, key.start_mark.line + 1
+                    keys.append(str(part))
+                    break
+            else:
+                if isinstance(part, str) and not _is_tag(node, part):
+                    keys.append(part)
+    return line, keys
+
+
+def _is_tag(node: yaml.MappingNode, part: str) -> bool:
+    return any(key.value in ("step", "format") and value.value == part for key, value in node.value)
+
+
+def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(source: Any) -> Any:
+        if not isinstance(source, FileSource):
+            return source
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        resolved = [path if "://" in path else str(folder / Path(path).expanduser()) for path in paths]
+        return source.model_copy(update={"path": resolved})
+
+    def resolve(step: Step) -> Step:
+        if isinstance(step, Align):
+            return step.model_copy(update={"targets": absolute(step.targets)})
+        if isinstance(step, Embed):
+            kind, _, name = step.teacher.partition(":")
+            if kind == "sentence-transformers" and (folder / name).is_dir():
+                return step.model_copy(update={"teacher": f"{kind}:{folder / name}"})
+        return step
+
+    steps = [resolve(step) for step in recipe.steps]
+    return recipe.model_copy(update={"source": absolute(recipe.source), "steps": steps})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes the last of repeated keys silently; a recipe must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text: put numbers, dates, yes and no in quotes", key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,152 @@
+"""``report.html``: what was done to a dataset, drawn. One file, no network.
+
+Counts, histograms and the rows shown are read off ``decisions.arrow`` in a few streaming passes. Text from data is
+escaped, and a Content-Security-Policy allows only the page's own scripts, by their hashes.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from curation.dataset.batches import look_at_batches
+from curation.dataset.decisions import Decisions
+from curation.dataset.manifest import REPORT, Manifest
+from curation.files import write_text
+from curation.recipe import Recipe, Step
+from curation.report import figures
+from curation.report import sections as report_sections
+from curation.report.batches import batches
+from curation.report.facts import count_mix, pick_rows
+from curation.report.markup import seconds
+from curation.report.sections import Section
+
+BINS = 60
+
+
+def write_report(folder: Path, manifest: Manifest) -> None:
+    """Write ``report.html`` into a finished folder; its shards and ``decisions.arrow`` must be there.
+
+    The bytes depend on the manifest, the dataset, the source and the installed plotly alone.
+
+    Raises:
+        SourceError: the shards or ``decisions.arrow`` cannot be read. A source that is gone is no error: the page
+            then says what it cannot show.
+        OutputError: the page cannot be written.
+    """
+    write_text(folder / REPORT, render(folder, manifest))
+
+
+def render(folder: Path, manifest: Manifest) -> str:
+    """The page, as a string."""
+    decisions = Decisions(folder, manifest)
+    cuts = decisions.cuts()
+    sections = [
+        report_sections.flow(manifest, decisions.counts()),
+        report_sections.scores(decisions.histograms(BINS), cuts),
+        batches(look_at_batches(folder, manifest)),
+        report_sections.mix(count_mix(folder, manifest)),
+        report_sections.rows(pick_rows(folder, manifest, decisions), cuts),
+        report_sections.time(manifest),
+        report_sections.inputs(manifest),
+        report_sections.recipe(manifest),
+        report_sections.files(folder, manifest),
+    ]
+    return _page(manifest, [section for section in sections if section is not None])
+
+
+def in_words(manifest: Manifest) -> str:
+    """What was done, in one sentence."""
+    did, latest = [], ""
+    for step in Recipe.model_validate(manifest.recipe).steps:
+        if step.step in ("align", "score"):
+            latest = step.name
+        did.append(_did(step, latest))
+    return f"{manifest.rows_in:,} rows of {_origin(manifest)} were {', then '.join(did)}."
+
+
+def _did(step: Step, latest: str) -> str:
+    """What a step did to the rows; ``latest`` is the score made before it."""
+    if step.step == "align":
+        return f"scored by how well their {step.column} compresses with the targets (ZIP-FIT, {step.codec})"
+    if step.step == "score":
+        return f"scored by {step.column or step.function}"
+    if step.step == "dedup":
+        return f"freed of repeated {step.column}"
+    if step.step == "embed":
+        return f"embedded by {step.teacher}"
+    if step.step == "b3":
+        return f"grouped into batches of {step.batch_size:,} (B3)"
+    size = f"{step.count:,}" if step.count is not None else f"{100 * (step.fraction or 0):g} %"
+    where = f" in each {step.per}" if step.per else ""
+    score = step.score or latest
+    if step.kind == "threshold":
+        return f"cut to {score} of at least {step.threshold:g}"
+    if step.kind == "top-k":
+        return f"cut to the {size} with the highest {score}{where}"
+    return f"cut to a draw of {size} by {score}{where} ({step.kind}, beta {step.beta:g})"
+
+
+def _origin(manifest: Manifest) -> str:
+    if manifest.recipe["source"]["format"] == "stdlib":
+        return "the Python standard library"
+    if len(manifest.inputs) == 1:
+        return Path(manifest.inputs[0].path).name
+    return f"{len(manifest.inputs):,} files"
+
+
+def _page(manifest: Manifest, sections: Sequence[Section]) -> str:
+    from plotly.offline import get_plotlyjs
+
+    plotly, script = get_plotlyjs(), _asset("report.js")
+    headline = f"{manifest.rows_out:,} of {manifest.rows_in:,} rows kept"
+    drawn: list[figures.Figure] = [figure for section in sections for figure in section.figures]
+    return Template(_asset("report.html")).substitute(
+        title=escape(f"{headline} – curation report"),
+        headline=escape(headline),
+        sentence=escape(in_words(manifest)),
+        style=_asset("report.css"),
+        tiles="\n".join(_tiles(manifest)),
+        contents="\n".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections),
+        sections="\n".join(map(_section, sections)),
+        version=escape(manifest.versions.get("curation", "")),
+        created=f"{manifest.created:%Y-%m-%d %H:%M} UTC",
+        figures=json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c"),
+        plotly=plotly,
+        script=script,
+        script_hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script)),
+    )
+
+
+def _section(section: Section) -> str:
+    name = section.name
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-title">\n<h2 id="{name}-title">{escape(section.title)}</h2>\n'
+        f"{section.body}\n</section>"
+    )
+
+
+def _tiles(manifest: Manifest) -> Iterator[str]:
+    share = 100 * manifest.rows_out / manifest.rows_in if manifest.rows_in else 0
+    dropped = manifest.rows_in - manifest.rows_out - manifest.bad_rows
+    tiles = [
+        ("kept", f"{manifest.rows_out:,}", ' class="main"'),
+        ("of the candidates", f"{share:.1f} %" if share >= 1 else f"{share:.2g} %", ""),
+        ("dropped", f"{dropped:,}", ""),
+        ("bad rows", f"{manifest.bad_rows:,}", ""),
+        ("in all", seconds(sum(manifest.seconds.values())), ""),
+    ]
+    for title, value, kind in tiles:
+        yield f"<div{kind}><dt>{title}</dt><dd>{value}</dd></div>"
+
+
+def _asset(name: str) -> str:
+    return (files("curation.report") / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,18 @@
+"""Graphs from ranks of neighbours. Loaded on first use: tensor operations run where numba is not installed."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from curation.gpu.graph.cpu import EDGES as EDGES
+    from curation.gpu.graph.cpu import Graph as Graph
+    from curation.gpu.graph.cpu import build_graph as build_graph
+
+__all__ = ["EDGES", "Graph", "build_graph"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from curation.gpu.graph import cpu
+
+        return getattr(cpu, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

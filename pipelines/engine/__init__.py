@@ -1,0 +1,1 @@
+"""The engine of runs: Ray, and the folder of an unfinished run."""

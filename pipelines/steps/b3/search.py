@@ -1,0 +1,160 @@
+"""B3 on a cluster: the same plan as :meth:`curation.B3.plan` in memory, for any number of workers.
+
+The search over the matrices of :mod:`curation.pipelines.steps.b3.vectors` is cut into (query block, part of the
+database): each task keeps the best ranks of its part, and these are merged exactly, ties by index, into ``near.npy``
+and ``window.npy``. Every task leaves a file: a search that was killed goes on; one whose worker died is done again.
+
+Memory of a search task: the search's tiles, and ``part_rows``·4·D bytes where the engine copies them into an index;
+what is mapped counts besides, while there is room. :mod:`curation.pipelines.steps.b3.plan` goes on from there.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.files import write_text
+from curation.gpu.knn import APPROXIMATE, knn
+from curation.pipelines.blocks import save
+from curation.pipelines.engine.workspace import Stage
+from curation.pipelines.matrices import load_matrix, save_matrices
+from curation.pipelines.steps.b3.vectors import Layout
+from curation.recipe import MineB3
+from curation.selectors.b3.ranking import drop_similar
+
+Int64 = npt.NDArray[np.int64]
+
+# These copy their part of the database to where they search, or index it.
+PREPARING = (*APPROXIMATE, "torch-cuda", "faiss-gpu")
+INDEXED_QUERIES = 1_000_000
+
+
+@dataclass(frozen=True)
+class SearchPiece:
+    """Queries ``start`` to ``stop`` against database rows ``low`` to ``high``."""
+
+    number: int
+    start: int
+    stop: int
+    low: int = 0
+    high: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Queries."""
+        return self.stop - self.start
+
+
+def search_pieces(step: MineB3, layout: Layout, block_rows: int) -> tuple[list[SearchPiece], list[SearchPiece]]:
+    """The searches, and the query blocks that their results are merged in: piece ``block·parts + part``."""
+    # What a task must do before its first query is shared by many.
+    chunk = max(block_rows, INDEXED_QUERIES) if layout.engine in PREPARING else block_rows
+    parts = [(low, min(low + step.part_rows, layout.rows)) for low in range(0, layout.rows, step.part_rows)]
+    chunks = [
+        SearchPiece(number, start, min(start + chunk, layout.rows))
+        for number, start in enumerate(range(0, layout.rows, chunk))
+    ]
+    pieces = [
+        SearchPiece(piece.number * len(parts) + place, piece.start, piece.stop, low, high)
+        for piece in chunks
+        for place, (low, high) in enumerate(parts)
+    ]
+    return pieces, chunks
+
+
+@dataclass(frozen=True)
+class Search:
+    """The best ranks of some queries in one part of the database.
+
+    They are written as ``row`` int64[queries, ranks], -1 for none, and ``score`` float32[queries, ranks].
+    """
+
+    step: MineB3
+    matrices: Stage
+    stage: Stage
+    seed: int
+
+    def __call__(self, piece: SearchPiece) -> None:
+        layout = Layout.load(self.matrices.folder)
+        queries = layout.array("queries")[piece.start : piece.stop]
+        database = layout.array("positives")[piece.low : piece.high]
+        apart, datasets = layout.ids("apart"), layout.ids("datasets")
+        rows = np.full((piece.rows, self.step.ranks[1]), -1, np.int64)
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        told: dict[str, Any] = {"engine": layout.engine, "exact": layout.engine not in APPROXIMATE}
+        for left, right in _pairs(piece, datasets):
+            own = piece.start + left - piece.low
+            place = np.minimum(np.searchsorted(right, own), len(right) - 1)
+            found = knn(
+                queries if datasets is None else queries[left],
+                database if datasets is None else database[right],
+                count=self.step.ranks[1],
+                metric=self.step.metric,
+                exclude=np.where(right[place] == own, place, -1),
+                exclude_same=[
+                    (column[piece.start + left], column[piece.low + right])
+                    for column in (() if apart is None else apart)
+                ],
+                engine=layout.engine,
+                memory_budget=budget(self.step),
+                seed=self.seed,
+            )
+            inside = found.indices >= 0
+            rows[left] = np.where(inside, piece.low + right[np.maximum(found.indices, 0)], -1)
+            scores[left] = found.scores
+            told |= {"exact": found.exact, "recall": found.recall, "settings": dict(found.settings)}
+        write_text(self.stage.piece(piece.number, "json"), json.dumps(told))
+        save_matrices(self.stage.piece(piece.number, "arrow"), {"row": rows, "score": scores})
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge the parts' ranks of one query block, cut them in two, and leave out what is too similar."""
+
+    step: MineB3
+    matrices: Stage
+    searches: Stage
+    stage: Stage
+    parts: int
+
+    def __call__(self, piece: SearchPiece) -> None:
+        layout = Layout.load(self.matrices.folder)
+        numbers = range(piece.number * self.parts, (piece.number + 1) * self.parts)
+        files = [self.searches.piece(number, "arrow") for number in numbers]
+        rows, scores = (
+            np.concatenate([load_matrix(file, name) for file in files], axis=1) for name in ("row", "score")
+        )
+        order = np.lexsort((np.where(rows < 0, layout.rows, rows), -scores))[:, : self.step.ranks[1]]
+        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+        small = self.step.ranks[0]
+        near, window, scores = rows[:, :small], rows[:, small:], scores[:, small:]
+        window = drop_similar(
+            window,
+            scores,
+            *(layout.array(side)[piece.start : piece.stop] for side in ("queries", "positives")),
+            similarity_ceiling=self.step.similarity_ceiling,
+            positive_margin=self.step.positive_margin,
+        )
+        for name, values in (("near", near), ("window", window)):
+            if values.shape[1]:
+                layout.put(name, piece.start, values)
+        save(self.stage.piece(piece.number), np.array([piece.rows]))
+
+
+def budget(step: MineB3) -> int:
+    """Bytes for a search's tiles."""
+    memory = step.resources.memory_mib
+    return 1 << 30 if memory is None else max(1 << 20, (memory << 20) // 2)
+
+
+def _pairs(piece: SearchPiece, datasets: Int64 | None) -> Iterator[tuple[Int64, Int64]]:
+    # Which of the queries may meet which of the part's rows.
+    if datasets is None:
+        yield np.arange(piece.rows), np.arange(piece.high - piece.low)
+        return
+    left, right = datasets[piece.start : piece.stop], datasets[piece.low : piece.high]
+    for one in np.intersect1d(left, right).tolist():
+        yield np.flatnonzero(left == one), np.flatnonzero(right == one)

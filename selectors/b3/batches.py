@@ -1,0 +1,95 @@
+"""From communities to an epoch's batches, and the guarantee that some rows never meet in one.
+
+An epoch is a pure function of (communities, seed, epoch): communities are drawn in random order and cut into
+batches, each row once; rows that must not meet are then swapped apart. O(N log N) time, and O(N) memory.
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.plan import BatchPlan
+from curation.selectors.b3.conflicts import conflict_columns, separate
+
+Int64 = npt.NDArray[np.int64]
+
+
+def regroup(
+    clusters: npt.ArrayLike,
+    *,
+    batch_size: int,
+    cluster_size: int,
+    seed: int = 0,
+    epoch: int = 0,
+    apart: Int64 | None = None,
+    datasets: npt.ArrayLike | None = None,
+    last: Literal["keep", "drop"] = "keep",
+) -> BatchPlan:
+    """Batches of ``batch_size / cluster_size`` communities drawn without replacement (B3, section 3).
+
+    A community that is short takes rows from the one drawn last, so that no other batch cuts a community in
+    two and only the last batch (of each data set) is short.
+
+    Args:
+        clusters: int[N], community of each row, of ``cluster_size`` rows; others are joined and cut to it.
+        batch_size: a multiple of ``cluster_size``.
+        cluster_size: K.
+        seed, epoch: equal pairs give equal plans; (0, 1) and (1, 0) differ.
+        apart: int64[N, c] or int64[N]: rows with an equal id in one column never share a batch; -1 for none.
+        datasets: int[N]; a batch holds rows of one data set only.
+        last: whether short batches stay (at the end) or go.
+
+    Returns:
+        BatchPlan: M = N rows (fewer with ``last="drop"``), with ``clusters``.
+
+    Raises:
+        ValueError: an option is not allowed, or the rows that must not meet cannot be kept apart.
+    """
+    labels = np.asarray(clusters, np.int64)
+    if cluster_size < 1 or batch_size < 1 or batch_size % cluster_size:
+        raise ValueError(f"batch_size must be a multiple of cluster_size, not {batch_size} with {cluster_size}")
+    if last not in ("keep", "drop"):
+        raise ValueError(f"last must be 'keep' or 'drop', not {last!r}")
+    sets = np.zeros(len(labels), np.int64)
+    if datasets is not None:
+        sets = np.unique(np.asarray(datasets), return_inverse=True)[1].astype(np.int64)
+    columns = conflict_columns(apart, len(labels))
+    batches: list[Int64] = []
+    order = np.argsort(sets, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(sets[order])) + 1) if len(order) else []
+    for part, mine in enumerate(parts):
+        rng = np.random.default_rng((seed, epoch, part))
+        rows = mine[_draw(labels[mine], cluster_size, rng)]
+        offsets = np.append(np.arange(0, len(rows), batch_size), len(rows)).astype(np.int64)
+        if columns is not None:
+            rows = separate(rows, offsets, columns, rng)
+        batches += np.split(rows, offsets[1:-1])
+    full = [batch for batch in batches if len(batch) == batch_size]
+    short = [batch for batch in batches if len(batch) < batch_size] if last == "keep" else []
+    order = np.arange(len(full))
+    if len(parts) > 1:
+        order = np.random.default_rng((seed, epoch, len(parts))).permutation(len(full))
+    chosen = [full[place] for place in order] + short
+    indices = np.concatenate([np.empty(0, np.int64), *chosen])
+    offsets = np.cumsum([0, *(len(batch) for batch in chosen)], dtype=np.int64)
+    return BatchPlan(indices=indices, offsets=offsets, clusters=labels[indices])
+
+
+def _draw(labels: Int64, size: int, rng: np.random.Generator) -> Int64:
+    # Positions of the rows, community after community in random order, cut into units of `size`.
+    _, dense, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    place = rng.permutation(len(counts))
+    odd = np.flatnonzero((counts != size)[dense])
+    odd = odd[np.argsort(place[dense[odd]], kind="stable")]
+    unit = place[dense]
+    unit[odd] = len(counts) + np.arange(len(odd)) // size
+    names, unit, sizes = np.unique(unit, return_inverse=True, return_counts=True)
+    turn = rng.permutation(len(names)).astype(np.float64)
+    key = turn[unit]
+    short = int(np.argmin(sizes))
+    donor = int(np.argmax(turn))
+    if sizes[short] < size and short != donor:
+        giving = rng.permutation(np.flatnonzero(unit == donor))[: size - sizes[short]]
+        key[giving] = turn[short] + 0.5
+    return np.argsort(key, kind="stable")

@@ -1,0 +1,218 @@
+"""B3: batches whose in-batch negatives are hard but not false (Thirukovalluru et al. 2025, arXiv 2505.11293).
+
+Decides which candidates share a batch. A teacher's embeddings rank all positives for every query; the first
+``ranks[0]`` are likely false negatives and are left out, the next join rows in a sparse graph; the graph is
+cut into communities of exactly ``cluster_size``, and each epoch draws communities into batches.
+
+Costs: the search is O(N²·D) where exact and takes most of the time; the rest is O(N·m) time and memory, with
+m = ranks[1] - ranks[0]. :meth:`B3.mine` does all that once; :meth:`B3.batches` then makes any epoch's plan.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation.gpu.graph import EDGES
+from curation.gpu.knn import ENGINES, METRICS, PRECISIONS
+from curation.plan import BatchPlan
+from curation.selectors.b3.batches import regroup
+from curation.selectors.b3.communities import Communities, conflict_columns, find_communities
+from curation.selectors.b3.negatives import hard_negatives
+from curation.selectors.b3.partition import PARTITIONERS
+from curation.selectors.b3.ranking import RankWindow, rank_window
+
+__all__ = ["B3", "Communities", "RankWindow", "rank_window", "text_ids"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class B3:
+    """Hard-negative batches by graph communities.
+
+    Args:
+        batch_size: rows of a batch, a multiple of ``cluster_size``.
+        cluster_size: K, rows of a community. Small ones (4 to 8) do best in batches of 64.
+        ranks: (p, q), the ranks kept, from 0: p ≤ rank < q among the *other* positives.
+        edges: ``"mutual"`` joins i and j where each ranks the other, ``"either"`` where one does.
+        partitioner: ``"kaminpar"``, ``"metis"`` (needs pymetis) or ``"louvain"`` (small graphs only).
+        threads: of KaMinPar. Only 1 is deterministic.
+        last: ``"keep"`` or ``"drop"`` the short batch of an epoch.
+        negatives: h, explicit hard negatives for each row (B3++; the paper takes 5); 0 for none.
+        similarity_ceiling: leave j out of i's window where their similarity exceeds this; None for no limit.
+        positive_margin: likewise where it exceeds this share of i's similarity to its own positive.
+        metric: ``"ip"`` or ``"l2"`` (similarity is then minus the squared distance).
+        engine, precision, memory_budget: of the search; see :func:`curation.gpu.knn.knn`.
+
+    Raises:
+        ValueError: a field is not allowed; the message says what is.
+    """
+
+    batch_size: int = 1024
+    cluster_size: int = 32
+    ranks: tuple[int, int] = (30, 130)
+    edges: Literal["mutual", "either"] = "mutual"
+    partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    threads: int = 1
+    last: Literal["keep", "drop"] = "keep"
+    negatives: int = 0
+    similarity_ceiling: float | None = None
+    positive_margin: float | None = None
+    metric: Literal["ip", "l2"] = "ip"
+    engine: str = "auto"
+    precision: str = "float32"
+    memory_budget: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if self.cluster_size < 1 or self.batch_size < 1 or self.batch_size % self.cluster_size:
+            raise ValueError(
+                f"batch_size must be a multiple of cluster_size, not {self.batch_size} with {self.cluster_size}"
+            )
+        if len(self.ranks) != 2 or not 0 <= self.ranks[0] < self.ranks[1]:
+            raise ValueError(f"ranks must be (first, end) with 0 ≤ first < end, not {self.ranks}")
+        object.__setattr__(self, "ranks", (int(self.ranks[0]), int(self.ranks[1])))
+        for name, known in (
+            ("edges", EDGES),
+            ("partitioner", tuple(PARTITIONERS)),
+            ("last", ("keep", "drop")),
+            ("metric", METRICS),
+            ("engine", ENGINES),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.threads < 1 or self.negatives < 0:
+            raise ValueError(
+                f"threads must be at least 1 and negatives not negative, not {self.threads}, {self.negatives}"
+            )
+        for name in ("similarity_ceiling", "positive_margin"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value):
+                raise ValueError(f"{name} must be a finite number or None, not {value}")
+        if self.positive_margin is not None and (self.positive_margin <= 0 or self.metric == "l2"):
+            raise ValueError("positive_margin must be above 0 and needs metric 'ip': a share of a distance "
+                             "has no such meaning")  # fmt: skip
+
+    def plan(
+        self,
+        queries: Any,
+        positives: Any,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        groups: npt.ArrayLike | None = None,
+        duplicates: npt.ArrayLike | None = None,
+        datasets: npt.ArrayLike | None = None,
+    ) -> BatchPlan:
+        """One epoch's batches. For several epochs call :meth:`mine` once and :meth:`batches` for each.
+
+        Args:
+            queries: [N, D] float32, float16 or bfloat16 embeddings: array, memory map or torch tensor.
+            positives: [N, D]; row i is the positive of query i.
+            seed: of the partition and of the draws.
+            epoch: of the draws alone.
+            groups: int64[N]; rows of one group (several positives of one anchor, one page) are never each
+                other's negatives and never share a batch. -1 for no group.
+            duplicates: int64[N] or int64[N, c], ids of equal texts (:func:`text_ids`), kept apart likewise.
+            datasets: int64[N]; ranks, communities and batches then stay within one data set.
+
+        Returns:
+            BatchPlan: every row once (``last="keep"``), with ``clusters``, ``negatives`` where asked for, and
+            what made it in ``metadata``.
+
+        Raises:
+            ValueError: shapes do not fit, a row is not finite, or rows cannot be kept apart.
+        """
+        found = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, datasets=datasets)
+        return self.batches(found, seed=seed, epoch=epoch)
+
+    def mine(
+        self,
+        queries: Any,
+        positives: Any,
+        *,
+        seed: int = 0,
+        groups: npt.ArrayLike | None = None,
+        duplicates: npt.ArrayLike | None = None,
+        datasets: npt.ArrayLike | None = None,
+    ) -> Communities:
+        """Search, graph and partition: all that is the same in every epoch. Arguments as :meth:`plan`'s."""
+        size = len(queries)
+        if len(positives) != size:
+            raise ValueError(f"there are {size} queries but {len(positives)} positives: row i of each is a pair")
+        apart = _apart(groups, duplicates, size)
+        sets = None
+        if datasets is not None:
+            sets = np.unique(_column(datasets, "datasets", size), return_inverse=True)[1].astype(np.int64)
+        ranking = rank_window(
+            queries, positives, ranks=self.ranks, apart=apart, datasets=sets, metric=self.metric,
+            similarity_ceiling=self.similarity_ceiling, positive_margin=self.positive_margin,
+            engine=self.engine, precision=self.precision, memory_budget=self.memory_budget, seed=seed,
+        )  # fmt: skip
+        return self.communities(ranking, apart=apart, datasets=sets, seed=seed)
+
+    def communities(
+        self, ranking: RankWindow, *, apart: Int64 | None = None, datasets: Int64 | None = None, seed: int = 0
+    ) -> Communities:
+        """Graph and partition of ranks that are known: the second half of :meth:`mine`.
+
+        Args:
+            ranking: N rows.
+            apart: int64[c, N], as :func:`curation.selectors.b3.communities.conflict_columns` gives them.
+            datasets: int64[N] ids 0.., within which the ranks are.
+            seed: of the partition.
+        """
+        return find_communities(
+            ranking, cluster_size=self.cluster_size, edges=self.edges, partitioner=self.partitioner,
+            threads=self.threads, apart=apart, datasets=datasets, seed=seed,
+        )  # fmt: skip
+
+    def batches(self, found: Communities, *, seed: int = 0, epoch: int = 0) -> BatchPlan:
+        """An epoch's plan from communities: O(N log N), no search.
+
+        Args:
+            found: what :meth:`mine` returned.
+            seed, epoch: of the draws.
+        """
+        plan = regroup(
+            found.clusters, batch_size=self.batch_size, cluster_size=self.cluster_size, seed=seed, epoch=epoch,
+            apart=None if found.apart is None else found.apart.T, datasets=found.datasets, last=self.last,
+        )  # fmt: skip
+        negatives = None
+        if self.negatives:
+            negatives = hard_negatives(
+                found.clusters, found.ranking.window, found.ranking.near, count=self.negatives, seed=seed,
+                epoch=epoch, apart=found.apart,
+            )[plan.indices]  # fmt: skip
+        ours = {item.name: str(getattr(self, item.name)) for item in fields(self)}
+        metadata = {"method": "b3", **ours, **found.metadata, "seed": str(seed), "epoch": str(epoch)}
+        return BatchPlan(
+            indices=plan.indices, offsets=plan.offsets, clusters=plan.clusters, negatives=negatives,
+            metadata=metadata,
+        )  # fmt: skip
+
+
+def text_ids(texts: Sequence[str]) -> Int64:
+    """int64[N]: equal texts have equal ids, for :meth:`B3.plan`'s ``duplicates``. Exact, not by hash."""
+    encoded = pa.array(texts, pa.large_string()).dictionary_encode()
+    return np.asarray(encoded.indices.fill_null(-1)).astype(np.int64)
+
+
+def _column(values: npt.ArrayLike, name: str, size: int) -> Int64:
+    column = np.asarray(values)
+    if column.shape != (size,) or not np.issubdtype(column.dtype, np.integer):
+        raise ValueError(f"{name} must be integers of shape [{size}], not {column.dtype} of shape {column.shape}")
+    return column.astype(np.int64)
+
+
+def _apart(groups: npt.ArrayLike | None, duplicates: npt.ArrayLike | None, size: int) -> Int64 | None:
+    columns = [] if groups is None else [_column(groups, "groups", size)]
+    if duplicates is not None:
+        given = np.asarray(duplicates)
+        given = given[:, None] if given.ndim == 1 else given
+        columns += [_column(column, "duplicates", size) for column in given.T]
+    return conflict_columns(np.stack(columns, 1), size) if columns else None

@@ -1,0 +1,118 @@
+"""The ranks that B3 keeps: the search, cut into likely false negatives and strong ones. O(N²·D) where exact."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.gpu.knn import knn
+from curation.gpu.knn.matrix import Matrix
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankWindow:
+    """Every row's ranks, cut into those left out and those kept.
+
+    Args:
+        near: int[N, p], ranks 0 to p: likely false negatives. -1 where there are fewer.
+        window: int[N, m], ranks p to p + m: strong negatives. -1 where there are fewer, or one was left out.
+        metadata: engine and settings of the search, as strings.
+    """
+
+    near: npt.NDArray[np.signedinteger[Any]]
+    window: npt.NDArray[np.signedinteger[Any]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def rank_window(
+    queries: Any,
+    positives: Any,
+    *,
+    ranks: tuple[int, int] = (30, 130),
+    apart: Int64 | None = None,
+    datasets: Int64 | None = None,
+    metric: str = "ip",
+    similarity_ceiling: float | None = None,
+    positive_margin: float | None = None,
+    engine: str = "auto",
+    precision: str = "float32",
+    memory_budget: int = 1 << 30,
+    seed: int = 0,
+) -> RankWindow:
+    """Rank all other positives for each query, and cut the ranks (B3, section 3, steps 1 and 2).
+
+    Args:
+        queries, positives: [N, D] embeddings.
+        ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``.
+        apart: int64[c, N]: rows of an equal id (not -1) in one column take no rank for each other.
+        datasets: int64[N] ids 0..; a row ranks its own data set only.
+        similarity_ceiling, positive_margin: as :class:`B3`'s. What exceeds them becomes -1 in the window.
+        metric, engine, precision, memory_budget, seed: as :func:`curation.gpu.knn.knn`'s.
+    """
+    size = len(queries)
+    near = np.full((size, ranks[0]), -1, np.int32 if size < 2**31 else np.int64)
+    window = np.full((size, ranks[1] - ranks[0]), -1, near.dtype)
+    metadata: dict[str, str] = {}
+    for rows in by_dataset(datasets, size):
+        left = queries if datasets is None else queries[rows]
+        right = positives if datasets is None else positives[rows]
+        columns = [] if apart is None else [column[rows] for column in apart]
+        found = knn(
+            left, right, count=ranks[1], metric=metric, exclude=np.arange(len(rows)),
+            exclude_same=[(column, column) for column in columns], engine=engine, precision=precision,
+            memory_budget=memory_budget, seed=seed,
+        )  # fmt: skip
+        inside = np.where(found.indices < 0, -1, rows[found.indices]).astype(near.dtype)
+        near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
+        window[rows] = drop_similar(
+            window[rows], found.scores[:, ranks[0] :], left, right,
+            similarity_ceiling=similarity_ceiling, positive_margin=positive_margin,
+        )  # fmt: skip
+        recall = {} if found.recall is None else {"recall": f"{found.recall:.4f}"}
+        metadata |= {"engine": found.engine, "exact": str(found.exact).lower(), **recall, **found.settings}
+    return RankWindow(near=near, window=window, metadata=metadata)
+
+
+def drop_similar(
+    window: npt.NDArray[Any],
+    scores: npt.NDArray[np.float32],
+    queries: Any,
+    positives: Any,
+    *,
+    similarity_ceiling: float | None = None,
+    positive_margin: float | None = None,
+    block: int = 65_536,
+) -> npt.NDArray[Any]:
+    """The window with -1 where a score exceeds a limit: near duplicates, and rivals of the row's own positive.
+
+    Args:
+        window: int[N, m].
+        scores: float32[N, m], the similarity of each.
+        queries, positives: [N, D] embeddings of the same rows; read for ``positive_margin`` only.
+        similarity_ceiling, positive_margin: as :class:`B3`'s.
+        block: rows read at a time.
+    """
+    if similarity_ceiling is not None:
+        window = np.where(scores > similarity_ceiling, -1, window)
+    if positive_margin is not None:
+        left, right = Matrix(queries, "queries"), Matrix(positives, "positives")
+        window = window.copy()
+        for start in range(0, len(left), block):
+            part = left.read(start, start + block)
+            own = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
+            part_of = slice(start, start + len(part))
+            window[part_of][scores[part_of] > positive_margin * own] = -1
+    return window
+
+
+def by_dataset(datasets: Int64 | None, size: int) -> Iterator[Int64]:
+    """Rows of each data set, rising; all ``size`` rows at once where ``datasets`` is None."""
+    if datasets is None:
+        yield np.arange(size)
+        return
+    order = np.argsort(datasets, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(datasets[order])) + 1)

@@ -1,0 +1,201 @@
+"""A client for trainers: sync and async over httpx, with Arrow bodies and retries. It needs no FastAPI.
+
+Every request is safe to repeat, so one that got no answer is sent again, with growing random pauses, until
+``patience`` is over: a server that is killed and started again costs its clients a pause.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy.typing as npt
+
+from curation.pair import Pair
+from curation.plan import BatchPlan
+from curation.selection import Selection
+from curation.service.client.async_client import AsyncClient as AsyncClient
+from curation.service.client.requests import ARROW as ARROW
+from curation.service.client.requests import Call, Calls, Patience, T, headers_of, judge, new_id, request_of
+from curation.service.client.requests import Report as Report
+from curation.service.client.responses import ChosenBatch as ChosenBatch
+from curation.service.client.responses import ServiceError as ServiceError
+from curation.service.client.responses import SessionInfo as SessionInfo
+from curation.service.client.responses import StepBatch as StepBatch
+
+
+class Client:
+    """The service, for blocking code. Close it, or use it in a ``with``.
+
+    Args:
+        url: where the service is, such as ``http://127.0.0.1:8765``.
+        token: a bearer token, where the service asks for one.
+        patience: seconds for which a request without an answer, or one that must wait, is sent again.
+        timeout: seconds to wait for one answer.
+        transport: httpx's, for tests.
+
+    Every method raises :class:`ServiceError` where the service refuses, or is out of reach for too long.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        patience: float = 120,
+        timeout: float = 60,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self._token, self._patience, self._timeout = token, patience, timeout
+        self._calls = Calls()
+        self._http = httpx.Client(base_url=url, headers=headers_of(token), timeout=timeout, transport=transport)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "token": self._token, "patience": self._patience, "timeout": self._timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def create_session(self, method: str, *, batch_size: int, **options: Any) -> SessionInfo:
+        """Open a session.
+
+        Args:
+            method: ``"random"``, ``"infobatch"``, ``"plan"``, ``"acquisition"`` or ``"jest"``.
+            batch_size: rows of one rank's batch.
+            options: ``size`` or ``dataset``; ``epochs``, ``world_size``, ``seed``, ``drop_last``, ``on_missing``,
+                ``non_finite``, ``parameters``, ``id`` (to make repeating safe over restarts of the trainer); ``plan``
+                (a BatchPlan) for method plan, ``scores`` [N] for method acquisition.
+        """
+        return self._send(self._calls.create(method, batch_size=batch_size, **options))
+
+    def step(
+        self,
+        session: str,
+        step: int,
+        *,
+        rank: int = 0,
+        reports: Sequence[Report] = (),
+        generation: int | None = None,
+    ) -> StepBatch:
+        """The batch of a rank at a step, counted from 0 over the session; reports of earlier steps go along."""
+        call = self._calls.step(session, step=step, rank=rank, reports=reports, generation=generation)
+        return self._send(call)
+
+    def report(self, session: str, reports: Sequence[Report], *, rank: int = 0, generation: int | None = None) -> None:
+        """Report losses without asking for a batch; on disk when this returns."""
+        self._send(self._calls.step(session, step=None, rank=rank, reports=reports, generation=generation))
+
+    def choose(
+        self,
+        session: str,
+        step: int,
+        learner: Pair | None = None,
+        reference: Pair | None = None,
+        *,
+        scores: npt.ArrayLike | None = None,
+        rank: int = 0,
+        generation: int | None = None,
+    ) -> ChosenBatch:
+        """The part of a super-batch to train on, in a session of jest.
+
+        Args:
+            session: the session's id.
+            step: as in :meth:`step`, which says of which rows embeddings are asked for.
+            learner: this rank's rows [n, D] by the model in training; None where the criterion is ``easy``.
+            reference: the same rows by the reference model; None where it is ``hard``.
+            scores: [n] each row's own logit in place of both, in sessions with ``joint`` false.
+            rank: this rank.
+            generation: refuse if the session was rewound since this one.
+
+        Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
+        ranks' parts for as long as ``patience``.
+        """
+        call = self._calls.choose(
+            session,
+            step=step,
+            learner=learner,
+            reference=reference,
+            scores=scores,
+            rank=rank,
+            generation=generation,
+        )
+        return self._send(call)
+
+    def session(self, session: str) -> SessionInfo:
+        """How a session stands."""
+        return self._send(self._calls.session(session))
+
+    def sessions(self) -> Iterator[dict[str, Any]]:
+        """All of your sessions, oldest first."""
+        after: int | None = 0
+        while after is not None:
+            page = self._send(self._calls.sessions(after))
+            yield from page["sessions"]
+            after = page["next"]
+
+    def delete(self, session: str) -> None:
+        """Forget a session and its reports."""
+        self._send(self._calls.delete(session))
+
+    def rewind(self, session: str, step: int) -> SessionInfo:
+        """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
+        return self._send(self._calls.rewind(session, step))
+
+    def checkpoint(self, session: str) -> bytes:
+        """The session as bytes for a training checkpoint."""
+        return self._send(self._calls.checkpoint(session))
+
+    def restore(self, checkpoint: bytes, id: str | None = None) -> SessionInfo:
+        """A new session from such bytes."""
+        own = id or new_id()
+        try:
+            return self._send(self._calls.restore(checkpoint, own))
+        except ServiceError as error:
+            if id is not None or error.kind != "id-taken":
+                raise
+            return self.session(own)  # made by an earlier try, whose answer was lost
+
+    def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Selection:
+        """ZIP-FIT's choice of k texts; options are those of :class:`curation.ZipFit`."""
+        return self._send(self._calls.zipfit(texts, targets, k, **options))
+
+    def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Selection:
+        """A stochastic acquisition of k candidates by their scores [N]; options ``kind``, ``beta``, ``seed``."""
+        return self._send(self._calls.acquire(scores, k, **options))
+
+    def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Selection:
+        """JEST's choice from a super-batch; options are those of :class:`curation.JEST`, and ``seed``."""
+        return self._send(self._calls.jest(learner, reference, **options))
+
+    def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> BatchPlan:
+        """B3's plan over embeddings [N, D]; options are those of :class:`curation.B3`, and ``seed``."""
+        return self._send(self._calls.b3(queries, positives, **options))
+
+    def _send(self, call: Call[T]) -> T:
+        patience, sent = Patience(self._patience), call
+        while True:
+            try:
+                answer = self._http.request(**request_of(sent))
+                outcome: httpx.Response | httpx.TransportError = answer
+            except httpx.TransportError as error:
+                outcome = error
+            again = judge(outcome, patience, call)
+            if again is None:
+                assert isinstance(outcome, httpx.Response)
+                return call.read(outcome)
+            pause, sent = again
+            time.sleep(pause)

@@ -1,0 +1,240 @@
+"""The requests of the service's clients, and when they are sent again; nothing here is sent."""
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation.pair import Pair
+from curation.plan import BatchPlan
+from curation.selection import Selection
+from curation.service.client.responses import (
+    ChosenBatch,
+    ServiceError,
+    SessionInfo,
+    StepBatch,
+    read_chosen,
+    read_error,
+    read_info,
+    read_json,
+    read_plan,
+    read_selection,
+    read_step,
+)
+
+ARROW = "application/vnd.apache.arrow.stream"
+_AGAIN = frozenset({408, 429, 502, 503, 504})
+_AGAIN_KINDS = frozenset({"missing-reports", "session-changed"})
+_LONGEST_PAUSE = 5.0
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+T = TypeVar("T")
+
+
+Report = tuple[int, npt.ArrayLike]
+"""A step, and the losses of this rank's batch at it, in the batch's order."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request, and how its answer reads. ``light``: what to ask instead once the server has stored its body."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    content: bytes | None = None
+    kind: str = "application/json"
+    query: Mapping[str, str | int] | None = None
+    light: "Call[T] | None" = None
+
+
+class Patience:
+    """When to send a request again: full jitter below a bound that doubles."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._bound = 0.05
+
+    def pause(self, least: float = 0.0) -> float | None:
+        """Seconds to wait before the next try; None where there is none."""
+        wait = max(least, random.uniform(0, self._bound))
+        self._bound = min(2 * self._bound, _LONGEST_PAUSE)
+        return wait if time.monotonic() + wait < self._end else None
+
+
+class Calls:
+    """The requests, without the sending."""
+
+    def create(
+        self,
+        method: str,
+        *,
+        batch_size: int,
+        size: int | None = None,
+        dataset: str | None = None,
+        id: str | None = None,
+        plan: BatchPlan | None = None,
+        scores: npt.ArrayLike | None = None,
+        **options: Any,
+    ) -> Call[SessionInfo]:
+        request = {"method": method, "batch_size": batch_size, "id": id or new_id(), **options}
+        request |= {name: value for name, value in (("size", size), ("dataset", dataset)) if value is not None}
+        if plan is None and scores is None:
+            return Call("POST", "/v1/sessions", read_info, json.dumps(request).encode())
+        table = (
+            pa.table({"scores": np.asarray(scores, np.float32)})
+            if plan is None
+            else plan.to_arrow().select(["indices"])
+        )
+        return Call("POST", "/v1/sessions", read_info, _stream(table, request), ARROW)
+
+    def step(
+        self, session: str, *, step: int | None, rank: int, reports: Sequence[Report], generation: int | None
+    ) -> Call[StepBatch]:
+        metadata = {"rank": str(rank)}
+        if step is not None:
+            metadata["step"] = str(step)
+        if generation is not None:
+            metadata["generation"] = str(generation)
+        if not reports:
+            schema = pa.schema([], metadata)
+            return Call(
+                "POST", f"/v1/sessions/{session}/steps", read_step, schema.serialize().to_pybytes() + _END, ARROW
+            )
+        losses = [np.asarray(values, np.float32) for _, values in reports]
+        offsets = np.cumsum([0, *(len(values) for values in losses)], dtype=np.int32)
+        columns = {
+            "step": pa.array([number for number, _ in reports], pa.int64()),
+            "losses": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(losses))),
+        }
+        rows = pa.record_batch(columns, metadata=metadata)
+        body = b"".join((rows.schema.serialize(), rows.serialize(), _END))
+        return Call("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
+
+    def choose(
+        self,
+        session: str,
+        *,
+        step: int,
+        learner: Pair | None,
+        reference: Pair | None,
+        scores: npt.ArrayLike | None,
+        rank: int,
+        generation: int | None,
+    ) -> Call[ChosenBatch]:
+        path, request = f"/v1/sessions/{session}/choices", {"rank": rank, "step": step, "generation": generation}
+        light = Call("POST", path, read_chosen, json.dumps(request).encode())
+        columns, factors = _pairs(learner, reference)
+        if scores is not None:
+            columns["scores"] = pa.array(np.asarray(scores, np.float64))
+        if not columns:
+            return light
+        return Call("POST", path, read_chosen, _stream(pa.table(columns), request | factors), ARROW, light=light)
+
+    def session(self, session: str) -> Call[SessionInfo]:
+        return Call("GET", f"/v1/sessions/{session}", read_info)
+
+    def sessions(self, after: int) -> Call[dict[str, Any]]:
+        return Call("GET", "/v1/sessions", read_json, query={"after": after})
+
+    def delete(self, session: str) -> Call[None]:
+        return Call("DELETE", f"/v1/sessions/{session}", lambda answer: None)
+
+    def rewind(self, session: str, step: int) -> Call[SessionInfo]:
+        return Call("POST", f"/v1/sessions/{session}/rewind", read_info, json.dumps({"step": step}).encode())
+
+    def checkpoint(self, session: str) -> Call[bytes]:
+        return Call("GET", f"/v1/sessions/{session}/checkpoint", lambda answer: answer.content)
+
+    def restore(self, checkpoint: bytes, id: str) -> Call[SessionInfo]:
+        return Call("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, {"id": id})
+
+    def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Call[Selection]:
+        request = {"targets": list(targets), "k": k, **options}
+        table = pa.table({"texts": pa.array(list(texts), pa.large_string())})
+        return Call("POST", "/v1/select/zipfit", read_selection, _stream(table, request), ARROW)
+
+    def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Call[Selection]:
+        table = pa.table({"scores": np.asarray(scores)})
+        return Call("POST", "/v1/select/acquire", read_selection, _stream(table, {"k": k, **options}), ARROW)
+
+    def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Call[Selection]:
+        columns, factors = _pairs(learner, reference)
+        return Call("POST", "/v1/select/jest", read_selection, _stream(pa.table(columns), factors | options), ARROW)
+
+    def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> Call[BatchPlan]:
+        table = pa.table({"queries": _matrix(queries), "positives": _matrix(positives)})
+        return Call("POST", "/v1/select/b3", read_plan, _stream(table, options), ARROW)
+
+
+def judge(
+    outcome: httpx.Response | httpx.TransportError, patience: Patience, call: Call[T]
+) -> tuple[float, Call[T]] | None:
+    """None: the answer is good. Otherwise how long to wait, and what to send then.
+
+    Raises:
+        ServiceError: neither.
+    """
+    if isinstance(outcome, httpx.TransportError):
+        pause = patience.pause()
+        if pause is None:
+            raise ServiceError("unreachable", f"no answer: {outcome or type(outcome).__name__}") from outcome
+        return pause, call
+    if outcome.is_success:
+        return None
+    error = read_error(outcome)
+    lost = error.kind == "not-sent" and call.light is not None
+    if outcome.status_code in _AGAIN or error.kind in _AGAIN_KINDS or lost:
+        pause = patience.pause()
+        if pause is not None:
+            return pause, call.light if call.light is not None and error.kind == "missing-reports" else call
+    raise error
+
+
+def new_id() -> str:
+    """An id that nobody else has: with it, a request that makes a session may be repeated."""
+    return secrets.token_urlsafe(12)
+
+
+def headers_of(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def request_of(call: Call[Any]) -> dict[str, Any]:
+    headers = {"Accept": f"{ARROW}, application/json"}
+    if call.content is not None:
+        headers["Content-Type"] = call.kind
+    return {"method": call.method, "url": call.path, "content": call.content, "headers": headers, "params": call.query}
+
+
+def _stream(table: pa.Table, request: Mapping[str, Any]) -> bytes:
+    table = table.replace_schema_metadata({"request": json.dumps(request)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _matrix(values: Any) -> pa.Array:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    matrix = np.ascontiguousarray(values, np.float32)
+    if matrix.ndim != 2:
+        raise ValueError(f"embeddings must have shape [N, D], not {matrix.shape}")
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def _pairs(learner: Pair | None, reference: Pair | None) -> tuple[dict[str, pa.Array], dict[str, float]]:
+    columns, factors = {}, {}
+    for name, pair in (("learner", learner), ("reference", reference)):
+        if pair is not None:
+            columns[f"{name}_a"], columns[f"{name}_b"] = _matrix(pair.a), _matrix(pair.b)
+            factors[f"{name}_scale"], factors[f"{name}_bias"] = float(pair.scale), float(pair.bias)
+    return columns, factors

@@ -1,0 +1,1 @@
+"""HTTP: bodies, limits, problem documents, and what the routes share."""

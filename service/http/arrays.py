@@ -1,0 +1,87 @@
+"""Arrays that come with a request: columns with Arrow, lists with JSON. And the work on them, in threads."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from curation.service.errors import Refusal
+from curation.service.http.bodies import is_arrow, read_json, read_tables
+from curation.service.http.problems import invalid
+
+B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
+Matrix = list[list[float]]
+
+
+async def read_arrays(
+    request: Request, model: type[B], arrays: tuple[str, ...], most: int
+) -> tuple[B, dict[str, pa.Array]]:
+    """The request, and its Arrow columns; with JSON the arrays are in the model instead."""
+    arrow = is_arrow(request)
+    body = await request.body()
+    columns: dict[str, pa.Array] = {}
+    if arrow:
+        given, table = await asyncio.to_thread(read_tables, body, most)
+        unknown = sorted((set(table.column_names) | set(given)) - set(model.model_fields))
+        both = sorted(set(given) & set(arrays))
+        if unknown or both or not set(table.column_names) <= set(arrays):
+            allowed = [name for name in model.model_fields if name not in arrays]
+            raise Refusal("bad-body", f"columns may be {', '.join(arrays)}; the request may have {', '.join(allowed)}")
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        if any(column.null_count for column in columns.values()):
+            raise Refusal("bad-body", "a column holds nulls")
+        given |= {name: [] for name in columns}
+    else:
+        given = await asyncio.to_thread(read_json, body)
+    try:
+        return await asyncio.to_thread(model.model_validate, given), columns
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def matrix_of(name: str, values: Any) -> Any:
+    """float32[N, D] of a column or a list of lists; None where there is none."""
+    if values is None:
+        return None
+    if isinstance(values, pa.Array):
+        if not pa.types.is_fixed_size_list(values.type) or not pa.types.is_floating(values.type.value_type):
+            raise Refusal("bad-body", f"column {name} must be fixed-size lists of floats, not {values.type}")
+        flat = values.flatten()
+        if flat.null_count:
+            raise Refusal("bad-body", f"column {name} holds nulls")
+        matrix = np.array(flat.to_numpy(), np.float32).reshape(len(values), values.type.list_size)
+    else:
+        widths = {len(line) for line in values}
+        if len(widths) > 1:
+            raise Refusal("bad-body", f"{name}: rows have {min(widths)} to {max(widths)} columns: give each as many")
+        with np.errstate(over="ignore"):  # found just below
+            matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        raise Refusal("bad-body", f"{name}: row {int(np.argmin(finite))} is not finite as float32")
+    return matrix
+
+
+def limit(name: str, given: int, most: int) -> None:
+    if given > most:
+        raise Refusal("too-large", f"{given} {name} are more than this server takes at once, {most}")
+
+
+async def compute(slots: asyncio.Semaphore, work: Callable[[], T]) -> T:
+    """Run in a thread, few at once. A request that gives up does not free its thread, and so not its slot either."""
+
+    async def held() -> T:
+        async with slots:
+            return await asyncio.to_thread(work)
+
+    task = asyncio.create_task(held())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        return await asyncio.shield(task)
+    except (ValueError, TypeError) as error:
+        raise Refusal("bad-body", str(error)) from error

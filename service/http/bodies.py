@@ -1,0 +1,268 @@
+"""Bodies in and out: JSON for people, Arrow IPC streams for machines, by ``Content-Type`` and ``Accept``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+
+from curation.plan import BatchPlan
+from curation.selection import Selection
+from curation.service.arrow import read_batches, read_table, write_table
+from curation.service.errors import Refusal
+from curation.service.http.problems import invalid
+from curation.service.session.session import Batch, Losses, Report, StepAsk
+
+ARROW = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+
+_STEP_FIELDS = (pa.field("indices", pa.int64(), False), pa.field("weights", pa.float32(), False))
+_ALIGNED = 8
+_NOTHING = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, -1, False)
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+class ReportBody(BaseModel):
+    """The losses of one earlier step, in the order of its indices."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    step: int
+    losses: list[float | None] = Field(
+        description="one a row; null is 'unknown' (sessions that keep non-finite losses)"
+    )
+
+
+class StepBody(BaseModel):
+    """What a rank asks for, and what it reports."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rank: int = 0
+    step: int | None = Field(default=None, description="counted from 0 over the session; null only reports")
+    reports: list[ReportBody] = []
+    generation: int | None = Field(default=None, description="refuse if the session was rewound since this one")
+
+
+class StepAnswer(BaseModel):
+    """One rank's batch. With Arrow: the columns indices and weights, the rest in the schema's metadata."""
+
+    indices: list[int]
+    weights: list[float]
+    epoch: int | None
+    step: int | None
+    epoch_end: int | None = Field(description="the step after the epoch's last")
+    end_of_epoch: bool
+    end_of_session: bool
+    generation: int
+
+
+def is_arrow(request: Request) -> bool:
+    """Whether the body is Arrow rather than JSON.
+
+    Raises:
+        Refusal: it is neither, or it is encoded.
+    """
+    return is_arrow_kind(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
+
+
+def is_arrow_kind(kind: str, encoding: str) -> bool:
+    """:func:`is_arrow`, of the headers Content-Type and Content-Encoding."""
+    encoding = encoding.strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(
+            "bad-media-type",
+            f"Content-Encoding is {encoding[:40]!r}: send the body as it is (buffers of Arrow may be compressed)",
+        )
+    kind = kind.partition(";")[0].strip().lower()
+    if kind == ARROW:
+        return True
+    if kind == JSON:
+        return False
+    raise Refusal("bad-media-type", f"the body is {kind or 'of no type'}: send {JSON} or {ARROW}")
+
+
+def wants_arrow(request: Request) -> bool:
+    """Whether the answer should be Arrow; JSON where the client does not mind.
+
+    Raises:
+        Refusal: the client takes neither.
+    """
+    return accepts_arrow(request.headers.get("accept", ""))
+
+
+def accepts_arrow(accept: str) -> bool:
+    """:func:`wants_arrow`, of the header Accept."""
+    if accept in ("", JSON):
+        return False
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    if ARROW in kinds:
+        return True
+    if any(kind in (JSON, "application/*", "*/*") for kind in kinds):
+        return False
+    raise Refusal("not-acceptable", f"Accept is {accept[:200]!r}: this server answers {JSON} or {ARROW}")
+
+
+def read_step(body: bytes, arrow: bool, most: int) -> StepAsk:
+    """Parse a step request, which may expand to ``most`` bytes.
+
+    Raises:
+        Refusal: says what does not fit.
+    """
+    return _step_from_arrow(body, most) if arrow else _step_from_json(body)
+
+
+def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
+    """The answer to a step request; without a batch where none was asked for."""
+    if batch is None:
+        batch = _NOTHING
+    indices, weights, epoch, step, epoch_end, end_of_session = batch
+    if not arrow:
+        answer = {
+            "indices": indices.tolist(),
+            "weights": weights.tolist(),
+            "epoch": None if epoch < 0 else epoch,
+            "step": None if step < 0 else step,
+            "epoch_end": None if step < 0 else epoch_end,
+            "end_of_epoch": batch.end_of_epoch,
+            "end_of_session": end_of_session,
+            "generation": generation,
+        }
+        return to_json(answer)
+    schema = _schema(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation)
+    parts = (schema, _head(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
+    return b"".join((*parts, _padding(weights), _END))
+
+
+@lru_cache(maxsize=1024)
+def _schema(epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_session: bool, generation: int) -> bytes:
+    """The message that a step's answer begins with: the same for all of its ranks."""
+    metadata = {
+        "epoch": "" if epoch < 0 else str(epoch),
+        "step": "" if step < 0 else str(step),
+        "epoch_end": "" if step < 0 else str(epoch_end),
+        "end_of_epoch": str(int(end_of_epoch)),
+        "end_of_session": str(int(end_of_session)),
+        "generation": str(generation),
+    }
+    return pa.schema(_STEP_FIELDS, metadata).serialize().to_pybytes()  # type: ignore[no-any-return]
+
+
+def read_tables(body: bytes, most: int) -> tuple[dict[str, Any], pa.Table]:
+    """An Arrow body's request (JSON under the key ``request`` of the schema's metadata), and its table.
+
+    Raises:
+        Refusal: the body is not Arrow, expands to more than ``most`` bytes, or the request in it is not JSON.
+    """
+    table = read_table(body, most)
+    try:
+        request = json.loads((table.schema.metadata or {}).get(b"request", b"{}"))
+    except ValueError as error:
+        raise Refusal("bad-body", f"the schema's metadata 'request' is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise Refusal("bad-body", "the schema's metadata 'request' must be a JSON object")
+    return request, table
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Refusal: the body is something else.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal("bad-body", f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Refusal("bad-body", "the body must be a JSON object")
+    return value
+
+
+def write_selection(selection: Selection, arrow: bool) -> Response:
+    """A selection: indices int64, weights float32, and scores float64 where there are some."""
+    if not arrow:
+        answer = {
+            "indices": selection.indices.tolist(),
+            "weights": selection.weights.tolist(),
+            "scores": None if selection.scores is None else selection.scores.tolist(),
+        }
+        return Response(to_json(answer, inf_nan_mode="null"), media_type=JSON)
+    columns = {"indices": pa.array(selection.indices), "weights": pa.array(selection.weights)}
+    if selection.scores is not None:
+        columns["scores"] = pa.array(selection.scores)
+    return Response(write_table(pa.table(columns)), media_type=ARROW)
+
+
+def write_plan(plan: BatchPlan, arrow: bool) -> Response:
+    """A plan: a list of positions for each batch; with Arrow as :meth:`curation.BatchPlan.to_arrow` has it."""
+    if not arrow:
+        return Response(to_json({"batches": [batch.tolist() for batch in plan]}), media_type=JSON)
+    return Response(write_table(plan.to_arrow()), media_type=ARROW)
+
+
+@lru_cache(maxsize=256)
+def _head(rows: int) -> bytes:
+    """The message that stands before the buffers of a batch of so many rows: the rest is numbers."""
+    columns = [pa.array(np.zeros(rows, np.int64)), pa.array(np.zeros(rows, np.float32))]
+    message = pa.record_batch(columns, schema=pa.schema(_STEP_FIELDS)).serialize().to_pybytes()
+    body = sum(-(-rows * width // _ALIGNED) * _ALIGNED for width in (8, 4))
+    return bytes(message[: len(message) - body])
+
+
+def _padding(values: np.ndarray[Any, Any]) -> bytes:
+    return bytes(-values.nbytes % _ALIGNED)
+
+
+def _step_from_json(body: bytes) -> StepAsk:
+    try:
+        ask = StepBody.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+    reports = [Report(ask.rank, given.step, _losses(given.losses)) for given in ask.reports]
+    return StepAsk(ask.rank, ask.step, reports, ask.generation)
+
+
+def _losses(values: Sequence[float | None]) -> Losses:
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
+
+
+def _step_from_arrow(body: bytes, most: int) -> StepAsk:
+    schema, batches = read_batches(body, most)
+    metadata, names = schema.metadata or {}, schema.names
+    rank, step, generation = (_whole(metadata, name) for name in (b"rank", b"step", b"generation"))
+    for name in ("step", "losses"):
+        if names and name not in names:
+            raise Refusal("bad-body", f"the Arrow body has columns {names}, but not {name!r}")
+    reports = [report for batch in batches for report in _reports(rank or 0, batch)]
+    return StepAsk(rank or 0, step, reports, generation)
+
+
+def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
+    steps, losses = batch["step"], batch["losses"]
+    kind = losses.type
+    if not isinstance(losses, pa.ListArray | pa.LargeListArray) or not pa.types.is_floating(kind.value_type):
+        raise Refusal("bad-body", f"column losses must be a list of floats for each step, not {kind}")
+    if not pa.types.is_integer(steps.type) or steps.null_count or losses.null_count:
+        raise Refusal("bad-body", f"column step must be integers, not {steps.type}, and no row of either may be null")
+    offsets = losses.offsets.to_numpy()
+    values = losses.values.to_numpy(zero_copy_only=False)
+    if values.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
+
+
+def _whole(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:
+    text = metadata.get(name, b"")
+    if not text:
+        return None
+    if not text.removeprefix(b"-").isdigit() or len(text) > 20:
+        raise Refusal("bad-body", f"the schema's metadata {name.decode()!r} must be a whole number")
+    return int(text)

@@ -1,0 +1,172 @@
+"""Rows of a curated dataset as a page shows them: by position in the shards, long values cut short."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from curation.dataset.lookup import text_column
+from curation.dataset.manifest import BATCHES, Manifest
+from curation.dataset.shards import shard_batches, shard_names
+from curation.errors import SourceError
+from curation.plan import BatchPlan
+from curation.service.datasets import Datasets
+from curation.service.errors import Refusal
+from curation.service.http.dashboard.sessions import sizes_of
+
+LONGEST = 4000
+ITEMS = 8
+EXACT = 1 << 53
+
+Cell = str | int | float | bool | None
+
+
+class ShownRow(BaseModel):
+    """One row. ``position`` counts over the shards."""
+
+    position: int
+    cells: list[Cell]
+
+
+class Page(BaseModel):
+    """Some rows of a batch, or of the whole dataset where none is named."""
+
+    columns: list[str]
+    text: str | None = Field(description="the column that says most to a reader")
+    rows: list[ShownRow]
+    start: int
+    total: int = Field(description="rows of the batch, or of the dataset")
+
+
+class PlanFacts(BaseModel):
+    """A batch plan in numbers."""
+
+    batches: int
+    rows: int
+    sizes: dict[str, int] = Field(description="batches by their size, the commonest first")
+    communities_per_batch: float | None
+    negatives: int = Field(description="explicit hard negatives of each row")
+    metadata: dict[str, str]
+    hardness: dict[str, dict[str, float | None]] = Field(
+        description="by measure: of the plan, and of the same rows in random batches; empty where nobody measured"
+    )
+
+
+def plan_facts(plan: BatchPlan, manifest: Manifest | None) -> PlanFacts:
+    """A plan in numbers, with what its dataset's manifest says of its hardness."""
+    communities = None
+    if plan.clusters is not None and len(plan):
+        batch = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
+        order = np.lexsort((plan.clusters, batch))
+        new = (np.diff(batch[order]) != 0) | (np.diff(plan.clusters[order]) != 0)
+        communities = (1 + int(np.count_nonzero(new))) / len(plan)
+    return PlanFacts(
+        batches=len(plan),
+        rows=len(plan.indices),
+        sizes=sizes_of(np.diff(plan.offsets)),
+        communities_per_batch=communities,
+        negatives=0 if plan.negatives is None else plan.negatives.shape[1],
+        metadata=dict(plan.metadata),
+        hardness={} if manifest is None else _hardness(manifest),
+    )
+
+
+def read_page(datasets: Datasets, name: str, batch: int | None, start: int, limit: int) -> Page:
+    """Rows ``start .. start + limit - 1`` of a batch, or of the dataset.
+
+    Raises:
+        Refusal: there is no such dataset, batch or row.
+    """
+    manifest = datasets.manifest(name)
+    if batch is None:
+        total = manifest.rows_out
+        positions = np.arange(min(start, total), min(start + limit, total))
+    else:
+        plan = datasets.plan(name)
+        if batch >= len(plan):
+            raise Refusal("bad-dataset", f"dataset {name!r} has batches 0 to {len(plan) - 1}, not {batch}")
+        total = len(plan[batch])
+        positions = plan[batch][start : start + limit]
+    found: dict[int, dict[str, Any]] = {}
+    schema: pa.Schema | None = None
+    first = 0
+    for shard in shard_names(manifest):
+        rows = manifest.files[shard].rows or 0
+        wanted = positions[(positions >= first) & (positions < first + rows)]
+        if len(wanted) or schema is None:
+            try:
+                schema = _read_shard(datasets, name, shard, first, wanted, found)
+            except SourceError as error:
+                raise Refusal("bad-dataset", f"{shard} of dataset {name!r} cannot be read") from error
+        first += rows
+    if len(found) < len(positions):
+        raise Refusal("bad-dataset", f"the shards of dataset {name!r} do not hold all rows that its manifest names")
+    columns = [] if schema is None else list(schema.names)
+    return Page(
+        columns=columns,
+        text=None if schema is None else text_column(manifest, schema),
+        rows=[
+            ShownRow(position=position, cells=[_cell(found[position].get(column)) for column in columns])
+            for position in positions.tolist()
+        ],
+        start=start,
+        total=total,
+    )
+
+
+def has_plan(datasets: Datasets, name: str) -> bool:
+    """Whether a dataset has batches."""
+    try:
+        datasets.file(name, BATCHES)
+    except Refusal:
+        return False
+    return True
+
+
+def _read_shard(
+    datasets: Datasets,
+    name: str,
+    shard: str,
+    first: int,
+    wanted: npt.NDArray[np.int64],
+    found: dict[int, dict[str, Any]],
+) -> pa.Schema | None:
+    schema, start, left = None, first, len(wanted)
+    for batch in shard_batches(datasets.file(name, shard)):
+        schema = batch.schema
+        here = wanted[(wanted >= start) & (wanted < start + len(batch))]
+        found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
+        start += len(batch)
+        left -= len(here)
+        if not left:
+            break
+    return schema
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST else f"{value[:LONGEST]}… ({len(value):,} characters)"
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < EXACT else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list) and len(value) > ITEMS:
+        return f"{json.dumps(value[:ITEMS], default=str)[:-1]}, … ({len(value):,} items)"[:LONGEST]
+    return json.dumps(value, default=str, ensure_ascii=False)[:LONGEST]
+
+
+def _hardness(manifest: Manifest) -> dict[str, dict[str, float | None]]:
+    for step in reversed(manifest.steps):
+        quality = step.details.get("quality")
+        if isinstance(quality, dict) and isinstance(quality.get("plan"), dict):
+            random = quality.get("random") or {}
+            return {str(name): {"plan": value, "random": random.get(name)} for name, value in quality["plan"].items()}
+    return {}

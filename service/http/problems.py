@@ -1,0 +1,123 @@
+"""Every refusal as a problem document (RFC 9457, ``application/problem+json``)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from curation.errors import CurationError
+from curation.service.errors import Refusal
+
+MEDIA_TYPE = "application/problem+json"
+
+KINDS: Mapping[str, tuple[int, str]] = {
+    "bad-request": (400, "The request cannot be read"),
+    "no-token": (401, "A bearer token is needed"),
+    "bad-scope": (403, "The token does not allow this"),
+    "not-yours": (403, "The session belongs to another token"),
+    "bad-host": (403, "The Host header is not this server"),
+    "not-found": (404, "There is no such thing"),
+    "bad-method": (405, "The method is not allowed here"),
+    "not-acceptable": (406, "No such representation"),
+    "timeout": (408, "The request came too slowly"),
+    "missing-reports": (409, "Other ranks' reports are missing"),
+    "not-sent": (409, "The rank has sent nothing to choose by"),
+    "report-differs": (409, "Another report came first"),
+    "epoch-not-open": (409, "The step's epoch is not open yet"),
+    "id-taken": (409, "Another session has this id"),
+    "session-changed": (409, "The session was rewound or deleted"),
+    "stale-generation": (409, "The session was rewound since"),
+    "before-base": (410, "The step lies before the imported checkpoint"),
+    "too-large": (413, "The body is too large"),
+    "bad-media-type": (415, "The body's type is not understood"),
+    "bad-body": (422, "The body does not fit"),
+    "bad-parameters": (422, "The session's parameters are wrong"),
+    "bad-rank": (422, "The rank is unknown"),
+    "bad-step": (422, "The step is unknown"),
+    "bad-report": (422, "A report does not fit its batch"),
+    "other-method": (422, "The session's method does not do this"),
+    "bad-dataset": (422, "The dataset cannot be used"),
+    "internal": (500, "The server failed"),
+    "busy": (503, "The server is still working on it"),
+    "store-unavailable": (503, "The store cannot be reached"),
+}
+"""Kind -> (status, title). The ``type`` of a document is ``urn:curation:problem:<kind>``."""
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. Some kinds have further members, such as ``missing``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:curation:problem:bad-step"])
+    title: str
+    status: int
+    detail: str
+    instance: str | None = Field(default=None, description="the request's id, as in the logs")
+
+
+def problem(refusal: Refusal, request_id: str | None = None) -> Response:
+    """The document of a refusal."""
+    status, title = KINDS[refusal.kind]
+    document = {
+        "type": f"urn:curation:problem:{refusal.kind}",
+        "title": title,
+        "status": status,
+        "detail": refusal.detail,
+        **({"instance": f"urn:curation:request:{request_id}"} if request_id else {}),
+        **refusal.members,
+    }
+    headers = {}
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
+    if refusal.kind == "no-token":
+        headers["WWW-Authenticate"] = "Bearer"
+    if refusal.kind == "bad-method" and "allow" in refusal.members:
+        headers["Allow"] = refusal.members["allow"]
+    return Response(json.dumps(document), status, headers, MEDIA_TYPE)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What an exception means to the client; an unknown one tells nothing of the server."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors())
+    if isinstance(error, HTTPException):
+        kind = {404: "not-found", 405: "bad-method", 406: "not-acceptable", 413: "too-large"}.get(error.status_code)
+        allow = (error.headers or {}).get("Allow")
+        refusal = Refusal(kind or "bad-request", str(error.detail))
+        refusal.members = {"allow": allow} if allow else {}
+        return refusal
+    if isinstance(error, DBAPIError | PoolTimeout):
+        return Refusal("store-unavailable", "the store did not answer; nothing was changed: try again", retry_after=1)
+    if isinstance(error, TimeoutError):
+        return Refusal("busy", "the answer takes longer than the server's limit: try again", retry_after=1)
+    if isinstance(error, CurationError):
+        return Refusal("bad-body", str(error))
+    return Refusal("internal", "an unexpected error; the server's log has it under this request's id")
+
+
+def invalid(errors: Any) -> Refusal:
+    """What pydantic found wrong, with the place of each error and without the input itself."""
+    found = [
+        {"where": ".".join(str(part) for part in error["loc"]), "what": error["msg"]} for error in list(errors)[:20]
+    ]
+    detail = "; ".join(f"{error['where'] or 'body'}: {error['what']}" for error in found[:3])
+    return Refusal("bad-body", detail, errors=found)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception with its document."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return problem(refusal_of(error), request.scope.get("state", {}).get("request_id"))
+
+    for kind in (Refusal, RequestValidationError, HTTPException, DBAPIError, PoolTimeout, CurationError, TimeoutError):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,1 @@
+"""The sessions of one server: kept, moved and committed."""

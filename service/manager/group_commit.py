@@ -1,0 +1,83 @@
+"""Group commit: the reports of all requests that wait go to the store in one transaction, and then all are answered."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from curation.service.session.session import Report
+from curation.service.store import Store
+from curation.service.store.reports import Write
+
+GROUP = 512
+
+
+class _Waiting(NamedTuple):
+    write: Write
+    future: "asyncio.Future[None]"
+
+
+class Writer:
+    """Turns many small commits into few: while one is on its way to the disk, the next group gathers.
+
+    It belongs to one event loop. A thread commits, because a disk may take its time; the loop and the thread meet
+    twice a group and not twice a request, because each meeting costs a wait for the interpreter.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[_Waiting] = []
+        self._busy = False
+        self._stopped = False
+        self._thread = ThreadPoolExecutor(1, "curation-writer")
+
+    def stop(self) -> None:
+        """End the thread once it has committed what it was given; who still waits is not answered."""
+        self._stopped = True
+        self._thread.shutdown()
+
+    def submit(self, key: int, generation: int, reports: Sequence[Report]) -> "asyncio.Future[None]":
+        """Queue a request's reports; the future is done once they are on disk.
+
+        It fails with ``Refusal`` where the session changed, and with what the database raised.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(_Waiting(Write(key, generation, reports), future))
+        if not self._busy:
+            self._busy = True
+            # Not now: the requests that the loop has already read join the group.
+            loop.call_soon(self._next, loop)
+        return future
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+        if self._stopped:
+            for waiting in group:
+                waiting.future.cancel()
+            return
+        self._thread.submit(self._commit, loop, group)
+
+    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Waiting]) -> None:
+        outcomes: Sequence[Exception | None]
+        try:
+            outcomes = self._store.add_reports([waiting.write for waiting in group])
+        except Exception as error:
+            outcomes = [error] * len(group)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._answer, loop, group, outcomes)
+
+    def _answer(
+        self, loop: asyncio.AbstractEventLoop, group: list[_Waiting], outcomes: Sequence[Exception | None]
+    ) -> None:
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            if waiting.future.done():
+                continue
+            if outcome is None:
+                waiting.future.set_result(None)
+            else:
+                waiting.future.set_exception(outcome)
+        if self._waiting:
+            self._next(loop)
+        else:
+            self._busy = False

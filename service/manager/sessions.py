@@ -1,0 +1,318 @@
+"""Keeps the sessions: loads them, opens their epochs when the reports are in, and hands out batches.
+
+What it holds in memory can be lost at any moment: the store has all it takes to compute it again. Work in O(N) runs in
+threads, once for all requests that wait for it, and goes on when they give up.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.service.errors import Refusal
+from curation.service.manager.group_commit import Writer
+from curation.service.session.caller import Caller
+from curation.service.session.methods.registry import make_method
+from curation.service.session.session import Batch, Epoch, EpochRecord, Indices, Losses, Session, State, StepAsk
+from curation.service.session.spec import SessionSpec
+from curation.service.store import SessionRow, Store
+
+MOST_SESSIONS = 4096
+
+
+@dataclass
+class Entry:
+    """A session in memory. ``asked``: the last step that each rank asked for here."""
+
+    row: SessionRow
+    session: Session
+    asked: dict[int, int] = field(default_factory=dict)
+    tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
+
+
+class Keeper:
+    """All sessions of one server.
+
+    Args:
+        store: where they are kept.
+        resident_bytes: what their epochs may take in memory; those unused for longest go.
+    """
+
+    def __init__(self, store: Store, *, resident_bytes: int) -> None:
+        self.store = store
+        self.writer = Writer(store)
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[Entry]] = {}
+        self._resident_bytes = resident_bytes
+
+    @property
+    def in_memory(self) -> list[Entry]:
+        """The sessions that are in memory now."""
+        return list(self._entries.values())
+
+    async def create(
+        self, caller: Caller, id: str, spec: SessionSpec, size: int, tables: dict[str, bytes]
+    ) -> tuple[Entry, bool]:
+        """A new session; or the one of that id, if it was created alike (then the second value is False).
+
+        Raises:
+            Refusal: the parameters are wrong, or the id belongs to another session.
+        """
+        session = await asyncio.to_thread(_make, spec, size, tables, [])
+        row = await asyncio.to_thread(self.store.create, id, caller.owner, spec, size, tables)
+        if row is None:
+            entry = await self.entry(caller, id)
+            if entry.row.spec != spec or entry.row.size != size:
+                raise Refusal(
+                    "id-taken", f"session {id!r} exists with other parameters: leave the id out, or choose another"
+                )
+            return entry, False
+        entry = Entry(row, session)
+        self._keep(entry)
+        return entry, True
+
+    async def entry(self, caller: Caller, id: str) -> Entry:
+        """A session that the caller may use.
+
+        Raises:
+            Refusal: there is none of that id, or it is another token's.
+        """
+        entry = self._entries.get(id)
+        if entry is None:
+            task = self._loading.get(id)
+            if task is None:
+                task = self._loading[id] = asyncio.create_task(self._load(id))
+                task.add_done_callback(lambda _: self._loading.pop(id, None))
+            entry = await asyncio.shield(task)
+        else:
+            self._entries.move_to_end(id)
+        if not caller.may_use(entry.row.owner):
+            raise Refusal("not-yours", f"session {id!r} belongs to another token")
+        return entry
+
+    def forget(self, id: str) -> None:
+        """Drop what is in memory of a session."""
+        self._entries.pop(id, None)
+
+    async def take(self, caller: Caller, id: str, ask: StepAsk) -> tuple[Batch | None, int]:
+        """Store the reports, then answer with the batch asked for (None where none was) and the generation.
+
+        Raises:
+            Refusal: nothing was changed, unless the kind is ``missing-reports``: then the reports are stored.
+        """
+        changed: Refusal | None = None
+        for _ in range(3):
+            entry = await self.entry(caller, id)
+            try:
+                return await self._take(entry, ask), entry.row.generation
+            except Refusal as refusal:
+                if refusal.kind != "session-changed":
+                    raise
+                self.forget(id)
+                changed = refusal
+        assert changed is not None
+        raise changed
+
+    async def fresh(self, caller: Caller, id: str) -> Entry:
+        """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
+        entry = await self.entry(caller, id)
+        if self.store.shared:
+            row = await asyncio.to_thread(self.store.session, id)
+            if row is None or row != entry.row:
+                self.forget(id)
+                return await self.entry(caller, id)
+            await self._catch_up(entry)
+        return entry
+
+    async def rewind(self, caller: Caller, id: str, step: int) -> Entry:
+        """Go back to a step: what was reported for it and for later ones is forgotten.
+
+        Raises:
+            Refusal: the step's epoch was never open.
+        """
+        entry = await self.fresh(caller, id)
+        session, row = entry.session, entry.row
+        if step < 0 or step > session.known_steps:
+            raise Refusal(
+                "bad-step", f"step {step} was never handed out: open steps are 0 to {session.known_steps - 1}"
+            )
+        last = max(session.open_epochs - 1, 0)
+        epoch = session.epoch_of(step) if step < session.known_steps else last
+        _check_base(row, epoch)
+        await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch)
+        self.forget(id)
+        return await self.entry(caller, id)
+
+    async def delete(self, caller: Caller, id: str) -> None:
+        """Forget a session for good."""
+        entry = await self.entry(caller, id)
+        await asyncio.to_thread(self.store.delete_session, entry.row.key)
+        self.forget(id)
+
+    async def epoch(self, entry: Entry, number: int) -> Epoch | None:
+        """An open epoch's order, computed again where needed."""
+        return await self._ready(entry, number)
+
+    async def _take(self, entry: Entry, ask: StepAsk) -> Batch | None:
+        session, row = entry.session, entry.row
+        session.check_rank(ask.rank)
+        if session.open_epochs == 0:
+            await self._ready(entry, 0)
+        newest = max((report.step for report in ask.reports), default=-1)
+        if self.store.shared and max(newest, -1 if ask.step is None else ask.step) >= session.known_steps:
+            await self._catch_up(entry)
+        if ask.generation is not None and ask.generation != row.generation:
+            raise Refusal(
+                "stale-generation",
+                f"the request is of generation {ask.generation}, but the session was rewound and is at "
+                f"{row.generation}: resume from its state",
+                generation=row.generation,
+            )
+        if ask.step is not None:
+            _check_base(row, session.epoch_of(ask.step))
+        for report in ask.reports:
+            if ask.step is not None and report.step >= ask.step:
+                raise Refusal(
+                    "bad-report",
+                    f"step {report.step} is reported, but is not earlier than {ask.step}, the one asked for",
+                )
+            session.check_report(report)
+        if ask.reports or self.store.shared:
+            await self.writer.submit(row.key, row.generation, ask.reports)
+        if ask.step is None:
+            return None
+        number = session.epoch_of(ask.step)
+        epoch = session.epoch(number)
+        if epoch is None and (session.method.stateful or number >= session.open_epochs):
+            epoch = await self._ready(entry, number)
+        entry.asked[ask.rank] = max(ask.step, entry.asked.get(ask.rank, -1))
+        return session.batch(ask.rank, ask.step, epoch)
+
+    async def _load(self, id: str) -> Entry:
+        entry = await asyncio.to_thread(self._from_store, id)
+        self._keep(entry)
+        return entry
+
+    def _from_store(self, id: str) -> Entry:
+        row = self.store.session(id)
+        if row is None:
+            raise Refusal("not-found", f"there is no session {id!r}")
+        return Entry(row, _make(row.spec, row.size, self.store.tables(row.key), self.store.records(row)))
+
+    def _keep(self, entry: Entry) -> None:
+        self._entries[entry.row.id] = entry
+        self._make_room(entry)
+
+    def _make_room(self, entry: Entry) -> None:
+        total = sum(other.session.nbytes for other in self._entries.values())
+        while len(self._entries) > 1 and (total > self._resident_bytes or len(self._entries) > MOST_SESSIONS):
+            id, oldest = next(iter(self._entries.items()))
+            if oldest is entry:
+                self._entries.move_to_end(id)
+                continue
+            total -= oldest.session.nbytes
+            del self._entries[id]
+
+    async def _catch_up(self, entry: Entry) -> None:
+        records = await asyncio.to_thread(self.store.records, entry.row)
+        for record in records:
+            entry.session.opened(record)
+
+    async def _ready(self, entry: Entry, number: int) -> Epoch | None:
+        """Open an epoch, or compute it again; None where the method makes it on the spot.
+
+        It is returned because requests for other epochs may push it out of memory before the caller goes on.
+        """
+        task = entry.tasks.get(number)
+        if task is None:
+            task = entry.tasks[number] = asyncio.create_task(self._prepare(entry, number))
+            task.add_done_callback(lambda done: (entry.tasks.pop(number, None), done.cancelled() or done.exception()))
+        return await asyncio.shield(task)
+
+    async def _prepare(self, entry: Entry, number: int) -> Epoch | None:
+        session, row = entry.session, entry.row
+        if number < session.open_epochs:
+            epoch = session.epoch(number)
+            if epoch is None and session.method.stateful:
+                epoch = await asyncio.to_thread(self._compute, row, session, number)
+                session.put(number, epoch)
+        else:
+            record, epoch = await asyncio.to_thread(self._open, row, session, number)
+            session.opened(record, epoch)
+        self._make_room(entry)
+        return epoch
+
+    def _open(self, row: SessionRow, session: Session, number: int) -> tuple[EpochRecord, Epoch]:
+        missing = np.empty((0, 2), np.int64)
+        if number == 0:
+            state = session.method.start()
+        else:
+            before = session.records[number - 1]
+            missing = session.missing(number - 1, *self.store.reported(row.key, before.first_step, before.end))
+            if len(missing) and row.spec.on_missing == "wait":
+                raise _missing(number, missing)
+            state = self._folded(row, session, number - 1, self.state(row, session, number - 1), missing)
+        record, epoch = session.opening(number, state, missing)
+        if not self.store.open_epoch(row.key, row.generation, record, state):
+            record = self.store.records(row)[number]
+            if not np.array_equal(record.missing, missing):
+                found = self.store.state(row.key, number)
+                if found is None or found[0] != number:
+                    raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)
+                epoch = session.method.epoch(number, found[1])
+        return record, epoch
+
+    def _compute(self, row: SessionRow, session: Session, number: int) -> Epoch:
+        return session.method.epoch(number, self.state(row, session, number))
+
+    def state(self, row: SessionRow, session: Session, number: int) -> State:
+        """The state that an open epoch starts from: stored, or computed from the reports since the last one stored."""
+        stored = self.store.state(row.key, number) if number else None
+        start, state = stored or (0, session.method.start())
+        for epoch in range(start, number):
+            state = self._folded(row, session, epoch, state, session.records[epoch + 1].missing)
+        return state
+
+    def _folded(
+        self, row: SessionRow, session: Session, number: int, state: State, missing: np.ndarray[Any, Any]
+    ) -> State:
+        record = session.records[number]
+        epoch = session.epoch(number) or session.method.epoch(number, state)
+        left_out = {(int(rank), int(step)) for rank, step in missing}
+
+        def reports() -> Iterator[tuple[Indices, Losses]]:
+            for report in self.store.reports(row.key, record.first_step, record.end):
+                if (report.rank, report.step) not in left_out:
+                    yield epoch.batch(report.rank, report.step - record.first_step)[0], report.losses
+
+        return session.method.fold(state, epoch, reports())
+
+
+def _make(spec: SessionSpec, size: int, tables: dict[str, bytes], records: list[EpochRecord]) -> Session:
+    opened = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
+    return Session(spec, make_method(spec, size, opened), records)
+
+
+def _check_base(row: SessionRow, epoch: int) -> None:
+    if epoch < row.base:
+        raise Refusal(
+            "before-base",
+            f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
+        )
+
+
+def _missing(number: int, missing: np.ndarray[Any, Any]) -> Refusal:
+    first = [{"rank": int(rank), "step": int(step)} for rank, step in missing[:100]]
+    return Refusal(
+        "missing-reports",
+        f"epoch {number} waits for {len(missing)} reports of epoch {number - 1}, the first of rank {first[0]['rank']}, "
+        f"step {first[0]['step']}. What this request reported is stored. Ask again, or create sessions with "
+        '"on_missing": "skip"',
+        retry_after=1,
+        missing=first,
+        missing_count=len(missing),
+    )

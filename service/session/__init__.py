@@ -1,0 +1,1 @@
+"""Sessions, pure: which rows a rank gets at a step, and which reports are missing. No I/O, no asyncio."""

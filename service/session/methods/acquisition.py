@@ -1,0 +1,94 @@
+"""Sessions of stochastic acquisition: epochs drawn by scores, which are the losses reported."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from curation.selectors.acquisition import KINDS, StochasticAcquisition
+from curation.service.errors import Refusal
+from curation.service.session.epochs import Ordered
+from curation.service.session.methods.base import Parameters, check_parameters, layout_of
+from curation.service.session.session import Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.spec import SessionSpec
+
+
+class AcquisitionParameters(Parameters):
+    """As in :class:`curation.StochasticAcquisition`, and what each epoch draws."""
+
+    kind: str = Field(default="power", description=", ".join(KINDS))
+    beta: float = 1.0
+    k: int | None = Field(default=None, ge=1, description="candidates drawn for an epoch; None: all of them")
+    once: bool = Field(default=False, description="a candidate drawn in one epoch is out of the later ones")
+    scores: list[float] | None = Field(
+        default=None, description="one for each candidate (or the column `scores` of an Arrow body); None: 1 for all"
+    )
+
+
+@dataclass
+class AcquisitionMethod:
+    """Each epoch draws candidates by their scores; a report replaces the scores of its batch by its losses.
+
+    A loss that is not finite leaves the score as it was. Resident: 8 bytes for each candidate drawn.
+    """
+
+    spec: SessionSpec
+    scores: npt.NDArray[np.float32]
+    selector: StochasticAcquisition
+    k: int
+    once: bool
+    stateful = True
+
+    @property
+    def nonnegative(self) -> bool:
+        return self.selector.kind == "power"
+
+    def start(self) -> State:
+        return {"scores": self.scores, "drawn": np.zeros(len(self.scores), np.uint8)}
+
+    def epoch(self, number: int, state: State) -> Ordered:
+        pool = np.flatnonzero(state["drawn"] == 0)
+        scores = state["scores"] if len(pool) == len(self.scores) else state["scores"][pool]
+        k = min(self.k, len(pool))
+        order = pool[self.selector.select(scores, k, seed=(self.spec.seed, number)).indices]
+
+        def take(start: int, stop: int) -> tuple[Indices, Weights]:
+            return order[start:stop], np.ones(stop - start, np.float32)
+
+        return Ordered(layout_of(self.spec, k), take, nbytes=order.nbytes)
+
+    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
+        scores, drawn = state["scores"].copy(), state["drawn"]
+        for indices, losses in reports:
+            scores[indices] = np.where(np.isfinite(losses), losses, scores[indices])
+        if self.once and isinstance(epoch, Ordered):
+            drawn = drawn.copy()
+            drawn[epoch.everything()] = 1
+        return {"scores": scores, "drawn": drawn}
+
+
+def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+    """Stochastic acquisition; raises ``Refusal`` where parameters or scores are wrong."""
+    parameters = check_parameters(AcquisitionParameters, spec)
+    scores = np.ones(size, np.float32)
+    try:
+        if "scores" in tables:
+            scores = tables["scores"]["scores"].to_numpy().astype(np.float32)
+        elif parameters.scores is not None:
+            scores = np.array(parameters.scores, np.float32)
+        selector = StochasticAcquisition(kind=parameters.kind, beta=parameters.beta)
+        if scores.shape != (size,):
+            raise ValueError(f"scores has {len(scores)} entries, but there are {size} candidates")
+        # Drawing none looks at every score, so that a bad one is refused now and not at the first step.
+        selector.select(scores, 0, seed=spec.seed)
+        if not np.isfinite(scores).all() or (selector.kind == "power" and (scores < 0).any()):
+            raise ValueError("scores must be finite, and with power not negative")
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise Refusal("bad-parameters", f"parameters: {error}") from error
+    k = size if parameters.k is None else parameters.k
+    if k > size:
+        raise Refusal("bad-parameters", f"parameters.k is {k}, but there are {size} candidates")
+    return AcquisitionMethod(spec, scores, selector, k, parameters.once)

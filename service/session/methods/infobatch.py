@@ -1,0 +1,90 @@
+"""Sessions of InfoBatch: epochs that leave out a random share of what is learned, by the losses reported."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from curation.gpu.pruning.cpu import BAND, DROPPED, KEPT
+from curation.selectors.infobatch.rule import Fates, Rule
+from curation.service.errors import Refusal
+from curation.service.session.epochs import Ordered
+from curation.service.session.methods.base import Parameters, check_parameters, layout_of
+from curation.service.session.session import Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.spec import SessionSpec
+
+
+class InfoBatchParameters(Parameters):
+    """As in :class:`curation.InfoBatch`."""
+
+    prune_ratio: float | tuple[float, ...] = 0.5
+    delta: float = 0.875
+    quantiles: tuple[float, ...] | None = None
+    form: Literal["coins", "exact"] = "coins"
+
+
+@dataclass
+class InfoBatchMethod:
+    """Skips learned candidates, by the last losses reported. Resident: 5 bytes a candidate and epoch in memory."""
+
+    spec: SessionSpec
+    size: int
+    parameters: InfoBatchParameters
+    stateful = True
+    nonnegative = False
+
+    def __post_init__(self) -> None:
+        # Made once here so that bad parameters are refused when the session is created, not at its first step.
+        self._rule()
+
+    def start(self) -> State:
+        # Nothing is known of anything yet: one number stands for all, so that a session over 10^8 opens at once.
+        return {"scores": np.broadcast_to(np.float32(np.nan), self.size)}
+
+    def epoch(self, number: int, state: State) -> Ordered:
+        rule, scores = self._rule(), state["scores"]
+        if scores.strides == (0,) and np.isnan(scores[0]):
+            fates = Fates(np.full(self.size, KEPT, np.uint8), rule.no_weights())
+        else:
+            fates = rule.decide(np.require(scores, requirements="W"), number)
+        codes, weights = fates.codes, fates.weights
+        order = rule.order(codes, number)
+
+        def take(start: int, stop: int) -> tuple[Indices, Weights]:
+            rows = order[start:stop].astype(np.int64)
+            return rows, weights[codes[rows]]
+
+        changes = weights != 1
+        changes[DROPPED] = False
+        reweighted = int(np.count_nonzero(changes[codes])) if changes[BAND:].any() else 0
+        nbytes = order.nbytes + codes.nbytes
+        return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
+
+    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
+        scores = state["scores"].copy()
+        for indices, losses in reports:
+            scores[indices] = np.where(np.isfinite(losses), losses, np.float32(np.nan))
+        return {"scores": scores}
+
+    def _rule(self) -> Rule:
+        """What :class:`curation.InfoBatch` decides by: pure, without its copies of what the store keeps, or torch."""
+        given = self.parameters
+        return Rule(
+            size=self.size,
+            epochs=self.spec.epochs,
+            prune_ratio=tuple(float(ratio) for ratio in np.atleast_1d(given.prune_ratio)),
+            delta=given.delta,
+            quantiles=given.quantiles,
+            form=given.form,
+            seed=self.spec.seed,
+        )
+
+
+def infobatch(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+    """InfoBatch over ``size`` candidates; raises ``Refusal`` where its parameters are wrong."""
+    try:
+        return InfoBatchMethod(spec, size, check_parameters(InfoBatchParameters, spec))
+    except ValueError as error:
+        raise Refusal("bad-parameters", f"parameters: {error}") from error

@@ -1,0 +1,190 @@
+"""Sessions of JEST: a step hands out a super-batch, and what the ranks send of it decides which part they train on.
+
+Every rank embeds its rows of the super-batch; together they are the B pairs of Evans et al. 2024 (algorithm 1), of
+which :class:`curation.JEST` takes b. The choice at a step is a pure function of (seed, epoch, position) and of what
+was sent, and equals that of :class:`curation.selectors.samplers.JESTBatchSampler`. O(b·B·D) work, B·D floats a side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from curation.pair import Pair
+from curation.service.errors import Refusal
+from curation.service.session.choice import SIDES, Made, Sent
+from curation.service.session.epochs import Ordered
+from curation.service.session.methods.base import Parameters, check_parameters, layout_of
+from curation.service.session.methods.random import RandomMethod
+from curation.service.session.session import Indices, Layout, Method
+from curation.service.session.spec import SessionSpec
+
+if TYPE_CHECKING:
+    from curation.selectors.jest import JEST
+
+MOST_STEPS = 1 << 31
+
+
+class JestParameters(Parameters):
+    """As in :class:`curation.JEST`. The super-batch has batch_size rows for each rank."""
+
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    filter_ratio: float = Field(default=0.8, ge=0, lt=1)
+    chunks: int = Field(default=16, ge=1)
+    criterion: Literal["learnability", "hard", "easy"] = "learnability"
+    joint: bool = True
+
+
+class SuperBatches(Ordered):
+    """An epoch of super-batches. A report of losses is about what was chosen, so its length is the share's."""
+
+    def __init__(self, whole: Ordered, jest: "JEST") -> None:
+        super().__init__(whole.layout, whole.take, nbytes=whole.nbytes)
+        self._jest = jest
+
+    def length(self, rank: int, step: int) -> int:
+        start, stop = self.share(rank, step)
+        return stop - start
+
+    def share(self, rank: int, step: int) -> tuple[int, int]:
+        """Which of the rows chosen at a step are this rank's, in pick order."""
+        start, stop = self.bounds(step)
+        chosen, world = sum(self._jest.rounds(stop - start)), self.layout.world_size
+        return chosen * rank // world, chosen * (rank + 1) // world
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
+        return _bounds(self.layout, step)
+
+    def super_batch(self, step: int) -> Indices:
+        """int64[B]: the rows of all ranks."""
+        return self.take(*self.bounds(step))[0]
+
+
+@dataclass
+class JestMethod(RandomMethod):
+    """Super-batches in random order, each row in one of them an epoch; no memory in N."""
+
+    jest: "JEST"
+
+    def epoch(self, number: int, state: Mapping[str, npt.NDArray[Any]]) -> SuperBatches:
+        return SuperBatches(super().epoch(number, state), self.jest)
+
+    @property
+    def trained(self) -> int:
+        """Rows of an epoch that are trained on."""
+        layout = layout_of(self.spec, self.size)
+        return (layout.steps - 1) * self._chosen(layout, 0) + self._chosen(layout, layout.steps - 1)
+
+    def _chosen(self, layout: Layout, step: int) -> int:
+        start, stop = _bounds(layout, step)
+        return sum(self.jest.rounds(stop - start))
+
+    def check(self, sent: Sent, rows: int, most: int) -> None:
+        """Refuse what a rank sent unless it fits its rows and the criterion.
+
+        Raises:
+            Refusal: says what is missing, of another length, or not finite.
+        """
+        needed = {"learnability": SIDES, "hard": SIDES[:2], "easy": SIDES[2:]}[self.jest.criterion]
+        if self.jest.joint and sent.scores is not None:
+            raise Refusal("bad-report", 'scores are each row\'s own: only sessions with "joint": false take them')
+        given = set(sent.sides)
+        if sent.scores is not None:
+            needed = ()
+        if given != set(needed):
+            names = ", ".join(needed) or "scores alone"
+            raise Refusal(
+                "bad-report",
+                f"criterion {self.jest.criterion!r} needs {names}; sent were {', '.join(sorted(given)) or 'none'}",
+            )
+        arrays: dict[str, npt.NDArray[Any]] = {**sent.sides, **({} if sent.scores is None else {"scores": sent.scores})}
+        for name, values in arrays.items():
+            if len(values) != rows:
+                raise Refusal("bad-report", f"{name} has {len(values)} rows, but this rank's part has {rows}")
+            finite = np.isfinite(values.reshape(rows, -1)).all(axis=1)
+            if not finite.all():
+                raise Refusal("bad-report", f"{name}: row {int(np.argmin(finite))} is not finite")
+        for model in ("learner", "reference"):
+            widths = {matrix.shape[1] for name, matrix in sent.sides.items() if name.startswith(model)}
+            if len(widths) > 1 or 0 in widths:
+                raise Refusal("bad-report", f"{model}_a and {model}_b must be of one width D ≥ 1, not {sorted(widths)}")
+        if rows * self.spec.world_size > most + self.spec.world_size:
+            raise Refusal("too-large", f"a super-batch has more than {most} rows, this server's limit (max_pairs)")
+
+    def choose(self, sent: Sequence[Sent], seed: tuple[int, int, int]) -> Made:
+        """Which rows of a super-batch to train on, from what each rank sent of it.
+
+        Raises:
+            Refusal: the ranks do not agree, or the losses overflow.
+        """
+        for rank, one in enumerate(sent):
+            if one.kind != sent[0].kind:
+                raise Refusal(
+                    "bad-report",
+                    f"rank {rank} sent (widths, embeddings, factors) {one.kind}, but rank 0 {sent[0].kind}: "
+                    "all ranks must send alike. Nothing of this step is kept: all send again",
+                )
+        generator = np.random.default_rng(seed)
+        digests = [one.digest for one in sent]
+        if sent[0].scores is not None:
+            logits = np.concatenate([one.scores for one in sent if one.scores is not None])
+            keys = logits - np.log(generator.standard_exponential(len(logits)))
+            picks = np.argsort(-keys, kind="stable")[: sum(self.jest.rounds(len(logits)))]
+            return Made(picks.astype(np.int32), logits[picks].astype(np.float32), digests)
+        try:
+            pairs = [_pair(sent, model) for model in ("learner", "reference")]
+            found = self.jest.select(*pairs, generator=generator)
+        except ValueError as error:
+            raise Refusal("bad-report", f"{error}. Nothing of this step is kept: all ranks send again") from error
+        assert found.scores is not None
+        return Made(found.indices.astype(np.int32), found.scores.astype(np.float32), digests)
+
+    def check_made(self, made: Made, epoch: SuperBatches, step: int) -> None:
+        """Refuse a choice out of a checkpoint that cannot be one of this session's."""
+        start, stop = epoch.bounds(step)
+        chosen = sum(self.jest.rounds(stop - start))
+        places = made.positions
+        if places.shape != (chosen,) or len(np.unique(places)) != chosen or places.min() < 0:
+            raise ValueError(f"the choice of step {step} is not {chosen} positions")
+        if places.max() >= stop - start or made.scores.shape != (chosen,):
+            raise ValueError(f"the choice of step {step} lies outside its super-batch")
+        if len(made.digests) != self.spec.world_size:
+            raise ValueError(f"the choice of step {step} is not of {self.spec.world_size} ranks")
+
+
+def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+    """JEST over ``size`` candidates; raises ``Refusal`` where its parameters are wrong."""
+    from curation.selectors.jest import JEST  # torch takes seconds to import, and other sessions do without
+
+    parameters = check_parameters(JestParameters, spec)
+    method = JestMethod(spec, size, JEST(**parameters.model_dump()))
+    layout = layout_of(spec, size)
+    if layout.steps * spec.epochs >= MOST_STEPS:
+        raise Refusal("bad-parameters", "a session of jest has fewer than 2^31 steps: make the super-batch larger")
+    for step, name in ((0, "a super-batch"), (layout.steps - 1, "the last super-batch of an epoch")):
+        chosen = method._chosen(layout, step)
+        if chosen < spec.world_size:
+            raise Refusal(
+                "bad-parameters",
+                f"of {name} {chosen} rows are chosen for {spec.world_size} ranks: make "
+                "batch_size larger or filter_ratio smaller, or set drop_last where only the last one is too short",
+            )
+    return method
+
+
+def _bounds(layout: Layout, step: int) -> tuple[int, int]:
+    return layout.span(0, step)[0], layout.span(layout.world_size - 1, step)[1]
+
+
+def _pair(sent: Sequence[Sent], model: str) -> Pair | None:
+    if f"{model}_a" not in sent[0].sides:
+        return None
+    import torch
+
+    a, b = (torch.from_numpy(np.concatenate([one.sides[f"{model}_{side}"] for one in sent])) for side in "ab")
+    return Pair(a, b, sent[0].factors[f"{model}_scale"], sent[0].factors[f"{model}_bias"])

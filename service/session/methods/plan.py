@@ -1,0 +1,64 @@
+"""Sessions of a plan: its batches, each exactly once an epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from curation.plan import BatchPlan
+from curation.service.errors import Refusal
+from curation.service.session.epochs import Batches
+from curation.service.session.methods.base import Parameters, Stateless, check_parameters
+from curation.service.session.session import Method, State
+from curation.service.session.spec import SessionSpec
+
+
+class PlanParameters(Parameters):
+    """Where the plan is: in the request's Arrow body, in the named dataset, or here."""
+
+    batches: list[list[int]] | None = Field(
+        default=None, description="a small plan: a list of positions for each batch"
+    )
+    shuffle: bool = Field(default=True, description="draw the batches in a new order every epoch")
+
+
+@dataclass
+class PlanMethod(Stateless):
+    """The batches of a plan, each exactly once an epoch."""
+
+    spec: SessionSpec
+    plan: BatchPlan
+    shuffle: bool
+
+    def epoch(self, number: int, state: State) -> Batches:
+        order = np.arange(len(self.plan))
+        if self.shuffle:
+            order = np.random.default_rng((self.spec.seed, number)).permutation(len(self.plan))
+        return Batches(self.plan, order, self.spec)
+
+
+def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+    """The batches of a plan; raises ``Refusal`` where it is none, or is for other candidates."""
+    parameters = check_parameters(PlanParameters, spec)
+    try:
+        if "plan" in tables:
+            made = BatchPlan.from_arrow(tables["plan"])
+        elif parameters.batches is not None:
+            lengths = [len(batch) for batch in parameters.batches]
+            rows = np.fromiter((row for batch in parameters.batches for row in batch), np.int64, sum(lengths))
+            made = BatchPlan(indices=rows, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        else:
+            raise Refusal(
+                "bad-parameters",
+                "method plan needs a plan: send it as an Arrow body, name a dataset that has batches.arrow, "
+                "or give parameters.batches",
+            )
+    except (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException) as error:
+        raise Refusal("bad-parameters", f"the plan is not one: {error}") from error
+    if len(made) == 0:
+        raise Refusal("bad-parameters", "the plan has no batches")
+    if int(made.indices.max()) >= size:
+        raise Refusal("bad-parameters", f"the plan names row {made.indices.max()}, but there are {size} candidates")
+    return PlanMethod(spec, made, parameters.shuffle)

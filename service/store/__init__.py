@@ -1,0 +1,28 @@
+"""The store: what survives a crash, in SQLite or PostgreSQL."""
+
+from typing import TYPE_CHECKING
+
+from curation.lazy import face
+
+if TYPE_CHECKING:
+    from curation.service.store.store import CHOICE as CHOICE
+    from curation.service.store.store import SessionRow as SessionRow
+    from curation.service.store.store import Store as Store
+    from curation.service.store.store import Token as Token
+
+__all__ = [
+    "CHOICE",
+    "SessionRow",
+    "Store",
+    "Token",
+]
+
+__getattr__ = face(
+    __name__,
+    {
+        "CHOICE": "store",
+        "SessionRow": "store",
+        "Store": "store",
+        "Token": "store",
+    },
+)

@@ -1,0 +1,51 @@
+"""Large values of the store: a session's tables, states and choices, each an Arrow stream cut into parts."""
+
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import Connection, insert, select
+
+from curation.service.session.session import State
+from curation.service.store.tables import blobs
+
+PART = 16 << 20
+
+
+def put_blob(connection: Connection, key: int, kind: str, number: int, data: bytes) -> None:
+    """Store a value under (session, kind, number)."""
+    view = memoryview(data)
+    for part, start in enumerate(range(0, max(len(data), 1), PART)):
+        connection.execute(
+            insert(blobs).values(
+                session=key, kind=kind, number=number, part=part, data=bytes(view[start : start + PART])
+            )
+        )
+
+
+def get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes | None:
+    """The value under (session, kind, number); None where there is none."""
+    query = (
+        select(blobs.c.data)
+        .where(blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number)
+        .order_by(blobs.c.part)
+    )
+    parts = connection.execute(query).scalars().all()
+    return b"".join(parts) if parts else None
+
+
+def pack_state(state: State) -> bytes:
+    """A state as an Arrow IPC stream of one row, a list column for each array."""
+    columns = {
+        name: pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(np.asarray(values)))
+        for name, values in state.items()
+    }
+    batch = pa.record_batch(columns) if columns else pa.record_batch({"none": pa.array([0])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def unpack_state(data: bytes) -> State:
+    """The inverse of :func:`pack_state`; views of ``data``."""
+    batch = pa.ipc.open_stream(data).read_next_batch()
+    return {name: batch[name].values.to_numpy() for name in batch.schema.names if name != "none"}

@@ -1,0 +1,112 @@
+"""How the reports of many requests reach a SQLite file: one statement, which is one transaction and one flush.
+
+Written for the driver itself: each of its calls gives the interpreter away and waits to have it back, so a statement
+for each row, or one more to begin and one to commit, would cost a busy server more than the disk does.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from sqlite3 import Connection, Error
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy.exc import OperationalError
+
+from curation.service.session.session import LOSS, Report
+from curation.service.store.checkpointer import Backfill
+
+_ROWS = 128  # of five variables each: below the smallest limit that SQLite was ever built with
+
+
+class Write(NamedTuple):
+    """Reports of one session, valid while the session is of this generation."""
+
+    key: int
+    generation: int
+    reports: Sequence[Report]
+
+
+class Commits:
+    """Adds reports to a SQLite file, over a connection of its own; for one thread at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._held: PoolProxiedConnection | None = None
+        self._backfill = Backfill(engine)
+
+    def add(self, writes: Sequence[Write]) -> list[bool]:
+        """Store reports; on disk when this returns.
+
+        A report that is there already stays as it is. Returns for each write whether its session is (still) of that
+        generation; where not, nothing of it was stored.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: nothing was stored.
+        """
+        rows = [
+            (write.key, write.generation, report.step, report.rank, report.losses.astype(LOSS, copy=False))
+            for write in writes
+            for report in write.reports
+        ]
+        try:
+            connection = self._connection()
+            added = _insert(connection, rows)
+            self._backfill.committed(sum(losses.nbytes for *_, losses in rows))
+            if added == len(rows) and all(write.reports for write in writes):
+                return [True] * len(writes)
+            # Some were there already, or their session has changed. Generations only rise, so looking now is safe.
+            known = dict(_generations(connection, list({write.key for write in writes})))
+        except Error as error:
+            self._drop()
+            raise OperationalError("INSERT INTO reports", None, error) from error
+        return [known.get(write.key) == write.generation for write in writes]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._backfill.close()
+        self._drop()
+
+    def _drop(self) -> None:
+        """Close the connection, and forget what was not committed."""
+        if self._held is not None:
+            self._held.invalidate()
+            self._held = None
+
+    def _connection(self) -> Connection:
+        fresh = self._held is None
+        self._held = self._held or self._engine.raw_connection()
+        connection: Connection = cast(Connection, self._held.driver_connection)
+        if fresh:
+            connection.execute("PRAGMA wal_autocheckpoint=0").close()
+        return connection
+
+
+def _insert(connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+    """How many rows were new, and of the generation they name."""
+    if len(rows) <= _ROWS:
+        return _insert_some(connection, rows) if rows else 0
+    connection.execute("BEGIN IMMEDIATE")
+    added = sum(_insert_some(connection, rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS))
+    connection.execute("COMMIT")
+    return added
+
+
+def _insert_some(connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+    return connection.execute(_statement(len(rows)), [value for row in rows for value in row]).rowcount
+
+
+@lru_cache(maxsize=_ROWS)
+def _statement(rows: int) -> str:
+    values = ", ".join(["(?, ?, ?, ?, ?)"] * rows)
+    return (
+        "INSERT INTO reports (session, step, rank, losses) SELECT column1, column3, column4, column5 "
+        f"FROM (VALUES {values}) "
+        "WHERE (SELECT generation FROM sessions WHERE key = column1) = column2 ON CONFLICT DO NOTHING"
+    )
+
+
+def _generations(connection: Connection, keys: list[int]) -> Iterator[tuple[int, int]]:
+    for start in range(0, len(keys), _ROWS):
+        some = keys[start : start + _ROWS]
+        marks = ", ".join("?" * len(some))
+        yield from connection.execute(f"SELECT key, generation FROM sessions WHERE key IN ({marks})", some)

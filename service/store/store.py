@@ -1,0 +1,399 @@
+"""What survives a crash: tokens, sessions, opened epochs and reports, in SQLite or PostgreSQL. Blocking calls only.
+
+A report's losses are one blob of little-endian float32, a state one Arrow stream cut into parts; nothing is a row for
+each candidate. On SQLite every commit is on disk when it returns (WAL, ``synchronous=FULL``), and one server at a
+time owns the file; on PostgreSQL several replicas share the store.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from curation.service.errors import Refusal
+from curation.service.session.session import LOSS, EpochRecord, Layout, Report, State
+from curation.service.session.spec import SessionSpec
+from curation.service.store.blobs import get_blob, pack_state, put_blob, unpack_state
+from curation.service.store.database import checked_url, make_engine, own_file
+from curation.service.store.reports import Commits, Write
+from curation.service.store.tables import blobs, epochs, migrate, reports, sessions, tokens
+
+CHOICE = "choice"
+
+# Built once: for a group of reports, building them took as long as running them. In the order of keys, so that two
+# replicas never wait for each other's rows.
+_GENERATIONS = (
+    select(sessions.c.key, sessions.c.generation)
+    .where(sessions.c.key.in_(bindparam("keys", expanding=True)))
+    .order_by(sessions.c.key)
+)
+_LOCKED_GENERATIONS = _GENERATIONS.with_for_update(read=True)
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """A session as it is stored. ``base`` is the first epoch that can still be computed (an import may start later)."""
+
+    key: int
+    id: str
+    owner: str | None
+    generation: int
+    spec: SessionSpec
+    size: int
+    base: int
+    created: float
+
+
+class Token(NamedTuple):
+    """A bearer token's record; the secret itself is not stored, only its SHA-256."""
+
+    id: str
+    name: str
+    hash: bytes
+    scopes: frozenset[str]
+    created: float
+    revoked: float | None
+
+
+class Store:
+    """One store.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql+psycopg://user@host/database``.
+
+    Raises:
+        StoreError: the URL is not understood.
+        StoreVersionError: a newer release wrote the store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = checked_url(url)
+        self.shared = self.url.get_backend_name() == "postgresql"
+        self.engine = make_engine(self.url)
+        self._writes = self.engine.execution_options(immediate=True)
+        self._one_writer = threading.Lock()
+        self._owner: Any = None
+        self._upsert = _upsert(self.shared)
+        self._add_reports = self._upsert(reports).on_conflict_do_nothing()
+        self._commits = Commits(self.engine)
+        migrate(self._writes)
+
+    def own(self) -> None:
+        """Become the one server of a SQLite file; nothing to do where stores are shared.
+
+        Raises:
+            StoreError: another server has it.
+        """
+        if self.shared or self._owner is not None:
+            return
+        self._owner = own_file(str(self.url.database))
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Let go of all connections, and of the file."""
+        self._commits.close()
+        self.engine.dispose()
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
+
+    def ping(self) -> None:
+        """Raise where the store cannot be read."""
+        with self.engine.connect() as connection:
+            connection.execute(select(func.count()).select_from(tokens).limit(1))
+
+    # Sessions
+
+    def create(
+        self, id: str, owner: str | None, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
+    ) -> SessionRow | None:
+        """Store a new session; None where the id is taken."""
+        return self.restore(id, owner, spec, size, tables, 0, (), None, ())
+
+    def restore(
+        self,
+        id: str,
+        owner: str | None,
+        spec: SessionSpec,
+        size: int,
+        tables: Mapping[str, bytes],
+        base: int,
+        records: Sequence[EpochRecord],
+        state: State | None,
+        given: Sequence[Report],
+        choices: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> SessionRow | None:
+        """Store a new session that is on its way already; None where the id is taken. ``choices``: by step."""
+        created = time.time()
+        values = {"id": id, "owner": owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
+        query = self._upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
+        with self._writing() as connection:
+            key = connection.execute(query.returning(sessions.c.key)).scalar_one_or_none()
+            if key is None:
+                return None
+            for name, data in tables.items():
+                put_blob(connection, key, f"table:{name}", 0, data)
+            if records:
+                connection.execute(insert(epochs), [_epoch_row(key, record) for record in records])
+            if state is not None and base > 0:
+                put_blob(connection, key, "state", base, pack_state(state))
+            if given:
+                connection.execute(insert(reports), [_report_row(key, report) for report in given])
+            for step, data in choices.items():
+                put_blob(connection, key, CHOICE, step, data)
+        return SessionRow(key, id, owner, 0, spec, size, base, created)
+
+    def session(self, id: str) -> SessionRow | None:
+        """One session by its id."""
+        with self.engine.connect() as connection:
+            row = connection.execute(select(sessions).where(sessions.c.id == id)).one_or_none()
+        return None if row is None else _session(row)
+
+    def list_sessions(self, owner: str | None, after: int, limit: int) -> list[SessionRow]:
+        """Sessions of an owner (None: everyone's), oldest first, with keys above ``after``."""
+        query = select(sessions).where(sessions.c.key > after).order_by(sessions.c.key).limit(limit)
+        if owner is not None:
+            query = query.where(sessions.c.owner == owner)
+        with self.engine.connect() as connection:
+            return [_session(row) for row in connection.execute(query)]
+
+    def count_sessions(self) -> int:
+        """How many sessions are stored."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(sessions)).scalar_one()
+
+    def delete_session(self, key: int) -> None:
+        """Forget a session and all its reports."""
+        with self._writing() as connection:
+            connection.execute(delete(sessions).where(sessions.c.key == key))
+
+    def tables(self, key: int) -> dict[str, bytes]:
+        """The Arrow tables that came with a session, by name."""
+        with self.engine.connect() as connection:
+            kinds = connection.execute(
+                select(blobs.c.kind).where(blobs.c.session == key, blobs.c.kind.like("table:%")).distinct()
+            )
+            return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
+
+    # Epochs
+
+    def records(self, row: SessionRow) -> list[EpochRecord]:
+        """The epochs opened so far, in order."""
+        with self.engine.connect() as connection:
+            found = connection.execute(select(epochs).where(epochs.c.session == row.key).order_by(epochs.c.number))
+            return [_record(row.spec, epoch) for epoch in found]
+
+    def open_epoch(self, key: int, generation: int, record: EpochRecord, state: State) -> bool:
+        """Store an epoch that opens, with the state it starts from; False where another replica was first.
+
+        States of the two latest epochs stay, and that of the base; others can be computed again from the reports.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self._writing() as connection:
+            _check_generation(connection, key, generation, self.shared)
+            done = connection.execute(self._upsert(epochs).values(**_epoch_row(key, record)).on_conflict_do_nothing())
+            if done.rowcount == 0:
+                return False
+            if record.number > 0:
+                put_blob(connection, key, "state", record.number, pack_state(state))
+            connection.execute(
+                delete(blobs).where(
+                    blobs.c.session == key,
+                    blobs.c.kind == "state",
+                    blobs.c.number < record.number - 1,
+                    blobs.c.number > select(sessions.c.base).where(sessions.c.key == key).scalar_subquery(),
+                )
+            )
+        return True
+
+    def state(self, key: int, number: int) -> tuple[int, State] | None:
+        """The latest stored state of an epoch up to ``number``, and which epoch's; None where none is stored."""
+        with self.engine.connect() as connection:
+            found = connection.execute(
+                select(func.max(blobs.c.number)).where(
+                    blobs.c.session == key, blobs.c.kind == "state", blobs.c.number <= number
+                )
+            ).scalar_one()
+            data = None if found is None else get_blob(connection, key, "state", found)
+        return None if found is None or data is None else (found, unpack_state(data))
+
+    def rewind(self, key: int, generation: int, step: int, epoch: int) -> int:
+        """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
+
+        Raises:
+            Refusal: another request rewound or deleted the session meanwhile.
+        """
+        with self._writing() as connection:
+            _check_generation(connection, key, generation, self.shared)
+            connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
+            connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
+            connection.execute(
+                delete(blobs).where(blobs.c.session == key, blobs.c.kind == "state", blobs.c.number > epoch)
+            )
+            connection.execute(
+                delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
+            )
+            connection.execute(update(sessions).where(sessions.c.key == key).values(generation=generation + 1))
+        return generation + 1
+
+    # Reports
+
+    def add_reports(self, writes: Sequence[Write]) -> list[Refusal | None]:
+        """Store the reports of many requests in one transaction; on disk when this returns.
+
+        A report that is there already stays as it is. Returns for each what hindered it: its session was rewound or
+        deleted by another replica.
+        """
+        if not self.shared:
+            with self._one_writer:
+                done = self._commits.add(writes)
+            return [None if one else _outdated() for one in done]
+        keys = {"keys": list({write.key for write in writes})}
+        some = any(write.reports for write in writes)
+        query = _LOCKED_GENERATIONS if some else _GENERATIONS
+        with self._writing() if some else self.engine.connect() as connection:
+            known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
+            rows = [
+                _report_row(write.key, report)
+                for write in writes
+                if known.get(write.key) == write.generation
+                for report in write.reports
+            ]
+            if rows:
+                connection.execute(self._add_reports, rows)
+        return [None if known.get(write.key) == write.generation else _outdated() for write in writes]
+
+    def reports(self, key: int, first: int, end: int) -> Iterator[Report]:
+        """Reports of the steps ``first .. end - 1``, by step and rank; read as they are used."""
+        query = (
+            select(reports.c.rank, reports.c.step, reports.c.losses)
+            .where(reports.c.session == key, reports.c.step >= first, reports.c.step < end)
+            .order_by(reports.c.step, reports.c.rank)
+            .execution_options(yield_per=256)
+        )
+        with self.engine.connect() as connection:
+            for rank, step, losses in connection.execute(query):
+                yield Report(rank, step, np.frombuffer(losses, LOSS))
+
+    def reported(self, key: int, first: int, end: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """int64[n] ranks and int64[n] steps of the reports of some steps."""
+        query = select(reports.c.rank, reports.c.step).where(
+            reports.c.session == key, reports.c.step >= first, reports.c.step < end
+        )
+        with self.engine.connect() as connection:
+            found = np.array([tuple(row) for row in connection.execute(query)], np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def progress(self, key: int) -> dict[int, tuple[int, int]]:
+        """For each rank that reported: how many reports, and the last step among them."""
+        query = (
+            select(reports.c.rank, func.count(), func.max(reports.c.step))
+            .where(reports.c.session == key)
+            .group_by(reports.c.rank)
+        )
+        with self.engine.connect() as connection:
+            return {rank: (count, last) for rank, count, last in connection.execute(query)}
+
+    # Tokens
+
+    def add_token(self, name: str, hash: bytes, scopes: frozenset[str]) -> Token:
+        """Store a token's hash under a new id."""
+        token = Token(secrets.token_hex(8), name, hash, scopes, time.time(), None)
+        with self._writing() as connection:
+            connection.execute(insert(tokens).values(**token._replace(scopes=" ".join(sorted(scopes)))._asdict()))  # type: ignore[arg-type]
+        return token
+
+    def tokens(self) -> list[Token]:
+        """All tokens, revoked ones too, oldest first."""
+        with self.engine.connect() as connection:
+            return [_token(row) for row in connection.execute(select(tokens).order_by(tokens.c.created))]
+
+    def revoke_token(self, id: str) -> bool:
+        """Make a token invalid; False where there is none of that id."""
+        with self._writing() as connection:
+            done = connection.execute(
+                update(tokens).where(tokens.c.id == id, tokens.c.revoked.is_(None)).values(revoked=time.time())
+            )
+        return done.rowcount > 0
+
+    @contextmanager
+    def changing(self, key: int, generation: int) -> Iterator[Connection]:
+        """A transaction that changes one session; others that do wait.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self._writing() as connection:
+            _check_generation(connection, key, generation, self.shared)
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction; on SQLite one at a time in this process, which is fairer than its busy handler."""
+        with nullcontext() if self.shared else self._one_writer, self._writes.begin() as connection:
+            yield connection
+
+
+def _check_generation(connection: Connection, key: int, generation: int, shared: bool) -> None:
+    query = select(sessions.c.generation).where(sessions.c.key == key)
+    found = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
+    if found != generation:
+        raise _outdated()
+
+
+def _upsert(shared: bool) -> Any:
+    """The ``insert`` that knows conflicts. PostgreSQL's takes long to import: only who has one pays."""
+    if shared:
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+    return insert
+
+
+def _outdated() -> Refusal:
+    return Refusal(
+        "session-changed", "the session was rewound or deleted while this request ran: ask again", retry_after=0.1
+    )
+
+
+def _report_row(key: int, report: Report) -> dict[str, Any]:
+    return {"session": key, "step": report.step, "rank": report.rank, "losses": report.losses.astype(LOSS).tobytes()}
+
+
+def _epoch_row(key: int, record: EpochRecord) -> dict[str, Any]:
+    return {
+        "session": key,
+        "number": record.number,
+        "first_step": record.first_step,
+        "rows": record.layout.rows,
+        "reweighted": record.reweighted,
+        "missing": record.missing.astype("<i8").tobytes(),
+    }
+
+
+def _session(row: Any) -> SessionRow:
+    spec = SessionSpec.model_validate_json(row.spec)
+    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, row.base, row.created)
+
+
+def _record(spec: SessionSpec, row: Any) -> EpochRecord:
+    layout = Layout(row.rows, spec.batch_size, spec.world_size, spec.drop_last)
+    missing = np.frombuffer(row.missing, "<i8").reshape(-1, 2)
+    return EpochRecord(row.number, row.first_step, layout, row.reweighted, missing)
+
+
+def _token(row: Any) -> Token:
+    return Token(row.id, row.name, row.hash, frozenset(row.scopes.split()), row.created, row.revoked)

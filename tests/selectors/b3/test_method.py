@@ -1,0 +1,290 @@
+"""B3 against a plain rank window, the invariants of its plans, and what public code gets wrong."""
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.plan import BatchPlan
+from curation.selectors.b3 import B3, rank_window, text_ids
+from curation.selectors.b3.batches import regroup
+from curation.selectors.b3.conflicts import conflict_columns, separate
+from curation.selectors.b3.negatives import hard_negatives
+
+
+def pairs(count: int, width: int = 16, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(1, count // 20), width))
+    base = centres[rng.integers(0, len(centres), count)] + 0.5 * rng.normal(size=(count, width))
+    queries, positives = (base + 0.3 * rng.normal(size=base.shape) for _ in range(2))
+    return tuple((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (queries, positives))  # type: ignore[return-value]
+
+
+def check_whole(plan: BatchPlan, count: int) -> None:
+    assert sorted(plan.indices.tolist()) == list(range(count))
+
+
+def check_apart(plan: BatchPlan, ids: Any) -> None:
+    for batch in plan:
+        mine = ids[batch]
+        mine = mine[mine >= 0]
+        assert len(set(mine.tolist())) == len(mine)
+
+
+def test_the_window_is_the_plain_one() -> None:
+    queries, positives = pairs(120)
+    groups = np.arange(120) // 3
+    scores = (queries.astype(np.float64) @ positives.astype(np.float64).T).astype(np.float32)
+    found = rank_window(
+        queries, positives, ranks=(4, 20), apart=groups[None], similarity_ceiling=0.9, positive_margin=0.95
+    )
+    for i in range(120):
+        others = sorted((j for j in range(120) if groups[j] != groups[i]), key=lambda j: (-scores[i, j], j))
+        limit = min(0.9, 0.95 * scores[i, i])
+        assert found.near[i].tolist() == others[:4]
+        assert found.window[i].tolist() == [j if scores[i, j] <= limit else -1 for j in others[4:20]]
+
+
+@pytest.mark.parametrize("edges", ["mutual", "either"])
+@pytest.mark.parametrize("partitioner", ["kaminpar", "metis", "louvain"])
+def test_batches_are_whole_communities_of_hard_negatives(edges: Any, partitioner: Any) -> None:
+    queries, positives = pairs(512)
+    method = B3(batch_size=64, cluster_size=16, ranks=(3, 33), edges=edges, partitioner=partitioner)
+    found = method.mine(queries, positives)
+    plan = method.batches(found, seed=1, epoch=2)
+    check_whole(plan, 512)
+    assert np.diff(plan.offsets).tolist() == [64] * 8
+    assert plan.clusters is not None
+    for batch in range(8):
+        labels = plan.clusters[plan.offsets[batch] : plan.offsets[batch + 1]]
+        assert sorted(Counter(labels.tolist()).values()) == [16] * 4
+    assert found.graph.inside(found.clusters) > 0.2
+    assert plan.metadata["engine"] == "torch-cpu"
+    assert plan.metadata["partitioner"] == partitioner
+    assert plan.metadata["deterministic"] == "true"
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch() -> None:
+    queries, positives = pairs(300)
+    method = B3(batch_size=40, cluster_size=8, ranks=(2, 30), negatives=3)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    one, same = (method.plan(queries, positives, seed=5, epoch=1) for _ in range(2))
+    np.testing.assert_array_equal(one.indices, same.indices)
+    np.testing.assert_array_equal(one.negatives, same.negatives)
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    as_tensor = method.plan(torch.from_numpy(queries), torch.from_numpy(positives), seed=5, epoch=1)
+    np.testing.assert_array_equal(one.indices, as_tensor.indices)
+    found = method.mine(queries, positives, seed=5)
+    epochs = [method.batches(found, seed=5, epoch=epoch) for epoch in range(3)]
+    np.testing.assert_array_equal(epochs[1].indices, one.indices)
+    assert (epochs[0].indices != epochs[1].indices).any()
+    assert (
+        epochs[0].negatives[np.argsort(epochs[0].indices)] != epochs[2].negatives[np.argsort(epochs[2].indices)]
+    ).any()  # type: ignore[index]
+    clusters = [plan.clusters[np.argsort(plan.indices)] for plan in epochs]  # type: ignore[index]
+    np.testing.assert_array_equal(clusters[0], clusters[1])
+    assert (method.batches(found, seed=0, epoch=1).indices != method.batches(found, seed=1, epoch=0).indices).any()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(1, 200), st.integers(1, 8), st.integers(1, 5), st.sampled_from(["keep", "drop"]),
+    st.integers(0, 1000), st.integers(1, 3),
+)  # fmt: skip
+def test_regroup_yields_every_row_once(count: int, size: int, per_batch: int, last: Any, seed: int, sets: int) -> None:
+    rng = np.random.default_rng(seed)
+    datasets = rng.integers(0, sets, count)
+    clusters = np.arange(count) // size
+    plan = regroup(clusters, batch_size=size * per_batch, cluster_size=size, seed=seed, last=last, datasets=datasets)
+    lengths = np.diff(plan.offsets)
+    # The public sampler's len differs from what it yields.
+    assert len(plan) == len(list(plan))
+    for batch in plan:
+        assert len(set(datasets[batch].tolist())) == 1
+    full = [int((datasets == name).sum()) // (size * per_batch) for name in range(sets)]
+    if last == "drop":
+        assert lengths.tolist() == [size * per_batch] * sum(full)
+    else:
+        check_whole(plan, count)
+        assert (lengths == size * per_batch).sum() == sum(full)
+
+
+def test_only_one_community_is_cut_where_one_is_short() -> None:
+    clusters = np.arange(100) // 8
+    for epoch in range(20):
+        plan = regroup(clusters, batch_size=24, cluster_size=8, epoch=epoch)
+        check_whole(plan, 100)
+        assert np.diff(plan.offsets).tolist() == [24, 24, 24, 24, 4]
+        homes = [{b for b, batch in enumerate(plan) if (clusters[batch] == c).any()} for c in range(13)]
+        assert sum(len(home) > 1 for home in homes) <= 1
+
+
+def test_leftovers_are_no_positions() -> None:
+    # Public code fills leftovers by position, so that the first K rows come up again and again.
+    clusters = np.random.default_rng(0).permutation(100) // 8
+    last = Counter[int]()
+    for epoch in range(200):
+        plan = regroup(clusters, batch_size=24, cluster_size=8, epoch=epoch)
+        check_whole(plan, 100)
+        last.update(plan[-1].tolist())
+    # 4 places in 200 epochs over 100 rows: 8 times each on average, and nobody always or never.
+    assert max(last.values()) < 40
+    assert len(last) > 90
+
+
+def test_rows_that_must_not_meet_never_do() -> None:
+    queries, positives = pairs(400)
+    rng = np.random.default_rng(1)
+    groups = np.where(rng.random(400) < 0.2, -1, rng.integers(0, 120, 400))
+    texts = rng.integers(0, 90, (400, 2))
+    method = B3(batch_size=16, cluster_size=8, ranks=(2, 40), negatives=4)
+    found = method.mine(queries, positives, groups=groups, duplicates=texts)
+    for epoch in range(3):
+        plan = method.batches(found, epoch=epoch)
+        check_whole(plan, 400)
+        for ids in (groups, texts[:, 0], texts[:, 1]):
+            check_apart(plan, ids)
+            rows = np.arange(400)
+            window = found.ranking.window
+            banned = (ids[window] == ids[rows][:, None]) & (ids[rows] >= 0)[:, None] & (window >= 0)
+            assert not banned.any()
+            theirs = plan.negatives
+            assert theirs is not None
+            assert not ((ids[theirs] == ids[plan.indices][:, None]) & (theirs >= 0)
+                        & (ids[plan.indices] >= 0)[:, None]).any()  # fmt: skip
+
+
+def test_the_tightest_groups_fit_and_one_more_is_an_error() -> None:
+    rng = np.random.default_rng(2)
+    groups = rng.permutation(np.arange(60) // 10)
+    plan = regroup(np.arange(60) // 6, batch_size=6, cluster_size=6, apart=groups)
+    check_whole(plan, 60)
+    check_apart(plan, groups)
+    groups[np.flatnonzero(groups == 1)[0]] = 0
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="11 rows must be kept apart .* but there are 10 batches"):
+        regroup(np.arange(60) // 6, batch_size=6, cluster_size=6, apart=groups)
+    # Public code retries for ever here.
+    assert time.perf_counter() - start < 30
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 9), st.integers(1, 30))
+def test_separate_keeps_apart_or_says_that_it_cannot(seed: int, batches: int, size: int, names: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = max(1, batches * size - int(rng.integers(0, size)))
+    ids = rng.integers(-1, names, count)
+    offsets = np.append(np.arange(0, count, size), count)
+    columns = conflict_columns(ids, count)
+    if columns is None:
+        return
+    most = Counter(ids[ids >= 0].tolist()).most_common(1)[0][1]
+    try:
+        rows = separate(np.arange(count), offsets, columns, rng)
+    except ValueError:
+        room = np.diff(offsets)
+        # Gale and Ryser: deal each id to the batches with most room.
+        for _, wanted in Counter(ids[ids >= 0].tolist()).most_common():
+            places = np.argsort(-room, kind="stable")[:wanted]
+            if wanted > len(room) or room[places].min() < 1:
+                return
+            room[places] -= 1
+        raise
+    assert most <= len(offsets) - 1
+    assert sorted(rows.tolist()) == list(range(count))
+    check_apart(BatchPlan(indices=rows, offsets=offsets), ids)
+
+
+def test_data_sets_share_no_batch_and_no_edge() -> None:
+    queries, positives = pairs(300)
+    datasets = np.random.default_rng(3).integers(5, 8, 300)
+    method = B3(batch_size=32, cluster_size=8, ranks=(2, 30))
+    found = method.mine(queries, positives, datasets=datasets)
+    sources = np.repeat(np.arange(300), np.diff(found.graph.starts))
+    assert found.graph.edges > 0
+    assert (datasets[sources] == datasets[found.graph.neighbours]).all()
+    plan = method.batches(found)
+    check_whole(plan, 300)
+    assert all(len(set(datasets[batch].tolist())) == 1 for batch in plan)
+    assert all(len(set(datasets[found.clusters == c].tolist())) == 1 for c in range(found.clusters.max() + 1))
+
+
+def test_negatives_follow_the_windows_of_the_community() -> None:
+    # Community {0, 1, 2}: 3 stands in three windows, 4 in two, 5 in one, 6 in three but once in a top p.
+    clusters = np.array([0, 0, 0, 1, 1, 1, 1])
+    window = np.array([[3, 4, 5, 6], [3, 4, 6, 1], [3, 6, 2, -1], *[[-1] * 4] * 4])
+    near = np.array([[6], [-1], [-1], *[[-1]] * 4])
+    weights = {3: 3, 4: 2, 5: 1, 6: 1}
+    first, second = Counter[int](), Counter[tuple[int, int]]()
+    draws = 4000
+    for seed in range(draws):
+        drawn = hard_negatives(clusters, window, near, count=5, seed=seed)[:3]
+        assert [sorted(row) for row in drawn.tolist()] == [[-1, 3, 4, 5, 6]] * 3
+        first[int(drawn[0, 0])] += 1
+        second[int(drawn[0, 0]), int(drawn[0, 1])] += 1
+    total = sum(weights.values())
+    chi = sum((first[j] - draws * w / total) ** 2 / (draws * w / total) for j, w in weights.items())
+    chi2 = 0.0
+    for a, wa in weights.items():
+        for b, wb in weights.items():
+            if a != b:
+                expected = draws * wa / total * wb / (total - wa)
+                chi2 += (second[a, b] - expected) ** 2 / expected
+    # Chance of a false alarm, 3 and 11 degrees of freedom: below 1e-5 each.
+    assert chi < 26
+    assert chi2 < 43
+    apart = np.array([[7, -1, -1, 7, -1, -1, -1]])
+    drawn = hard_negatives(clusters, window, near, count=5, apart=apart)
+    assert sorted(drawn[0].tolist()) == [-1, -1, 4, 5, 6]
+    assert sorted(drawn[1].tolist()) == [-1, 3, 4, 5, 6]
+    assert (drawn[3:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, "true"), ({"threads": 2}, "false"), ({"engine": "faiss-hnsw"}, "false")]
+)
+def test_what_differs_from_call_to_call_says_so(options: dict[str, Any], expected: str) -> None:
+    queries, positives = pairs(60)
+    plan = B3(batch_size=8, cluster_size=4, ranks=(1, 9), **options).plan(queries, positives)
+    assert plan.metadata["deterministic"] == expected
+
+
+def test_few_rows_still_make_batches(caplog: pytest.LogCaptureFixture) -> None:
+    queries, positives = pairs(20)
+    with caplog.at_level("WARNING"):
+        plan = B3(batch_size=8, cluster_size=4).plan(queries, positives)
+    check_whole(plan, 20)
+    assert "no edges" in caplog.text
+    assert "20 rows" in caplog.text
+    check_whole(B3(batch_size=32, cluster_size=32, ranks=(0, 2)).plan(queries[:1], positives[:1]), 1)
+
+
+def test_text_ids_are_equal_where_texts_are() -> None:
+    assert text_ids(["b", "a", "b", ""]).tolist() == [0, 1, 0, 2]
+
+
+def test_mistakes_are_named() -> None:
+    for message, options in (
+        ("multiple of cluster_size, not 60 with 32", {"batch_size": 60}),
+        ("0 ≤ first < end", {"ranks": (30, 30)}),
+        ("edges must be one of mutual, either", {"edges": "directed"}),
+        ("partitioner must be one of kaminpar", {"partitioner": "leiden"}),
+        ("last must be one of keep, drop", {"last": "pad"}),
+        ("engine must be one of auto", {"engine": "annoy"}),
+        ("threads must be at least 1", {"threads": 0}),
+        ("similarity_ceiling must be a finite number", {"similarity_ceiling": float("nan")}),
+        ("positive_margin must be above 0", {"positive_margin": 0.9, "metric": "l2"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            B3(**options)  # type: ignore[arg-type]
+    queries, positives = pairs(30)
+    method = B3(batch_size=8, cluster_size=4, ranks=(0, 5))
+    with pytest.raises(ValueError, match="30 queries but 29 positives"):
+        method.plan(queries, positives[:29])
+    with pytest.raises(ValueError, match=r"groups must be integers of shape \[30\]"):
+        method.plan(queries, positives, groups=np.zeros(29, np.int64))
