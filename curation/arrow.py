@@ -1,7 +1,15 @@
-"""Which Arrow types stand for the same column in different files."""
+"""Arrow: which types hold what, which stand for the same column in different files, and matrices in files."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import types
+
+from curation.files import atomic
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -20,8 +28,8 @@ def lossless(found: pa.DataType, wanted: pa.DataType) -> bool:
     found = plain(found)
     if found == wanted or types.is_null(found):
         return True
-    if _is_text(found) or _is_bytes(found):
-        return (_is_text(found) and _is_text(wanted)) or (_is_bytes(found) and _is_bytes(wanted))
+    if is_text(found) or _is_bytes(found):
+        return (is_text(found) and is_text(wanted)) or (_is_bytes(found) and _is_bytes(wanted))
     if types.is_integer(found):
         return _integer_fits(found, wanted)
     if types.is_floating(found):
@@ -48,12 +56,13 @@ def _integer_fits(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 def holds_text(kind: pa.DataType) -> bool:
     """Whether a type has strings in it, at any depth."""
-    if _is_text(kind):
+    if is_text(kind):
         return True
     return any(holds_text(kind.field(number).type) for number in range(kind.num_fields))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text."""
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
@@ -63,3 +72,33 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column can be a score."""
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether a column holds vectors: lists of floats, of fixed size or not."""
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(lists and types.is_floating(kind.value_type))
+
+
+def save_matrices(path: Path, matrices: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write [rows, D ≥ 1] arrays of as many rows each, atomically."""
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
+        for matrix in matrices.values()
+    ]
+    batch = pa.record_batch(columns, names=list(matrices))
+    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as file:
+        file.write_batch(batch)
+
+
+def load_matrix(path: Path, name: str) -> npt.NDArray[Any]:
+    """One of them, [rows, D], mapped and read only."""
+    with pa.memory_map(str(path)) as file:
+        column = pa.ipc.open_file(file).get_batch(0).column(name)
+    found: npt.NDArray[Any] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return found

@@ -9,12 +9,13 @@ def face(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
 
     Args:
         package: its name.
-        homes: the module of the package that each public name lives in.
+        homes: the module that each public name lives in, below the package, or in full from ``curation.`` on.
     """
 
     def load(name: str) -> object:
         if name in homes:
-            return getattr(import_module(f"{package}.{homes[name]}"), name)
+            home = homes[name]
+            return getattr(import_module(home if home.startswith("curation.") else f"{package}.{home}"), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load

@@ -5,38 +5,42 @@ each block of rows, or one file for all; whatever is there when a run starts is 
 position and randomness is keyed by seed and step, so the result does not depend on who did what, or when.
 """
 
+import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from curation.dataset.manifest import BAD_ROW, BATCHES, DECISIONS, MANIFEST, Manifest, StepRecord
-from curation.errors import OutputError, SourceError
-from curation.pipelines.blocks import (
-    Alignment,
-    BlockScore,
-    Check,
-    ColumnScore,
-    FunctionScore,
-    GroupBlock,
-    HashBlock,
-    ScoreBlock,
-    StoredScore,
-)
-from curation.pipelines.choose import Choose, DropDuplicates, MarkBad, describe
-from curation.pipelines.engine.ray import gpus, run_one, runtime
+from pydantic import ValidationError
+
+from curation.dataset.inspect import source_of
+from curation.dataset.manifest import BATCHES, DECISIONS, MANIFEST, Manifest, StepRecord
+from curation.errors import CurationError, OutputError, RecipeError, SourceError
+from curation.pipelines.engine.ray import run_one, runtime
+from curation.pipelines.engine.stages import Stages
 from curation.pipelines.engine.workspace import Stage, Workspace
+from curation.pipelines.memory import SpilledSource, files_behind, spill
 from curation.pipelines.output.finish import FinishDataset, cut_shards
 from curation.pipelines.output.ordered import JoinShard, Places, Scatter, cut_by_batches
 from curation.pipelines.output.shards import Shard, WriteShard
-from curation.pipelines.requirements import check_columns, import_path
-from curation.pipelines.reselect import recut
-from curation.pipelines.stages import Stages
-from curation.pipelines.steps.embed import EmbedBlock, FitTfidf
-from curation.pipelines.steps.teachers import MODEL
+from curation.pipelines.steps.acquire import Acquire
+from curation.pipelines.steps.base import (
+    FIRST_REASON,
+    Kind,
+    MarkBad,
+    Outcome,
+    Step,
+    StepRun,
+    dropped_of,
+    reason_in_full,
+)
+from curation.pipelines.steps.check import Check, check_columns
+from curation.pipelines.steps.stored import replay
 from curation.progress import Progress, Silent
-from curation.recipe import Acquire, Align, Dedup, Embed, MineB3, Recipe, Resources, Score, Step
-from curation.selectors.zipfit import ZipFit
+from curation.recipe.model import FileSource, Made, MemorySource, Output, Recipe, StdlibSource
 from curation.sources import open_source
 from curation.sources.base import InputRecord, Source
 
@@ -44,9 +48,14 @@ CHECK = "check rows"
 
 
 def run(
-    recipe: Recipe,
-    out: Path,
+    recipe: Recipe | Sequence[Step],
+    out: str | Path,
     *,
+    source: Any = None,
+    seed: int = 0,
+    on_bad_row: Literal["stop", "quarantine"] = "stop",
+    rows_per_shard: int = 50_000,
+    block_rows: int = 16_384,
     ray_address: str | None = None,
     workers: int | None = None,
     restart: bool = False,
@@ -58,8 +67,12 @@ def run(
     Where ``out`` already holds the result of this recipe on these inputs, nothing is done.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; or the steps alone, and the other parts of a recipe as the arguments below.
         out: the dataset's folder; ``out`` + ``.partial`` beside it holds the unfinished run.
+        source: the rows: a ``FileSource`` or ``StdlibSource``, a path as ``curation inspect`` takes it, a
+            ``pyarrow.Table``, a ``datasets.Dataset`` or a ``ray.data.Dataset``. Rows in memory are written into the
+            folder of the unfinished run. None: as the recipe says.
+        seed, on_bad_row, rows_per_shard, block_rows: as in a recipe; with steps alone.
         ray_address: a Ray cluster (also by ``RAY_ADDRESS``); it must see ``out`` and the inputs under the same paths.
         workers: the most tasks at a time, and the CPUs of a local runtime.
         restart: drop what an interrupted run had finished.
@@ -70,8 +83,25 @@ def run(
 
     Raises:
         CurationError: see :mod:`curation.errors`; nothing is at ``out`` then, and what was finished is kept.
+        pydantic.ValidationError: (a ``ValueError``) the steps do not fit each other.
     """
-    return _Run(recipe, out, ray_address, workers, restart, progress or Silent(), None)()
+    rows = None
+    if source is not None:
+        source, rows = _source(source)
+    if isinstance(recipe, Recipe):
+        recipe = recipe if source is None else recipe.model_copy(update={"source": source})
+    else:
+        if source is None:
+            raise SourceError("steps alone say nothing of the rows: give `source`")
+        recipe = Recipe(
+            source=source,
+            steps=list(recipe),
+            output=Output(rows_per_shard=rows_per_shard),
+            seed=seed,
+            on_bad_row=on_bad_row,
+            block_rows=block_rows,
+        )
+    return _Job(recipe, Path(out), rows, ray_address, workers, restart, progress or Silent(), None)()
 
 
 def reselect(
@@ -111,17 +141,55 @@ def reselect(
         SourceError: ``done`` is not a finished dataset, or an input changed since it was made.
     """
     manifest = Manifest.load(done)
-    recipe = recut(done, manifest, count=count, fraction=fraction, threshold=threshold, kind=kind, beta=beta, seed=seed)
-    return _Run(recipe, out, ray_address, workers, False, progress or Silent(), (done, manifest))()
+    changes = {"count": count, "fraction": fraction, "threshold": threshold, "kind": kind, "beta": beta}
+    recipe = _recut(done, manifest, changes, seed)
+    return _Job(recipe, out, None, ray_address, workers, False, progress or Silent(), (done, manifest))()
 
 
-class _Run:
-    """One call of :func:`run`: what is known so far, and the stages."""
+def _recut(done: Path, manifest: Manifest, changes: Mapping[str, Any], seed: int | None) -> Recipe:
+    """The recipe of a finished dataset with other parameters of its last ``acquire`` step; None keeps a parameter."""
+    raw = json.loads(json.dumps(manifest.recipe))
+    last = next((step for step in reversed(raw["steps"]) if step["step"] == "acquire"), None)
+    if last is None:
+        raise RecipeError(f"{done}: its recipe has no `acquire` step, so there is no cut to change")
+    sizes = {name: changes[name] for name in ("count", "fraction", "threshold")}
+    if any(value is not None for value in sizes.values()):
+        last.update(sizes)
+        if sizes["threshold"] is not None:
+            last["kind"] = "threshold"
+        elif last["kind"] == "threshold":
+            last["kind"] = "top-k"
+    last.update({name: changes[name] for name in ("kind", "beta") if changes[name] is not None})
+    if seed is not None:
+        raw["seed"] = seed
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        reasons = "; ".join(issue["msg"].removeprefix("Value error, ") for issue in error.errors())
+        raise RecipeError(f"this cut is not possible: {reasons}") from error
+
+
+def _source(given: Any) -> tuple[Any, Any]:
+    """A source for a recipe, and the rows themselves where they are in memory."""
+    if isinstance(given, FileSource | StdlibSource):
+        return given.resolved(Path.cwd()) if isinstance(given, FileSource) else given, None
+    if isinstance(given, str | Path):
+        found = source_of(str(given))
+        return found.resolved(Path.cwd()) if isinstance(found, FileSource) else found, None
+    behind = files_behind(given)
+    if behind is not None:
+        return behind, None
+    return MemorySource(format="memory", kind=type(given).__qualname__, rows=0, fingerprint=""), given
+
+
+class _Job:
+    """One call of :func:`run`: what is known so far, and the walk over the steps."""
 
     def __init__(
         self,
         recipe: Recipe,
         out: Path,
+        in_memory: Any,
         ray_address: str | None,
         workers: int | None,
         restart: bool,
@@ -129,8 +197,10 @@ class _Run:
         stored: tuple[Path, Manifest] | None,
     ) -> None:
         self.recipe = recipe
+        self.steps: list[Step] = list(recipe.steps)  # type: ignore[arg-type]  # a recipe knows them by protocol
         self.quarantine = recipe.on_bad_row == "quarantine"
         self.out = out.absolute()
+        self.in_memory = in_memory
         self.ray_address = ray_address
         self.workers = workers
         self.restart = restart
@@ -138,35 +208,57 @@ class _Run:
         self.stages = Stages(progress, workers)
         self.stored = stored
         self.workspace = Workspace(self.out)
+        self.made = Made()
         self.scores: dict[str, Stage] = {}
-        self.duplicates: list[Path] = []
-        self.bad_stages: list[Stage] = []
-        self.records: list[StepRecord] = []
-        self.pick: Path | None = None
         self.vectors: dict[str, Stage] = {}
-        self.plan: Stage | None = None
+        self.outcomes: list[Outcome] = []
+        self.records: list[StepRecord] = []
 
     def __call__(self) -> Manifest:
-        self.source: Source = open_source(self.recipe.source)
-        texts, numbers = check_columns(self.recipe, self.source.schema)
-        inputs = self.source.inputs()
-        finished = self._already_there(inputs)
+        if self.in_memory is not None:
+            return self._from_memory()
+        if isinstance(self.recipe.source, MemorySource):
+            raise SourceError(
+                f"the source was a {self.recipe.source.kind} in memory, which is gone: hand it over again, as `source`"
+            )
+        return self._run(open_source(self.recipe.source), self.workspace.held)
+
+    def _from_memory(self) -> Manifest:
+        """Write the rows to a file in the workspace first; it goes with the workspace."""
+        with self.workspace.held():
+            try:
+                spec, path = spill(self.in_memory, self.workspace.folder)
+                self.recipe = self.recipe.model_copy(update={"source": spec})
+                return self._run(SpilledSource(spec, path), nullcontext, path.name)
+            except CurationError:
+                if not self.workspace.claimed and self.workspace.folder.exists():
+                    self.workspace.discard()
+                raise
+
+    def _run(self, source: Source, held: Callable[[], AbstractContextManager[None]], keep: str = "") -> Manifest:
+        """Walk the steps; ``held`` keeps other drivers out of the workspace, ``keep`` is a file there that stays."""
+        self.source = source
+        required = check_columns(self.steps, source.schema)
+        inputs = source.inputs()
+        finished = self._already_there(inputs, held)
         if finished is not None:
             return finished
-        with self.workspace.held(), runtime(self.ray_address, self.workers):
-            self.workspace.identify(self._identity(inputs), restart=self.restart)
-            self.blocks = self.source.blocks(self.recipe.block_rows)
+        with held(), runtime(self.ray_address, self.workers):
+            self.workspace.identify(self._identity(inputs), restart=self.restart, keep=keep)
+            self.blocks = source.blocks(self.recipe.block_rows)
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
-            rows = self._check_rows(texts, numbers)
-            for number, step in enumerate(self.recipe.steps, 1):
+            rows = self._check_rows(required)
+            for number, step in enumerate(self.steps, 1):
                 rows = self._step(number, step, rows)
             manifest = self._write(inputs)
             self.workspace.publish()
         return manifest
 
-    def _already_there(self, inputs: list[InputRecord]) -> Manifest | None:
+    def _already_there(
+        self, inputs: list[InputRecord], held: Callable[[], AbstractContextManager[None]]
+    ) -> Manifest | None:
         """The manifest at ``out``, where that is this very run's result.
 
         Raises:
@@ -185,7 +277,7 @@ class _Run:
                     "or remove this one"
                 )
             if self.workspace.folder.exists():
-                with self.workspace.held():
+                with held():
                     self.workspace.discard()
             self.progress.note(f"{self.out} already holds the result of this recipe on these inputs")
             return manifest
@@ -202,9 +294,9 @@ class _Run:
             "stored scores": None if self.stored is None else str(self.stored[0].absolute()),
         }
 
-    def _check_rows(self, texts: frozenset[str], numbers: frozenset[str]) -> int:
+    def _check_rows(self, required: Mapping[str, tuple[Kind, ...]]) -> int:
         stage = self.workspace.stage(0, "check")
-        check = Check(self.source, stage, texts, numbers, self.quarantine)
+        check = Check(self.source, stage, required, self.quarantine)
         done = self.stages.finish(
             CHECK,
             stage,
@@ -212,141 +304,75 @@ class _Run:
             MarkBad(stage, None, self.rows),
         )
         self.reason = stage.folder / "reason.npy"
-        self.bad_stages.append(stage)
+        self.bad_stages = [stage]
         return int(done["rows_out"])
 
     def _step(self, number: int, step: Step, rows_in: int) -> int:
         """Bring one step to its end; returns how many rows are left."""
-        stage = self.workspace.stage(number, step.step)
-        label = f"{number}. {step.step}"
-        match step:
-            case Align() | Score():
-                done = self._score(label, stage, step)
-                dropped = {BAD_ROW: done["bad"]}
-            case Dedup():
-                done = self._dedup(label, stage, step, number)
-                dropped = {describe(step, number): rows_in - done["rows_out"]}
-            case Acquire():
-                done = self._acquire(label, stage, step, number)
-                dropped = {describe(step, number): rows_in - done["rows_out"]}
-            case Embed():
-                done = self._embed(label, stage, step, number)
-                dropped = {BAD_ROW: done["bad"]}
-            case MineB3():
-                done, bad = self._b3(label, stage, step, number)
-                dropped = {BAD_ROW: bad, describe(step, number): rows_in - bad - done["rows_out"]}
-        self.reason = stage.folder / "reason.npy"
+        run = StepRun(
+            number=number,
+            label=f"{number}. {step.step}",
+            source=self.source,
+            blocks=self.blocks,
+            rows=self.rows,
+            block_rows=self.recipe.block_rows,
+            seed=self.recipe.seed,
+            quarantine=self.quarantine,
+            reason=self.reason,
+            rows_in=rows_in,
+            code=FIRST_REASON + len(self._reasons(number - 1)),
+            scores=self.scores,
+            vectors=self.vectors,
+            stages=self.stages,
+            workspace=self.workspace,
+        )
+        if self.stored is not None and step.scores and number <= _last_cut(self.steps):
+            outcome = replay(step, run, self.stored[0].absolute() / DECISIONS)
+        else:
+            outcome = step.run(run)
+        self.made = made = deepcopy(self.made)
+        did = step.did(made)
+        step.follow(made, number)
+        self.reason = outcome.reason
+        self.scores |= outcome.scores
+        self.vectors |= outcome.vectors
+        self.bad_stages += outcome.bad
+        self.outcomes.append(outcome)
         self.records.append(
             StepRecord(
                 number=number,
                 step=step.step,
                 rows_in=rows_in,
-                rows_out=done["rows_out"],
-                dropped={reason: count for reason, count in dropped.items() if count},
-                seconds=done["seconds"],
-                details=done.get("details", {}),
+                rows_out=outcome.rows_out,
+                dropped=dropped_of(outcome, number, step),
+                seconds=outcome.seconds,
+                details=outcome.details,
+                did=did,
+                scores=list(step.scores),
+                tables=step.tables(outcome),
             )
         )
-        return int(done["rows_out"])
+        return outcome.rows_out
 
-    def _score(self, label: str, stage: Stage, step: Align | Score) -> dict[str, Any]:
-        before = self.reason
-
-        def each() -> None:
-            columns, score = self._scorer(step)
-            task = ScoreBlock(self.source, stage, before, columns, score, self.quarantine)
-            self.stages.each(label, stage, task, self.blocks, resources=step.resources)
-
-        self.scores[step.name] = stage
-        self.bad_stages.append(stage)
-        return self.stages.finish(label, stage, each, MarkBad(stage, before, self.rows))
-
-    def _scorer(self, step: Align | Score) -> tuple[tuple[str, ...] | None, BlockScore]:
-        """The columns that a score reads, and the score."""
-        if self.stored is not None:
-            return (), StoredScore(self.stored[0].absolute() / DECISIONS, step.name, self.reason)
-        if isinstance(step, Align):
-            targets = _texts(open_source(step.targets), step.target_column)
-            threads = max(1, int(step.resources.cpus))
-            zipfit = ZipFit(targets=targets, codec=step.codec, level=step.level, threads=threads)
-            return (step.column,), Alignment(zipfit, step.column)
-        if step.column is not None:
-            return (step.column,), ColumnScore(step.column)
-        assert step.function is not None
-        return None, FunctionScore(step.function, step.parameters, import_path())
-
-    def _dedup(self, label: str, stage: Stage, step: Dedup, number: int) -> dict[str, Any]:
-        hashing = HashBlock(self.source, stage, step.column)
-        self.duplicates.append(stage.folder / "duplicates.npy")
-        return self.stages.finish(
-            label,
-            stage,
-            lambda: self.stages.each(label, stage, hashing, self.blocks, resources=step.resources),
-            DropDuplicates(stage, self.reason, number + 1, self.blocks),
-        )
-
-    def _acquire(self, label: str, stage: Stage, step: Acquire, number: int) -> dict[str, Any]:
-        name = step.score or next(reversed(self.scores))
-        choose = Choose(step, number, self.recipe.seed, stage, name, self.scores[name], self.reason, self.blocks)
-        grouping = None if step.per is None else GroupBlock(self.source, stage, step.per)
-
-        def groups() -> None:
-            if grouping is not None:
-                self.stages.each(label, stage, grouping, self.blocks, "arrow", resources=step.resources)
-
-        self.pick = stage.folder / "pick.npy"
-        return self.stages.finish(label, stage, groups, choose)
-
-    def _embed(self, label: str, stage: Stage, step: Embed, number: int) -> dict[str, Any]:
-        columns = {name: self.workspace.stage(number, f"embed-{place}") for place, name in enumerate(step.columns)}
-        before = self.reason
-
-        def each() -> None:
-            if step.teacher == "tfidf" and not (stage.folder / "components.npy").exists():
-                run_one(FitTfidf(self.source, self.blocks, stage, before, step, self.recipe.seed))
-            resources = step.resources
-            if step.teacher.startswith(MODEL) and "resources" not in step.model_fields_set and gpus():
-                resources = Resources(gpus=1)
-            task = EmbedBlock(self.source, stage, columns, before, step, self.quarantine, import_path())
-            # A model is worth a process of its own; to load the tfidf teacher takes less than to start one.
-            actors = step.teacher != "tfidf"
-            self.stages.each(label, stage, task, self.blocks, "jsonl", resources=resources, actors=actors)
-
-        self.vectors.update(columns)
-        self.bad_stages.append(stage)
-        return self.stages.finish(label, stage, each, MarkBad(stage, before, self.rows))
-
-    def _b3(self, label: str, stage: Stage, step: MineB3, number: int) -> tuple[dict[str, Any], int]:
-        # Here, so that only recipes that need torch wait for it.
-        from curation.pipelines.steps.b3 import Grouping
-
-        grouping = Grouping(
-            self.stages,
-            self.workspace,
-            self.source,
-            self.blocks,
-            self.recipe,
-            step,
-            number,
-            self.vectors,
-            self.reason,
-        )
-        copied = grouping.copy_vectors(f"{label}: vectors", self.quarantine)
-        if copied is not None:
-            self.bad_stages.append(copied[0])
-        self.plan = stage
-        return grouping(label, stage), 0 if copied is None else copied[1]
+    def _reasons(self, steps: int) -> list[str]:
+        """Why rows are dropped, for so many of the steps, in the order of their codes."""
+        return [
+            reason_in_full(number, step, words)
+            for number, step in enumerate(self.steps[:steps], 1)
+            for words in step.reasons
+        ]
 
     def _write(self, inputs: list[InputRecord]) -> Manifest:
         start = time.perf_counter()
-        stage = self.workspace.stage(len(self.recipe.steps) + 1, "write")
+        stage = self.workspace.stage(len(self.steps) + 1, "write")
         dataset = self.workspace.dataset
-        if self.plan is None:
+        plan = next((outcome.plan for outcome in self.outcomes if outcome.plan is not None), None)
+        if plan is None:
             kept, shards = cut_shards(stage, self.reason, self.recipe.output.rows_per_shard)
             task = WriteShard(self.source, self.blocks, kept, self.scores, stage, dataset, len(shards))
             self.stages.each("write shards", stage, task, shards, "json")
         else:
-            shards = self._write_in_order(self.plan, stage, dataset)
+            shards = self._write_in_order(plan, stage, dataset)
         self.stages.seconds["write shards"] = round(time.perf_counter() - start, 3)
         finish = FinishDataset(
             dataset,
@@ -355,12 +381,13 @@ class _Run:
             blocks=self.blocks,
             scores=self.scores,
             reason=self.reason,
-            pick=self.pick,
-            duplicates=self.duplicates,
+            reasons=self._reasons(len(self.steps)),
+            pick=next((outcome.pick for outcome in reversed(self.outcomes) if outcome.pick is not None), None),
+            duplicates=[outcome.duplicates for outcome in self.outcomes if outcome.duplicates is not None],
             bad_stages=self.bad_stages,
             shard_stage=stage,
             shards=shards,
-            plan=None if self.plan is None else self.plan.folder / BATCHES,
+            plan=None if plan is None else plan.folder / BATCHES,
             inputs=inputs,
             steps=self.records,
             seconds=self.stages.seconds,
@@ -370,7 +397,7 @@ class _Run:
 
     def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
         shards = cut_by_batches(plan.folder / BATCHES, self.recipe.output.rows_per_shard)
-        scattered = self.workspace.stage(len(self.recipe.steps) + 1, "scatter")
+        scattered = self.workspace.stage(len(self.steps) + 1, "scatter")
         if not (scattered.folder / "places.npy").exists():
             run_one(Places(plan.folder / "kept.npy", scattered))
         scatter = Scatter(self.source, self.scores, scattered, shards)
@@ -380,20 +407,6 @@ class _Run:
         return shards
 
 
-def _texts(source: Source, column: str) -> list[str]:
-    """All texts of a small source, such as a target set."""
-    if column not in source.schema.names:
-        raise SourceError(f"the targets have no column {column!r}; they have: {', '.join(source.schema.names)}")
-    texts: list[str] = []
-    for block in source.blocks(16_384):
-        table, bad = source.read(block, (column,))
-        if bad:
-            raise SourceError(f"target row {bad[0].row} of {bad[0].file}: {bad[0].reason}")
-        texts += table[column].to_pylist()
-    empty = next((number for number, text in enumerate(texts) if not text), None)
-    if empty is not None:
-        file, row = source.locate(empty)
-        raise SourceError(f"{file}, row {row}: the target's {column!r} is null or empty")
-    if not texts:
-        raise SourceError("the target source has no rows")
-    return texts
+def _last_cut(steps: Sequence[Step]) -> int:
+    """The number of the last ``acquire`` step: scores up to it are of the same rows, whatever it keeps."""
+    return max((number for number, step in enumerate(steps, 1) if isinstance(step, Acquire)), default=0)

@@ -12,7 +12,8 @@ from curation.dataset.decisions import Cut, Decisions, Histogram
 from curation.dataset.manifest import MANIFEST, Manifest
 from curation.dataset.shards import shard_batches, shard_names, shard_schema
 from curation.errors import SourceError
-from curation.recipe import FileSource, Source, StdlibSource, load_recipe
+from curation.recipe.load import load_recipe
+from curation.recipe.model import FileSource, Source, StdlibSource
 
 BINS = 20
 

@@ -56,8 +56,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
+class ReportTable(_Record):
+    """A table that the report shows of a step. A column titled ``#…`` holds numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float]]
+
+
 class StepRecord(_Record):
-    """What one step did. ``dropped`` counts by reason; ``details`` holds choices and statistics of the step."""
+    """What one step did.
+
+    ``dropped`` counts by reason; ``details`` holds choices and statistics of the step; ``did`` is what it did to the
+    rows in a few words; ``scores`` are the score columns that it made; ``tables`` are for the report.
+    """
 
     number: int
     step: str
@@ -66,6 +78,9 @@ class StepRecord(_Record):
     dropped: dict[str, int] = {}
     seconds: float
     details: dict[str, Any] = {}
+    did: str = ""
+    scores: list[str] = []
+    tables: list[ReportTable] = []
 
 
 class FileRecord(_Record):

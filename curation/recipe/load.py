@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from curation.errors import RecipeError
-from curation.recipe.model import Align, Embed, FileSource, Recipe, Step, StepOrderError
+from curation.recipe.model import FileSource, MemorySource, Recipe, StepOrderError
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -37,6 +37,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(_describe(file, root, error)) from error
+    if isinstance(recipe.source, MemorySource):
+        raise RecipeError(f"{file}: format: memory stands for rows that a program hands over: name files, or stdlib")
     return _resolve(recipe, file.parent.resolve())
 
 
@@ -51,9 +53,12 @@ def _describe(file: Path, root: yaml.Node | None, error: ValidationError) -> str
             message = "this key must be there"
         elif issue["type"] == "union_tag_invalid":
             loc = (*loc, context["discriminator"].strip("'"))
-            message = f"there is no {context['tag']!r}, only {context['expected_tags']}"
+            known = context["expected_tags"].replace(", 'memory'", "")
+            message = f"there is no {context['tag']!r}, only {known}"
         elif issue["type"] == "union_tag_not_found":
             message = f"lacks the key {context['discriminator']}"
+        elif issue["type"] == "unknown_step":
+            loc = (*loc, "step")
         elif isinstance(context.get("error"), StepOrderError):
             loc = ("steps", context["error"].number - 1)
         line, keys = _locate(root, loc)
@@ -87,24 +92,8 @@ def _is_tag(node: yaml.MappingNode, part: str) -> bool:
 
 
 def _resolve(recipe: Recipe, folder: Path) -> Recipe:
-    def absolute(source: Any) -> Any:
-        if not isinstance(source, FileSource):
-            return source
-        paths = [source.path] if isinstance(source.path, str) else source.path
-        resolved = [path if "://" in path else str(folder / Path(path).expanduser()) for path in paths]
-        return source.model_copy(update={"path": resolved})
-
-    def resolve(step: Step) -> Step:
-        if isinstance(step, Align):
-            return step.model_copy(update={"targets": absolute(step.targets)})
-        if isinstance(step, Embed):
-            kind, _, name = step.teacher.partition(":")
-            if kind == "sentence-transformers" and (folder / name).is_dir():
-                return step.model_copy(update={"teacher": f"{kind}:{folder / name}"})
-        return step
-
-    steps = [resolve(step) for step in recipe.steps]
-    return recipe.model_copy(update={"source": absolute(recipe.source), "steps": steps})
+    source = recipe.source.resolved(folder) if isinstance(recipe.source, FileSource) else recipe.source
+    return recipe.model_copy(update={"source": source, "steps": [step.resolved(folder) for step in recipe.steps]})
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -17,7 +17,6 @@ from curation.dataset.batches import look_at_batches
 from curation.dataset.decisions import Decisions
 from curation.dataset.manifest import REPORT, Manifest
 from curation.files import write_text
-from curation.recipe import Recipe, Step
 from curation.report import figures
 from curation.report import sections as report_sections
 from curation.report.batches import batches
@@ -61,34 +60,8 @@ def render(folder: Path, manifest: Manifest) -> str:
 
 def in_words(manifest: Manifest) -> str:
     """What was done, in one sentence."""
-    did, latest = [], ""
-    for step in Recipe.model_validate(manifest.recipe).steps:
-        if step.step in ("align", "score"):
-            latest = step.name
-        did.append(_did(step, latest))
+    did = [step.did or f"taken through {step.step}" for step in manifest.steps]
     return f"{manifest.rows_in:,} rows of {_origin(manifest)} were {', then '.join(did)}."
-
-
-def _did(step: Step, latest: str) -> str:
-    """What a step did to the rows; ``latest`` is the score made before it."""
-    if step.step == "align":
-        return f"scored by how well their {step.column} compresses with the targets (ZIP-FIT, {step.codec})"
-    if step.step == "score":
-        return f"scored by {step.column or step.function}"
-    if step.step == "dedup":
-        return f"freed of repeated {step.column}"
-    if step.step == "embed":
-        return f"embedded by {step.teacher}"
-    if step.step == "b3":
-        return f"grouped into batches of {step.batch_size:,} (B3)"
-    size = f"{step.count:,}" if step.count is not None else f"{100 * (step.fraction or 0):g} %"
-    where = f" in each {step.per}" if step.per else ""
-    score = step.score or latest
-    if step.kind == "threshold":
-        return f"cut to {score} of at least {step.threshold:g}"
-    if step.kind == "top-k":
-        return f"cut to the {size} with the highest {score}{where}"
-    return f"cut to a draw of {size} by {score}{where} ({step.kind}, beta {step.beta:g})"
 
 
 def _origin(manifest: Manifest) -> str:

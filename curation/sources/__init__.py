@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from curation.recipe import FileSource, StdlibSource
+from curation.errors import SourceError
+from curation.recipe.model import FileSource, MemorySource, StdlibSource
 from curation.sources import files
 from curation.sources.arrow import EXTENSIONS as ARROW
 from curation.sources.arrow import arrow_reader, dataset_files
@@ -24,7 +25,7 @@ FORMATS: dict[str, Callable[[FileSource], Source]] = {
 }
 
 
-def open_source(spec: FileSource | StdlibSource) -> Source:
+def open_source(spec: FileSource | StdlibSource | MemorySource) -> Source:
     """Find the files that a recipe's source means, and read the columns' types from the first.
 
     A row is judged bad by the columns that are read, in Parquet and Arrow; by all of the source's columns in JSONL.
@@ -32,6 +33,8 @@ def open_source(spec: FileSource | StdlibSource) -> Source:
     Raises:
         SourceError: nothing is there, a file cannot be read, or a column is missing; says which.
     """
+    if isinstance(spec, MemorySource):
+        raise SourceError(f"it was a {spec.kind} in memory, which is gone with the program that handed it over")
     if isinstance(spec, StdlibSource):
         return StdlibFunctions(spec)
     return FORMATS[spec.format](spec)

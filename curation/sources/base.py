@@ -57,7 +57,9 @@ class BadRow:
 class Source(Protocol):
     """Rows in fixed blocks. Small and picklable: it travels to every task and opens files there."""
 
-    schema: pa.Schema
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
 
     def inputs(self) -> list[InputRecord]:
         """The files, with row counts and fingerprints."""

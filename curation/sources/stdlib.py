@@ -21,7 +21,7 @@ from typing import Literal
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.recipe import StdlibSource
+from curation.recipe.model import StdlibSource
 from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord
 

@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 import ray
 import ray.data
+from ray import cloudpickle
 
 from curation.errors import CurationError, StepError
+from curation.pipelines.engine.functions import extend_path, import_path
 from curation.progress import Progress
-from curation.recipe import Resources
+from curation.recipe.model import Resources
 
 TRIES = 5
 """How often a task is begun whose worker dies."""
@@ -93,7 +95,7 @@ def run_pieces(
         return
     _quiet()
     by_number = {piece.number: piece for piece in pieces}
-    shared = ray.put(task)
+    shared = ray.put(_Packed.of(task))
 
     for mark in tries.glob("*.tries"):
         mark.unlink()
@@ -108,7 +110,7 @@ def run_pieces(
 
             def once() -> None:
                 _count_try(tries / f"{piece.number:07d}.tries")
-                self.task = self.task or ray.get(shared)
+                self.task = self.task or ray.get(shared).unpack()
                 self.task(piece)
 
             # Everything stands inside: Ray Data tries an exception again without end.
@@ -138,7 +140,7 @@ def run_one(task: Callable[[], object], *, resources: Resources | None = None) -
     """
     remote = ray.remote(max_retries=TRIES - 1, **_remote(resources))(_attempt)
     with _ray_trouble(getattr(task, "__name__", type(task).__name__)):
-        error = ray.get(remote.remote(task))
+        error = ray.get(remote.remote(_Packed.of(task)))
     if error:
         raise pickle.loads(error)
 
@@ -169,6 +171,25 @@ def _count_try(mark: Path) -> None:
             f"piece {mark.stem} lost its worker {TRIES} times, most likely for want of memory: "
             "lower `block_rows`, or raise `resources` of the step"
         )
+
+
+class _Packed:
+    """A task on its way to a worker, which looks for its code where this process does."""
+
+    def __init__(self, path: tuple[str, ...], data: bytes) -> None:
+        self.path, self.data = path, data
+
+    @classmethod
+    def of(cls, task: Callable[..., object]) -> "_Packed":
+        return cls(import_path(), cloudpickle.dumps(task))  # type: ignore[no-untyped-call]
+
+    def unpack(self) -> Callable[..., object]:
+        extend_path(self.path)
+        task: Callable[..., object] = pickle.loads(self.data)
+        return task
+
+    def __call__(self) -> object:
+        return self.unpack()()
 
 
 def _attempt(run: Callable[[], object]) -> bytes:

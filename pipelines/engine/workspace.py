@@ -17,8 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from curation.errors import OutputError
-from curation.files import write_text
+from curation.files import atomic, write_text
+
+
+def save(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array as ``.npy``, atomically."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
 
 
 class Stage:
@@ -71,16 +80,26 @@ class Workspace:
             _lock(lock, self.folder)
             yield
 
-    def identify(self, identity: dict[str, Any], *, restart: bool) -> None:
+    @property
+    def claimed(self) -> bool:
+        """Whether a run has begun to work here."""
+        return (self.folder / "identity.json").exists()
+
+    def identify(self, identity: dict[str, Any], *, restart: bool, keep: str = "") -> None:
         """Claim the folder for a run, or go on with what an interrupted one left.
+
+        Args:
+            identity: what the run depends on.
+            restart: drop what is there.
+            keep: a file that stays even so.
 
         Raises:
             OutputError: it holds another run's work.
         """
         path = self.folder / "identity.json"
-        if restart or not path.exists():
+        if restart or not self.claimed:
             for entry in self.folder.iterdir():
-                if entry.name != "lock":
+                if entry.name not in ("lock", keep):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_text(path, json.dumps(identity, indent=2))
         held = json.loads(path.read_text(encoding="utf-8"))

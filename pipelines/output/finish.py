@@ -26,10 +26,8 @@ from curation.dataset.manifest import (
 )
 from curation.dataset.versions import versions
 from curation.files import atomic
-from curation.pipelines.blocks import save
-from curation.pipelines.choose import describe
 from curation.pipelines.engine.ray import run_one
-from curation.pipelines.engine.workspace import Stage
+from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.output.shards import Shard, shard_schema, write_dataset_files, write_decisions
 from curation.recipe import Recipe
 from curation.report import write_report
@@ -67,6 +65,7 @@ class FinishDataset:
     blocks: Sequence[Block]
     scores: dict[str, Stage]
     reason: Path
+    reasons: Sequence[str]
     pick: Path | None
     duplicates: Sequence[Path]
     bad_stages: Sequence[Stage]
@@ -79,9 +78,14 @@ class FinishDataset:
 
     def __call__(self) -> None:
         files = _shard_records(self.shard_stage, self.shards)
-        reasons = (KEPT, BAD_ROW, *(describe(step, number) for number, step in enumerate(self.recipe.steps, 1)))
         write_decisions(
-            self.dataset / DECISIONS, self.blocks, self.scores, self.reason, reasons, self.pick, self.duplicates
+            self.dataset / DECISIONS,
+            self.blocks,
+            self.scores,
+            self.reason,
+            (KEPT, BAD_ROW, *self.reasons),
+            self.pick,
+            self.duplicates,
         )
         if self.plan is not None:
             with atomic(self.dataset / BATCHES) as path:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation.files import atomic
-from curation.pipelines.blocks import save
-from curation.pipelines.engine.workspace import Stage
+from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.output.shards import BATCH_ROWS, Shard, finish_shard, kept_rows, shard_name, shard_schema
 from curation.plan import BatchPlan
 from curation.sources.base import Block, Source

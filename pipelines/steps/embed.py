@@ -1,8 +1,8 @@
-"""Vectors of a column, block by block: from a teacher, or as they stand in the source.
+"""``embed``: vectors of columns of text, block by block, by a teacher.
 
 A block's vectors are float32[rows, D] in one Arrow file a column, zero where a row had been dropped before; a block
-without a row that is still in has no file. Vectors
-that are zero or not finite make their row a bad row: such a row would be as near to every other, or to none.
+without a row that is still in has no file. Vectors that are zero or not finite make their row a bad row: such a row
+would be as near to every other, or to none.
 
 Cost: one pass over the texts, and on disk 4·D bytes for each row and column. ``tfidf`` is fitted on a sample of at
 most 20,000 rows, of at most 64 blocks.
@@ -11,21 +11,103 @@ most 20,000 rows, of at most 64 blocks.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field, model_validator
 
-from curation.errors import StepError
-from curation.pipelines.blocks import write_bad_rows
+from curation.arrow import save_matrices
+from curation.pipelines.engine.functions import import_path, load_function
 from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.matrices import save_matrices
-from curation.pipelines.steps.teachers import Float32, Teacher, Tfidf, load_teacher
-from curation.recipe import Embed
+from curation.pipelines.steps.base import TEXT, Kind, MarkBad, Outcome, Step, StepRun, write_bad_rows
+from curation.pipelines.steps.teachers import MODEL, Float32, Teacher, Tfidf, load_teacher
+from curation.recipe.model import Made, Resources
 from curation.sources.base import BadRow, Block, Source
 
 SAMPLE_ROWS = 20_000
 SAMPLE_BLOCKS = 64
+
+
+class Embed(Step):
+    """Embed texts with a teacher, for the ``b3`` step; rows whose vector is zero or not finite are bad rows."""
+
+    step: Literal["embed"] = "embed"
+    columns: list[str] = Field(default=["query", "positive"], min_length=1)
+    teacher: str = Field(
+        default="tfidf",
+        description="tfidf (hashed TF-IDF and a truncated SVD; needs no model), sentence-transformers:NAME-OR-PATH, or "
+        "module:attribute: a function of a list of texts that returns [texts, D] floats, or a class whose instances "
+        "are such functions (made once a worker).",
+        pattern=r"^(tfidf|sentence-transformers:.+|[\w.]+:[\w.]+)$",
+    )
+    dimensions: int = Field(default=128, ge=2, description="Of the tfidf teacher.")
+    prompts: dict[str, str] = Field(default={}, description="Text to put before each text of a column.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Texts that a model is first given at a time; halved where memory runs out. Default: 32 on a "
+        "CPU, 1024 elsewhere.",
+    )
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("`columns` names a column twice")
+        unknown = sorted(set(self.prompts) - set(self.columns))
+        if unknown:
+            raise ValueError(f"`prompts` names {', '.join(unknown)}, which `columns` does not")
+        return self
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        return tuple(self.columns)
+
+    def reads(self, made: Made) -> Mapping[str, Kind]:
+        return dict.fromkeys(self.columns, TEXT)
+
+    def did(self, made: Made) -> str:
+        return f"embedded by {self.teacher}"
+
+    def resolved(self, folder: Path) -> Self:
+        kind, _, name = self.teacher.partition(":")
+        if kind == "sentence-transformers" and (folder / name).is_dir():
+            return self.model_copy(update={"teacher": f"{kind}:{folder / name}"})
+        return self
+
+    def check(self, label: str, schema: pa.Schema, made: Made) -> None:
+        super().check(label, schema, made)
+        if ":" in self.teacher and not self.teacher.startswith(MODEL):
+            load_function(self.teacher, import_path())
+
+    def run(self, run: StepRun) -> Outcome:
+        # Here, because whoever only reads a recipe does without Ray.
+        from curation.pipelines.engine.ray import gpus, run_one
+
+        stage = run.stage(self.step)
+        columns = {name: run.stage(f"embed-{place}") for place, name in enumerate(self.columns)}
+
+        def each() -> None:
+            if self.teacher == "tfidf" and not (stage.folder / "components.npy").exists():
+                run_one(FitTfidf(run.source, run.blocks, stage, run.reason, self, run.seed))
+            resources = self.resources
+            if self.teacher.startswith(MODEL) and "resources" not in self.model_fields_set and gpus():
+                resources = Resources(gpus=1)
+            task = EmbedBlock(run.source, stage, columns, run.reason, self, run.quarantine, import_path())
+            # A model is worth a process of its own; to load the tfidf teacher takes less than to start one.
+            actors = self.teacher != "tfidf"
+            run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=resources, actors=actors)
+
+        done = run.stages.finish(run.label, stage, each, MarkBad(stage, run.reason, run.rows))
+        return Outcome(
+            rows_out=done["rows_out"],
+            reason=stage.folder / "reason.npy",
+            seconds=done["seconds"],
+            bad_rows=done["bad"],
+            bad=[stage],
+            vectors=columns,
+        )
 
 
 @dataclass(frozen=True)
@@ -42,11 +124,11 @@ class FitTfidf:
     def __call__(self) -> None:
         rng = np.random.default_rng((self.seed, 5))
         inside = np.load(self.reason, mmap_mode="r") == 0
-        there = [block for block in self.blocks if inside[block.start : block.start + block.rows].any()]
-        some = np.sort(rng.permutation(len(there))[:SAMPLE_BLOCKS])
+        occupied = [block for block in self.blocks if inside[block.start : block.start + block.rows].any()]
+        some = np.sort(rng.permutation(len(occupied))[:SAMPLE_BLOCKS])
         texts: list[str] = []
         for number in some.tolist():
-            block = there[number]
+            block = occupied[number]
             rows = np.flatnonzero(inside[block.start : block.start + block.rows])
             rows = np.sort(rng.permutation(rows)[: -(-SAMPLE_ROWS // len(some))])
             table, _ = self.source.read(block, self.step.columns)
@@ -78,64 +160,12 @@ class EmbedBlock:
             table = table.filter(pa.array(inside))
             for name in self.columns:
                 vectors[name] = self._teacher(_prompted(table[name], self.step.prompts.get(name)))
-        _write(self.source, self.stage, self.columns, block, inside, vectors, "the teacher's vector", self.quarantine)
+        write_vectors(
+            self.source, self.stage, self.columns, block, inside, vectors, "the teacher's vector", self.quarantine
+        )
 
 
-@dataclass(frozen=True)
-class CopyVectors:
-    """Take the vectors of a block from columns of the source."""
-
-    source: Source
-    stage: Stage
-    columns: Mapping[str, Stage]
-    widths: Mapping[str, int]
-    reason: Path
-    quarantine: bool
-
-    def __call__(self, block: Block) -> None:
-        inside = np.load(self.reason, mmap_mode="r")[block.start : block.start + block.rows] == 0
-        table, _ = self.source.read(block, tuple(self.columns))
-        table = table.filter(pa.array(inside))
-        vectors = {name: _lists(table[name], self.widths[name]) for name in self.columns}
-        _write(self.source, self.stage, self.columns, block, inside, vectors, "the vector", self.quarantine)
-
-
-def is_vector(kind: pa.DataType) -> bool:
-    """Whether a column holds vectors: lists of floats, of fixed size or not."""
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(lists and pa.types.is_floating(kind.value_type))
-
-
-def vector_width(source: Source, blocks: Sequence[Block], column: str) -> int:
-    """D of a column of vectors: that of its type, or of its first row that is not null.
-
-    Raises:
-        StepError: no row has a vector.
-    """
-    kind = source.schema.field(column).type
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
-    for block in blocks:
-        lengths = source.read(block, (column,))[0][column].combine_chunks().value_lengths().drop_null()
-        if len(lengths) and lengths[0].as_py():
-            return int(lengths[0].as_py())
-    raise StepError(f"column {column!r} holds no vector")
-
-
-def _lists(column: pa.ChunkedArray, width: int) -> Float32:
-    """float32[rows, width]; a row of NaN for what is null or of another length."""
-    values = column.combine_chunks()
-    out = np.full((len(values), width), np.nan, np.float32)
-    if pa.types.is_fixed_size_list(values.type):
-        good = values.is_valid().to_numpy(zero_copy_only=False)
-    else:
-        good = values.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False) == width
-    flat = values.filter(pa.array(good)).flatten()
-    out[good] = flat.cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, width)
-    return out
-
-
-def _write(
+def write_vectors(
     source: Source,
     stage: Stage,
     columns: Mapping[str, Stage],
@@ -145,17 +175,18 @@ def _write(
     what: str,
     quarantine: bool,
 ) -> None:
+    """Write a block's vectors, and last its bad rows; ``what`` is what errors call a vector."""
     bad: dict[int, str] = {}
     rows = np.flatnonzero(inside)
-    for name, found in vectors.items():
-        finite = np.isfinite(found).all(axis=1)
-        zero = finite & ~found.any(axis=1)
+    for name, values in vectors.items():
+        finite = np.isfinite(values).all(axis=1)
+        zero = finite & ~values.any(axis=1)
         for mask, why in ((~finite, "null, not finite or of another length than the others"), (zero, "zero")):
             for row in rows[mask].tolist():
                 bad.setdefault(block.start + row, f"column {name!r}: {what} is {why}")
         if len(rows):
-            whole = np.zeros((block.rows, found.shape[1]), np.float32)
-            whole[rows] = found
+            whole = np.zeros((block.rows, values.shape[1]), np.float32)
+            whole[rows] = values
             save_matrices(columns[name].piece(block.number, "arrow"), {"vector": whole})
     listed = [BadRow(index, *source.locate(index), why) for index, why in bad.items()]
     write_bad_rows(stage, block, listed, quarantine=quarantine)

@@ -6,14 +6,17 @@ memory allows.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from curation.errors import StepError
-from curation.pipelines.blocks import load_function, save
-from curation.recipe import Embed
+from curation.pipelines.engine.functions import load_function
+from curation.pipelines.engine.workspace import save
+
+if TYPE_CHECKING:
+    from curation.pipelines.steps.embed import Embed
 
 Float32 = npt.NDArray[np.float32]
 
@@ -126,7 +129,7 @@ class WithinMemory:
         return out
 
 
-def load_teacher(step: Embed, fitted: Path, path: Sequence[str] = ()) -> Teacher:
+def load_teacher(step: "Embed", fitted: Path, path: Sequence[str] = ()) -> Teacher:
     """Make the teacher of an ``embed`` step.
 
     Args:

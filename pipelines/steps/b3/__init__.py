@@ -1,119 +1,108 @@
-"""The stages of a ``b3`` step: vectors, matrices, search, ranks, cells where there are too many rows, and the plan."""
+"""``b3``: rows grouped into batches of hard negatives."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal, Self
 
-from curation.pipelines.choose import MarkBad
-from curation.pipelines.engine.ray import run_one
-from curation.pipelines.engine.workspace import Stage, Workspace
-from curation.pipelines.requirements import vector_columns
-from curation.pipelines.stages import Stages
-from curation.pipelines.steps.b3.plan import Cell, CutCell, Group, MakeCells
-from curation.pipelines.steps.b3.search import Merge, Search, search_pieces
-from curation.pipelines.steps.b3.vectors import Allocate, Gather, KeepApart, Layout
-from curation.pipelines.steps.embed import CopyVectors, vector_width
-from curation.recipe import MineB3, Recipe
-from curation.sources.base import Block, Source
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from curation.arrow import is_text, is_vector
+from curation.errors import RecipeError
+from curation.pipelines.steps.base import ANYTHING, Kind, Outcome, Step, StepRun, require
+from curation.recipe.model import Made
+
+VECTORS = Kind("vectors (lists of floats)", is_vector)
+IDS = Kind("text or whole numbers", lambda kind: is_text(kind) or pa.types.is_integer(kind))
 
 
-@dataclass
-class Grouping:
-    """One ``b3`` step of a run.
+class MineB3(Step):
+    """B3: group rows into batches of hard negatives. The last step: the shards are laid out in its order."""
 
-    Args:
-        stages, workspace, source, blocks, recipe: the run's.
-        step, number: the step.
-        vectors: the stage of each embedded column.
-        reason: which rows are still in.
-    """
+    step: Literal["b3"] = "b3"
+    queries: str = Field(default="query", description="A column that `embed` embedded, or one of vectors.")
+    positives: str = Field(default="positive", description="A column that `embed` embedded, or one of vectors.")
+    batch_size: int = Field(default=1024, ge=2)
+    cluster_size: int = Field(default=32, ge=1)
+    ranks: tuple[int, int] = Field(default=(30, 130), description="First rank kept, and the one after the last.")
+    edges: Literal["mutual", "either"] = "mutual"
+    partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
+    similarity_ceiling: float | None = Field(default=None, allow_inf_nan=False)
+    positive_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    duplicates: Literal["apart", "ignore"] = Field(
+        default="apart", description="Whether rows of an equal query or positive are kept out of one batch."
+    )
+    groups: str | None = Field(default=None, description="Rows with one value of this column never share a batch.")
+    datasets: str | None = Field(default=None, description="Batches stay within one value of this column.")
+    last: Literal["keep", "drop"] = "keep"
+    metric: Literal["ip", "l2"] = "ip"
+    engine: Literal[
+        "auto",
+        "torch-cuda",
+        "torch-cpu",
+        "faiss-gpu",
+        "faiss-flat",
+        "faiss-ivf",
+        "faiss-hnsw",
+        "faiss-gpu-ivf",
+        "faiss-cagra",
+    ] = "auto"
+    part_rows: int = Field(default=500_000, ge=1, description="Rows of the database that one task searches.")
+    cell_rows: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="With more rows the graph is cut within cells (k-means) of at most so many, one task a cell.",
+    )
 
-    stages: Stages
-    workspace: Workspace
-    source: Source
-    blocks: Sequence[Block]
-    recipe: Recipe
-    step: MineB3
-    number: int
-    vectors: dict[str, Stage]
-    reason: Path
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size % self.cluster_size:
+            raise ValueError(
+                f"`batch_size` must be a multiple of `cluster_size`, not {self.batch_size} with {self.cluster_size}"
+            )
+        if not 0 <= self.ranks[0] < self.ranks[1]:
+            raise ValueError(f"`ranks` must be [first, end] with 0 <= first < end, not {list(self.ranks)}")
+        if self.positive_margin is not None and self.metric == "l2":
+            raise ValueError("`positive_margin` needs metric: ip, as a share of a distance has no such meaning")
+        if self.cell_rows < self.cluster_size:
+            raise ValueError("`cell_rows` must be at least `cluster_size`")
+        return self
 
-    def __call__(self, label: str, stage: Stage) -> dict[str, Any]:
-        """Bring the step to its end; returns what its last stage says of itself, with the seconds of all."""
-        step, seed = self.step, self.recipe.seed
-        matrices = self._matrices(f"{label}: gather")
-        searches, ranks = (self.workspace.stage(self.number, name) for name in ("b3-search", "b3-ranks"))
-        pieces, chunks = search_pieces(step, Layout.load(matrices.folder), self.recipe.block_rows)
-        search, merge = (
-            Search(step, matrices, searches, seed),
-            Merge(step, matrices, searches, ranks, len(pieces) // len(chunks)),
-        )
-        self._all(f"{label}: search", searches, search, pieces, "arrow")
-        self._all(f"{label}: rank", ranks, merge, chunks, "npy")
-        for piece in pieces:
-            searches.piece(piece.number, "arrow").unlink(missing_ok=True)
-        cells = self._cells(f"{label}: cut", matrices)
-        group = Group(step, self.number, matrices, searches, cells, stage, self.reason, seed)
-        done = self.stages.finish(f"{label}: group", stage, lambda: None, group, step.resources)
-        own = [seconds for name, seconds in self.stages.seconds.items() if name.startswith(f"{label}:")]
-        return {**done, "seconds": round(sum(own), 3)}
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return ("last, short batch",)
 
-    def copy_vectors(self, label: str, quarantine: bool) -> tuple[Stage, int] | None:
-        """Read the vectors that stand in the source: the stage of its bad rows, and how many they are."""
-        names = vector_columns(self.recipe, self.step)
-        if not names:
-            return None
-        stage, before = self.workspace.stage(self.number, "b3-vectors"), self.reason
-        columns = {name: self.workspace.stage(self.number, f"b3-vectors-{place}") for place, name in enumerate(names)}
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The columns of queries and positives, each once."""
+        return tuple(dict.fromkeys((self.queries, self.positives)))
 
-        def each() -> None:
-            widths = {name: vector_width(self.source, self.blocks, name) for name in names}
-            task = CopyVectors(self.source, stage, columns, widths, before, quarantine)
-            self.stages.each(label, stage, task, self.blocks, "jsonl")
+    def reads(self, made: Made) -> Mapping[str, Kind]:
+        vectors = {name: VECTORS for name in self.pairs if name not in made.vectors}
+        return {**vectors, **{name: IDS for name in (self.groups, self.datasets) if name is not None}}
 
-        self.vectors.update(columns)
-        done = self.stages.finish(label, stage, each, MarkBad(stage, before, sum(block.rows for block in self.blocks)))
-        self.reason = stage.folder / "reason.npy"
-        return stage, int(done["bad"])
+    def follow(self, made: Made, number: int) -> None:
+        super().follow(made, number)
+        for name in self.pairs:
+            made.unused.pop(name, None)
+        made.last = self.step
 
-    def _matrices(self, label: str) -> Stage:
-        step, plain = self.step, vector_columns(self.recipe, self.step)
-        stage = self.workspace.stage(self.number, "b3-matrices")
-        vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
-        hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
-        # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
-        twins = tuple(dict.fromkeys(side if name in plain else name for side, name in hashed.items()))
-        apart = (() if step.groups is None else (step.groups,)) + twins
-        columns = apart + (() if step.datasets is None else (step.datasets,))
+    def did(self, made: Made) -> str:
+        return f"grouped into batches of {self.batch_size:,} (B3)"
 
-        def each() -> None:
-            if not (stage.folder / "layout.json").exists():
-                run_one(Allocate(step, stage, vectors, self.blocks, self.reason), resources=step.resources)
-            self.stages.each(label, stage, Gather(self.source, stage, vectors, columns, self.reason), self.blocks)
+    def check(self, label: str, schema: pa.Schema, made: Made) -> None:
+        for name in self.pairs:
+            if name not in made.vectors:
+                require(label, name, schema, ANYTHING)
+                if is_text(schema.field(name).type):
+                    raise RecipeError(
+                        f"{label} reads column {name!r}, which is text that no step before it embeds: "
+                        "put an `embed` step before it, or name a column of vectors"
+                    )
+        super().check(label, schema, made)
 
-        self.stages.finish(label, stage, each, KeepApart(stage, self.blocks, len(columns), len(apart)))
-        return stage
+    def run(self, run: StepRun) -> Outcome:
+        # Here, so that only recipes that need torch wait for it.
+        from curation.pipelines.steps.b3.stages import run_stages
 
-    def _cells(self, label: str, matrices: Stage) -> Stage | None:
-        """Communities of each cell, where the rows are too many for one task."""
-        step, seed = self.step, self.recipe.seed
-        if Layout.load(matrices.folder).rows <= step.cell_rows:
-            return None
-        stage = self.workspace.stage(self.number, "b3-cells")
-
-        def each() -> None:
-            sizes = stage.folder / "cells.json"
-            if not sizes.exists():
-                run_one(MakeCells(step, matrices, stage, seed), resources=step.resources)
-            cells = [Cell(*entry) for entry in enumerate(json.loads(sizes.read_text(encoding="utf-8")))]
-            self.stages.each(label, stage, CutCell(step, matrices, stage, seed), cells, resources=step.resources)
-
-        self.stages.finish(label, stage, each)
-        return stage
-
-    def _all(self, label: str, stage: Stage, task: Any, pieces: Sequence[Any], suffix: str) -> None:
-        self.stages.finish(
-            label, stage, lambda: self.stages.each(label, stage, task, pieces, suffix, resources=self.step.resources)
-        )
+        return run_stages(self, run)

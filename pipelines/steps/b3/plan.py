@@ -6,25 +6,27 @@ a task of its own: memory is that of a cell, and edges between cells are lost.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from curation.errors import StepError
 from curation.files import write_text
-from curation.pipelines.blocks import finite_or_none, save
-from curation.pipelines.engine.workspace import Stage
+from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.search import budget
 from curation.pipelines.steps.b3.vectors import Layout
 from curation.plan import BatchPlan
-from curation.recipe import MineB3
 from curation.selectors.b3 import B3
 from curation.selectors.b3.communities import Communities, conflict_columns, join_cells
 from curation.selectors.b3.quality import plan_quality, random_plan
 from curation.selectors.b3.ranking import RankWindow, by_dataset
+
+if TYPE_CHECKING:
+    from curation.pipelines.steps.b3 import MineB3
 
 Int64 = npt.NDArray[np.int64]
 
@@ -41,7 +43,7 @@ class Cell:
 class MakeCells:
     """Sort rows into cells of at most ``cell_rows`` around centres of k-means, within their data sets."""
 
-    step: MineB3
+    step: "MineB3"
     matrices: Stage
     stage: Stage
     seed: int
@@ -98,7 +100,7 @@ def k_means_cells(vectors: npt.NDArray[np.float32], rows: Int64, count: int, roo
 class CutCell:
     """Cut one cell's part of the graph into communities."""
 
-    step: MineB3
+    step: "MineB3"
     matrices: Stage
     stage: Stage
     seed: int
@@ -121,8 +123,9 @@ class CutCell:
 class Group:
     """The last of it: communities, batches, which rows stay, and in which order."""
 
-    step: MineB3
+    step: "MineB3"
     number: int
+    code: int
     matrices: Stage
     searches: Stage
     cells: Stage | None
@@ -167,7 +170,8 @@ class Group:
             "cluster_sizes": _sizes(plan.clusters),
             "batch_sizes": _sizes(np.repeat(np.arange(len(plan)), np.diff(plan.offsets))),
             "quality": {
-                name: {key: finite_or_none(value) for key, value in values.items()} for name, values in measured.items()
+                name: {key: value if math.isfinite(value) else None for key, value in values.items()}
+                for name, values in measured.items()
             },
         }
         self.stage.finish({"rows_out": len(plan.indices), "details": details})
@@ -204,7 +208,7 @@ class Group:
         reason = np.load(self.reason)
         inside = np.flatnonzero(reason == 0)
         kept = inside[plan.indices]
-        reason[inside] = self.number + 1
+        reason[inside] = self.code
         reason[kept] = 0
         row_of = np.full(rows + 1, -1, np.int64)
         row_of[plan.indices] = np.arange(len(kept))
@@ -220,7 +224,7 @@ class Group:
         save(self.stage.folder / "reason.npy", reason)
 
 
-def b3_of(step: MineB3) -> B3:
+def b3_of(step: "MineB3") -> B3:
     """The method with a step's parameters."""
     return B3(
         batch_size=step.batch_size,

@@ -11,19 +11,20 @@ what is mapped counts besides, while there is room. :mod:`curation.pipelines.ste
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from curation.arrow import load_matrix, save_matrices
 from curation.files import write_text
 from curation.gpu.knn import APPROXIMATE, knn
-from curation.pipelines.blocks import save
-from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.matrices import load_matrix, save_matrices
+from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
-from curation.recipe import MineB3
 from curation.selectors.b3.ranking import drop_similar
+
+if TYPE_CHECKING:
+    from curation.pipelines.steps.b3 import MineB3
 
 Int64 = npt.NDArray[np.int64]
 
@@ -48,7 +49,7 @@ class SearchPiece:
         return self.stop - self.start
 
 
-def search_pieces(step: MineB3, layout: Layout, block_rows: int) -> tuple[list[SearchPiece], list[SearchPiece]]:
+def search_pieces(step: "MineB3", layout: Layout, block_rows: int) -> tuple[list[SearchPiece], list[SearchPiece]]:
     """The searches, and the query blocks that their results are merged in: piece ``block·parts + part``."""
     # What a task must do before its first query is shared by many.
     chunk = max(block_rows, INDEXED_QUERIES) if layout.engine in PREPARING else block_rows
@@ -72,7 +73,7 @@ class Search:
     They are written as ``row`` int64[queries, ranks], -1 for none, and ``score`` float32[queries, ranks].
     """
 
-    step: MineB3
+    step: "MineB3"
     matrices: Stage
     stage: Stage
     seed: int
@@ -114,7 +115,7 @@ class Search:
 class Merge:
     """Merge the parts' ranks of one query block, cut them in two, and leave out what is too similar."""
 
-    step: MineB3
+    step: "MineB3"
     matrices: Stage
     searches: Stage
     stage: Stage
@@ -144,7 +145,7 @@ class Merge:
         save(self.stage.piece(piece.number), np.array([piece.rows]))
 
 
-def budget(step: MineB3) -> int:
+def budget(step: "MineB3") -> int:
     """Bytes for a search's tiles."""
     memory = step.resources.memory_mib
     return 1 << 30 if memory is None else max(1 << 20, (memory << 20) // 2)

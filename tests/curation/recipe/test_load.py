@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from curation.errors import RecipeError
-from curation.recipe import Align, FileSource, Recipe, StdlibSource, StepOrderError, check_order, load_recipe
+from curation.pipelines import Align
+from curation.recipe import FileSource, Recipe, StdlibSource, StepOrderError, check_order, load_recipe
 
 GOOD = """\
 source:
@@ -69,7 +70,11 @@ BAD = {
     "blocks of nothing": (GOOD + "block_rows: 0\n", 9, "block_rows"),
     "unknown choice": (GOOD + "on_bad_row: skip\n", 9, "on_bad_row: Input should be 'stop' or 'quarantine'"),
     "unknown kind": (changed("count: 3", "count: 3\n    kind: best"), 9, "steps.2.kind"),
-    "unknown step": (changed("step: acquire", "step: aquire"), 7, "steps.2.step: there is no 'aquire', only 'align'"),
+    "unknown step": (
+        changed("step: acquire", "step: aquire"),
+        7,
+        "steps.2.step: there is no 'aquire', only 'acquire', 'align'",
+    ),
     "unknown format": (
         changed("format: parquet", "format: csv"),
         2,

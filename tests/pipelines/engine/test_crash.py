@@ -166,7 +166,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from curation.errors import OutputError
-from curation.pipelines.blocks import save
+from curation.pipelines.engine.workspace import save
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.arrow import load_matrix
 from curation.errors import BadRowError, RecipeError, StepError
+from curation.pipelines import Embed
 from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.matrices import load_matrix
-from curation.pipelines.steps.embed import CopyVectors, EmbedBlock, FitTfidf, vector_width
+from curation.pipelines.steps.b3.vectors import CopyVectors, vector_width
+from curation.pipelines.steps.embed import EmbedBlock, FitTfidf
 from curation.pipelines.steps.teachers import Tfidf, WithinMemory, load_teacher
-from curation.recipe import Embed, FileSource
+from curation.recipe import FileSource
 from curation.sources import open_source
 from curation.sources.base import Source
 

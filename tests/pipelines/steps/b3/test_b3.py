@@ -16,9 +16,10 @@ from curation.dataset.batches import look_at_batches
 from curation.dataset.manifest import Manifest
 from curation.dataset.verify import verify
 from curation.errors import BadRowError, CurationError, RecipeError, SourceError, StepError
+from curation.pipelines import Embed
 from curation.pipelines.job import run
 from curation.plan import BatchPlan
-from curation.recipe import Embed, Recipe, load_recipe
+from curation.recipe import Recipe, load_recipe
 from curation.selectors.b3 import B3, text_ids
 
 from ...engine.test_crash import finish, kill_a_worker, start_driver, wait_for

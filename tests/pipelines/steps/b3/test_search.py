@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.arrow import save_matrices
+from curation.pipelines import MineB3
 from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.matrices import save_matrices
 from curation.pipelines.output.ordered import JoinShard, Places, Scatter, cut_by_batches
 from curation.pipelines.steps.b3.plan import k_means_cells
 from curation.pipelines.steps.b3.search import Merge, Search, search_pieces
 from curation.pipelines.steps.b3.vectors import Allocate, Gather, KeepApart, Layout, _ids
 from curation.plan import BatchPlan
-from curation.recipe import FileSource, MineB3
+from curation.recipe import FileSource
 from curation.selectors.b3 import rank_window, text_ids
 from curation.sources import open_source
 

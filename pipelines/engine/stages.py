@@ -1,4 +1,4 @@
-"""The stages of a run: each is brought to its end once, and what stands on disk is not done again."""
+"""Stages of a run: each is brought to its end once, and what stands on disk is not done again."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from curation.pipelines.engine.ray import Piece, run_one, run_pieces
 from curation.pipelines.engine.workspace import Stage
 from curation.progress import Progress
-from curation.recipe import Resources
+from curation.recipe.model import Resources
 
 
 class Stages:
@@ -63,12 +63,12 @@ class Stages:
     ) -> None:
         """Run a task on the pieces that have no file of this suffix in the stage yet."""
         finished = stage.finished(suffix)
-        left = [piece for piece in pieces if piece.number not in finished]
+        remaining = [piece for piece in pieces if piece.number not in finished]
         rows = sum(piece.rows for piece in pieces)
-        self.progress.begin(label, rows, rows - sum(piece.rows for piece in left))
+        self.progress.begin(label, rows, rows - sum(piece.rows for piece in remaining))
         run_pieces(
             task,
-            left,
+            remaining,
             label=label,
             tries=stage.folder,
             progress=self.progress,

@@ -1,0 +1,131 @@
+"""Rows that a program hands over, made readable for the tasks of a run.
+
+A table in memory is written once into the folder of the run, as Arrow, and goes when the run is done: a second copy of
+the data for as long as it works. A Hugging Face dataset that stands in Arrow files as it is costs nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curation.dataset.manifest import sha256_of
+from curation.errors import SourceError
+from curation.files import atomic
+from curation.recipe.model import FileSource, MemorySource
+from curation.sources import open_source
+from curation.sources.base import BadRow, Block, InputRecord, Source
+
+ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class SpilledSource:
+    """Rows in memory as a :class:`curation.sources.base.Source`, through the file that they were written to."""
+
+    spec: MemorySource
+    path: Path
+
+    @cached_property
+    def _file(self) -> Source:
+        return open_source(FileSource(format="arrow", path=str(self.path)))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+        return self._file.schema
+
+    def inputs(self) -> list[InputRecord]:
+        """One record for all rows."""
+        size = self.path.stat().st_size
+        record = InputRecord(path=self.spec.kind, bytes=size, rows=self.spec.rows, fingerprint=self.spec.fingerprint)
+        return [record]
+
+    def blocks(self, rows: int) -> list[Block]:
+        """Cut all positions into blocks of ``rows``; the last is shorter."""
+        return self._file.blocks(rows)
+
+    def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
+        """Read a block; no row is bad."""
+        return self._file.read(block, columns)
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """What the rows were, and the position."""
+        return self.spec.kind, index
+
+
+def files_behind(rows: Any) -> FileSource | None:
+    """The files of a Hugging Face dataset that stands in Arrow files as it is; None for all else."""
+    if type(rows).__module__.partition(".")[0] != "datasets":
+        return None
+    from datasets import Dataset
+    from datasets.table import ConcatenationTable, MemoryMappedTable
+
+    if not isinstance(rows, Dataset) or rows._indices is not None:
+        return None
+    table = rows.data
+    parts = [part for line in table.blocks for part in line] if isinstance(table, ConcatenationTable) else [table]
+    whole = all(isinstance(part, MemoryMappedTable) and not part.replays for part in parts)
+    if not whole or (isinstance(table, ConcatenationTable) and any(len(line) > 1 for line in table.blocks)):
+        return None
+    paths = [str(part.path) for part in parts]
+    # A source is read in the order of its files' names, each file once.
+    return FileSource(format="arrow", path=paths) if paths == sorted(set(paths)) else None
+
+
+def spill(rows: Any, folder: Path) -> tuple[MemorySource, Path]:
+    """Write rows to an Arrow file, and say what they were; the same rows get the same name.
+
+    Args:
+        rows: a ``pyarrow.Table``, a ``datasets.Dataset`` or a ``ray.data.Dataset``.
+        folder: where the file goes.
+
+    Raises:
+        SourceError: they are something else, or have no rows.
+    """
+    kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__qualname__}"
+    count = 0
+    fresh = folder / "source.arrow"
+    with atomic(fresh) as temporary, _tables(rows, kind) as tables, pa.OSFile(str(temporary), "wb") as sink:
+        writer = None
+        for table in tables:
+            writer = writer or pa.ipc.new_file(sink, table.schema)
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(batch)
+            count += len(table)
+        if writer is None:
+            raise SourceError(f"the source, a {kind}, has no rows")
+        writer.close()
+    digest = sha256_of(fresh)
+    path = fresh.with_name(f"source-{digest[:16]}.arrow")
+    fresh.replace(path)
+    return MemorySource(format="memory", kind=kind, rows=count, fingerprint=f"sha256:{digest}"), path
+
+
+@contextmanager
+def _tables(rows: Any, kind: str) -> Iterator[Iterator[pa.Table]]:
+    """Tables of some thousand rows each, in order."""
+    if isinstance(rows, pa.Table):
+        plain = rows.replace_schema_metadata(None)
+        yield (plain.slice(start, ROWS) for start in range(0, len(plain), ROWS))
+    elif kind.startswith("datasets.") and hasattr(rows, "with_format"):
+        tables = rows.with_format("arrow").iter(ROWS)
+        yield (table.replace_schema_metadata(None) for table in tables)
+    elif kind.startswith("ray.") and hasattr(rows, "iter_batches"):
+        from ray.data import DataContext
+
+        options = DataContext.get_current().execution_options
+        before, options.preserve_order = options.preserve_order, True
+        try:
+            yield rows.iter_batches(batch_size=ROWS, batch_format="pyarrow")
+        finally:
+            options.preserve_order = before
+    else:
+        raise SourceError(
+            f"source is a {kind}: give a FileSource, a StdlibSource, a path, a pyarrow.Table, a datasets.Dataset or a "
+            "ray.data.Dataset"
+        )

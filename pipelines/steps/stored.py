@@ -1,0 +1,51 @@
+"""Verdicts of an earlier run, read off its ``decisions.arrow`` instead of being made again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.pipelines.engine.workspace import Stage, save
+from curation.pipelines.steps.base import Outcome, Step, StepRun, reason_in_full, write_bad_rows
+from curation.pipelines.steps.block import NOT_FINITE, conclude, score_stages
+from curation.sources.base import BadRow, Block, Source
+
+
+def replay(step: Step, run: StepRun, decisions: Path) -> Outcome:
+    """What a step said of all rows in an earlier run on the same blocks, for a step that adds scores."""
+    stage = run.stage(step.step)
+    reasons = tuple(reason_in_full(run.number, step, words) for words in step.reasons)
+    task = ReplayBlock(run.source, stage, score_stages(step, run), run.reason, decisions, reasons, run.quarantine)
+    return conclude(step, run, stage, lambda: run.stages.each(run.label, stage, task, run.blocks, "jsonl"))
+
+
+@dataclass(frozen=True)
+class ReplayBlock:
+    """The scores and reasons of a block, as the earlier run decided."""
+
+    source: Source
+    stage: Stage
+    scores: Mapping[str, Stage]
+    reason: Path
+    decisions: Path
+    reasons: tuple[str, ...]
+    quarantine: bool
+
+    def __call__(self, block: Block) -> None:
+        inside = np.load(self.reason, mmap_mode="r")[block.start : block.start + block.rows] == 0
+        bad: dict[int, str] = {}
+        with pa.memory_map(str(self.decisions)) as file:
+            decided = pa.ipc.open_file(file).get_batch(block.number)
+            for name, stage in self.scores.items():
+                scores = np.where(inside, decided[name].to_numpy(zero_copy_only=False), np.nan)
+                for row in np.flatnonzero(inside & ~np.isfinite(scores)).tolist():
+                    bad.setdefault(row, NOT_FINITE)
+                save(stage.piece(block.number), scores)
+            if self.reasons:
+                codes = pc.index_in(decided["reason"].cast(pa.string()), pa.array(self.reasons)).fill_null(-1)
+                save(self.stage.piece(block.number, "codes"), np.where(inside, codes.to_numpy() + 1, 0).astype(np.int8))
+        listed = [BadRow(block.start + row, *self.source.locate(block.start + row), why) for row, why in bad.items()]
+        write_bad_rows(self.stage, block, listed, quarantine=self.quarantine)
