@@ -69,7 +69,11 @@ def files_behind(rows: Any) -> FileSource | None:
         return None
     table = rows.data
     parts = [part for line in table.blocks for part in line] if isinstance(table, ConcatenationTable) else [table]
-    whole = all(isinstance(part, MemoryMappedTable) and not part.replays for part in parts)
+    whole = all(
+        isinstance(part, MemoryMappedTable)
+        and all(change[0] == "replace_schema_metadata" for change in part.replays or ())
+        for part in parts
+    )
     if not whole or (isinstance(table, ConcatenationTable) and any(len(line) > 1 for line in table.blocks)):
         return None
     paths = [str(part.path) for part in parts]

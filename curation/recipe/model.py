@@ -11,7 +11,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 STEPS = "curation.pipelines.steps"
@@ -37,6 +45,12 @@ class FileSource(Model):
         min_length=1,
         description="Columns to read, as name: name-in-the-file. Default: all, as they are called.",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _listed(cls, path: str | list[str]) -> list[str]:
+        # One path and a list of one are the same source, and so must have the same hash.
+        return [path] if isinstance(path, str) else path
 
     def resolved(self, folder: Path) -> "FileSource":
         """With its relative paths resolved against a folder."""

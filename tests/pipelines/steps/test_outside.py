@@ -1,0 +1,210 @@
+"""A step that lives in somebody else's package is a step like ours."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from curation.dataset.decisions import Decisions
+from curation.dataset.manifest import Manifest
+from curation.dataset.verify import verify
+
+STEP = '''
+"""Texts of enough words."""
+
+import time
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import Field
+
+from curation.pipelines import TEXT, BlockStep, Verdict
+
+
+class Words(BlockStep):
+    """Drop texts of too few or too many words."""
+
+    column: str = "text"
+    least: int = Field(default=3, ge=1)
+    most: int = 1000
+    pause: float = 0.0
+
+    @property
+    def scores(self):
+        return ("words",)
+
+    @property
+    def reasons(self):
+        return ("too few words", "too many words")
+
+    def reads(self, made):
+        return {self.column: TEXT}
+
+    def did(self, made):
+        return f"cut to {self.least} to {self.most} words"
+
+    def judge(self, rows):
+        time.sleep(self.pause)
+        words = pc.list_value_length(pc.utf8_split_whitespace(rows[self.column])).to_numpy()
+        dropped = np.where(words < self.least, 1, np.where(words > self.most, 2, 0))
+        return Verdict({"words": words}, dropped, counts={"words": int(words.sum())})
+'''
+
+RECIPE = """\
+source: {format: parquet, path: rows.parquet}
+steps:
+  - step: mypackage.steps:Words
+    least: 3
+    most: 8
+    pause: PAUSE
+  - step: acquire
+    score: words
+    fraction: 0.5
+block_rows: 20
+output: {rows_per_shard: 30}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with somebody's package, some rows, and a recipe."""
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "steps.py").write_text(STEP)
+    texts = [" ".join(["word"] * (1 + row % 10)) + f" {row}" for row in range(400)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
+    return tmp_path
+
+
+def start(home: Path, out: str, pause: float = 0.0) -> subprocess.Popen[str]:
+    (home / "recipe.yaml").write_text(RECIPE.replace("PAUSE", str(pause)))
+    address = ray.get_runtime_context().gcs_address
+    command = [
+        sys.executable,
+        "-m",
+        "curation.cli",
+        "run",
+        "recipe.yaml",
+        "-o",
+        out,
+        "--ray-address",
+        address,
+        "--json",
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=home,
+        env={**os.environ, "RAY_ADDRESS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout), [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+
+
+def test_it_has_reasons_counts_progress_and_a_place_in_the_report(ray_session: None, home: Path) -> None:
+    _, progress = end(start(home, "out"))
+    manifest = Manifest.load(home / "out")
+    words = np.array([2 + row % 10 for row in range(400)])
+    few, many = int((words < 3).sum()), int((words > 8).sum())
+    record = manifest.steps[0]
+    assert record.step == "mypackage.steps:Words"
+    assert record.dropped == {
+        "1. mypackage.steps:Words: too few words": few,
+        "1. mypackage.steps:Words: too many words": many,
+    }
+    assert record.details["counts"] == {"words": int(words.sum())}
+    assert record.did == "cut to 3 to 8 words"
+    assert manifest.scores == ["words"]
+    counted = Decisions(home / "out", manifest).counts()
+    assert counted["1. mypackage.steps:Words: too few words"] == few
+    assert {"event": "begin", "stage": "1. mypackage.steps:Words", "rows": 400, "done": 0} in progress
+    report = (home / "out" / "report.html").read_text()
+    assert "cut to 3 to 8 words" in report
+    assert "Counted by mypackage.steps:Words" in report
+    assert "too many words" in report
+    verify(home / "out")
+
+
+def test_killed_it_goes_on_where_it_was(ray_session: None, home: Path) -> None:
+    end(start(home, "undisturbed", pause=0.1))
+    driver = start(home, "out", pause=0.1)
+    folder = home / "out.partial" / "01-mypackage-steps-Words"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("[0-9]*.jsonl"))) < 3:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.kill()
+    driver.communicate()
+    time.sleep(1)  # tasks that were under way may still end
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("[0-9]*")}
+    assert 3 <= len([path for path in before if path.suffix == ".jsonl"]) < 20
+    _, progress = end(start(home, "out", pause=0.1))
+    begun = next(line for line in progress if line["event"] == "begin" and line["stage"].startswith("1."))
+    assert begun["done"] == 20 * len([path for path in before if path.suffix == ".jsonl"])
+    hashes = [
+        {name: file.sha256 for name, file in Manifest.load(home / out).files.items() if name.endswith(".arrow")}
+        for out in ("undisturbed", "out")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("least: 3", "least: 0", "recipe.yaml:4: steps.1.least: Input should be greater than or equal to 1"),
+        ("least: 3", "leest: 3", "recipe.yaml:4: steps.1.leest: unknown key"),
+        (
+            "steps:Words",
+            "steps:Word",
+            "steps.1.step: function 'mypackage.steps:Word' cannot be imported",
+        ),
+        ("mypackage.steps:Words", "json:dumps", "recipe.yaml:3: steps.1.step: json:dumps is no step"),
+        (
+            "score: words",
+            "score: wards",
+            "step 2 (acquire) chooses by 'wards', but the steps before it make only",
+        ),
+        (
+            "column: text",
+            "column: body",
+            "step 1 (mypackage.steps:Words) reads column 'body', but the source has",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_an_error_with_file_and_line(home: Path, old: str, new: str, message: str) -> None:
+    text = RECIPE.replace("PAUSE", "0").replace("    pause: 0\n", "    column: text\n")
+    assert old in text
+    (home / "recipe.yaml").write_text(text.replace(old, new))
+    command = [sys.executable, "-m", "curation.cli", "run", "recipe.yaml", "-o", "out"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode in (3, 4), done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert not (home / "out").exists()
+
+
+def test_a_verdict_that_does_not_fit_names_the_step_and_the_rows(ray_session: None, home: Path) -> None:
+    path = home / "mypackage" / "steps.py"
+    path.write_text(
+        path.read_text().replace('Verdict({"words": words}, dropped,', 'Verdict({"words": words[1:]}, dropped,')
+    )
+    process = start(home, "out")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert "mypackage.steps:Words: score 'words' has shape (19,) for 20 rows: it must be one value a row" in stderr

@@ -1,0 +1,150 @@
+"""Python without YAML: steps as objects, and rows that a program hands over."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.dataset.manifest import Manifest
+from curation.dataset.verify import verify
+from curation.errors import OutputError, SourceError
+from curation.pipelines import Acquire, Align, Dedup, FileSource, Recipe, Score, run
+from curation.pipelines.memory import files_behind
+
+ROWS = 300
+
+
+@pytest.fixture(autouse=True)
+def _ray(ray_session: None) -> None:
+    """One Ray runtime for all."""
+
+
+@pytest.fixture
+def table() -> pa.Table:
+    rng = np.random.default_rng(3)
+    words = rng.choice(["merge", "sort", "list", "parse"], (ROWS, 9))
+    texts = [" ".join(line) + f" {number - number % 10 // 9}" for number, line in enumerate(words)]
+    return pa.table({"text": texts, "quality": rng.random(ROWS)})
+
+
+STEPS = [
+    Dedup(),
+    Align(targets=["merge sort list"]),
+    Score(name="value", column="quality"),
+    Acquire(score="alignment", fraction=0.2),
+]
+
+
+def shards(out: Path) -> dict[str, str]:
+    files = Manifest.load(out).files
+    return {name: record.sha256 for name, record in files.items() if name.startswith("data-")}
+
+
+def test_every_kind_of_rows_gives_the_shards_that_a_file_gives(table: pa.Table, tmp_path: Path) -> None:
+    import ray.data
+
+    pq.write_table(table, tmp_path / "rows.parquet")
+    options: dict[str, Any] = {"seed": 5, "block_rows": 64, "rows_per_shard": 25}
+    expected = run(STEPS, source=tmp_path / "rows.parquet", out=tmp_path / "file", **options)
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    saved = datasets.load_from_disk(tmp_path / "saved")
+    shuffled = saved.select(np.argsort(np.random.default_rng(0).permutation(ROWS)))
+    back = shuffled.select(np.random.default_rng(0).permutation(ROWS))
+    given = {
+        "table": table,
+        "chunks": pa.concat_tables([table.slice(0, 7), table.slice(7)]),
+        "dataset in memory": datasets.Dataset(table),
+        "dataset on disk": saved,
+        "dataset with indices": back,
+        "ray": ray.data.from_arrow([table.slice(0, 100), table.slice(100)]),
+    }
+    for name, rows in given.items():
+        out = tmp_path / name
+        manifest = run(STEPS, source=rows, out=out, **options)
+        assert shards(out) == shards(tmp_path / "file"), name
+        assert (manifest.rows_in, manifest.rows_out) == (ROWS, expected.rows_out)
+        assert not out.with_name(f"{name}.partial").exists()
+        verify(out)
+    assert Manifest.load(tmp_path / "table").inputs[0].path == "pyarrow.Table"
+    assert Manifest.load(tmp_path / "table").inputs == Manifest.load(tmp_path / "chunks").inputs
+    assert Manifest.load(tmp_path / "dataset on disk").recipe["source"]["format"] == "arrow"
+
+
+def test_a_recipe_as_an_object_is_the_recipe_of_a_file(table: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = FileSource(format="parquet", path=str(tmp_path / "rows.parquet"))
+    recipe = Recipe(source=source, steps=STEPS, block_rows=64)
+    again = Recipe.model_validate(recipe.model_dump(mode="json"))
+    assert again == recipe
+    assert again.sha256() == recipe.sha256()
+    assert run(recipe, tmp_path / "one").recipe_sha256 == recipe.sha256()
+    assert run(STEPS, tmp_path / "two", source=source, block_rows=64).recipe_sha256 == recipe.sha256()
+
+
+def test_the_same_rows_again_find_the_result_and_other_rows_do_not(table: pa.Table, tmp_path: Path) -> None:
+    first = run([Dedup()], source=table, out=tmp_path / "out")
+    assert run([Dedup()], source=table, out=tmp_path / "out") == first
+    with pytest.raises(OutputError, match="another recipe, or of other inputs"):
+        run([Dedup()], source=table.slice(1), out=tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_interrupted_run_goes_on_with_the_same_rows_alone(table: pa.Table, tmp_path: Path) -> None:
+    def fails(rows: pa.Table) -> list[float]:
+        raise KeyError("boo")
+
+    broken = [Dedup(), Score(function=f"{__name__}:missing_for_some")]
+    (tmp_path / "flag").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        with pytest.raises(Exception, match="gone"):
+            run(broken, source=table, out=tmp_path / "out", block_rows=64)
+    kept = sorted((tmp_path / "out.partial" / "01-dedup").glob("[0-9]*.npy"))
+    before = [path.stat().st_mtime_ns for path in kept]
+    assert before
+    with pytest.raises(OutputError, match="interrupted run with another"):
+        run(broken, source=table.slice(1), out=tmp_path / "out", block_rows=64)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+
+
+def missing_for_some(rows: pa.Table) -> list[float]:
+    raise RuntimeError("gone")
+
+
+def test_what_is_no_source(table: pa.Table, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="source is a builtins.dict: give a FileSource"):
+        run([Dedup()], source={"text": ["a"]}, out=tmp_path / "out")
+    with pytest.raises(SourceError, match="say nothing of the rows"):
+        run([Dedup()], out=tmp_path / "out")
+    with pytest.raises(SourceError, match=r"a pyarrow.Table, has no rows"):
+        run([Dedup()], source=table.slice(0, 0), out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"step 1 \(acquire\) has no score"):
+        run([Acquire(count=1)], source=table, out=tmp_path / "out")
+    with pytest.raises(SourceError, match="'body'"):
+        run([Dedup(column="body")], source=table, out=tmp_path / "out")
+    manifest = run([Dedup()], source=table, out=tmp_path / "out")
+    with pytest.raises(SourceError, match="in memory, which is gone"):
+        run(Recipe.model_validate(manifest.recipe), tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_files_are_taken_as_they_are_only_where_they_are_the_dataset(table: pa.Table, tmp_path: Path) -> None:
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved", num_shards=3)
+    saved = datasets.load_from_disk(tmp_path / "saved")
+    behind = files_behind(saved)
+    assert behind is not None
+    assert len(behind.path) == 3
+    for other in (
+        saved.select(range(100)),
+        saved.shuffle(seed=0),
+        saved.remove_columns("quality"),
+        saved.rename_column("quality", "value"),
+        datasets.concatenate_datasets([saved, saved]),
+        datasets.Dataset(table),
+        table,
+    ):
+        assert files_behind(other) is None
