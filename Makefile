@@ -36,7 +36,7 @@ lint: $(DEV_READY)  ## Lint and check the format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(DEV_READY)  ## Format and mend what ruff can
+format: $(DEV_READY)  ## Format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

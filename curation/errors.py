@@ -48,7 +48,7 @@ class BadRowError(SourceError):
     def __str__(self) -> str:
         return (
             f"{self.file}, row {self.row}: {self.reason}. "
-            "Mend the row, or set `on_bad_row: quarantine` in the recipe to set such rows aside."
+            "Fix the row, or set `on_bad_row: quarantine` in the recipe to set such rows aside."
         )
 
 

@@ -25,7 +25,7 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}. What was finished is kept: "
-            "mend this and run the same command again"
+            "fix this and run the same command again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

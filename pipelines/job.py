@@ -1,4 +1,4 @@
-"""From a recipe to a curated dataset on disk: atomic, resumable, deterministic.
+"""Jobs: from a recipe to a curated dataset on disk, atomic, resumable, deterministic.
 
 A run is a chain of stages in ``OUT.partial`` (:mod:`curation.pipelines.engine.workspace`). A stage leaves a file for
 each block of rows, or one file for all; whatever is there when a run starts is not done again. Blocks are cut by
@@ -174,8 +174,8 @@ def _source(given: Any) -> tuple[Any, Any]:
     if isinstance(given, FileSource | StdlibSource):
         return given.resolved(Path.cwd()) if isinstance(given, FileSource) else given, None
     if isinstance(given, str | Path):
-        found = source_of(str(given))
-        return found.resolved(Path.cwd()) if isinstance(found, FileSource) else found, None
+        named = source_of(str(given))
+        return named.resolved(Path.cwd()) if isinstance(named, FileSource) else named, None
     behind = files_behind(given)
     if behind is not None:
         return behind, None

@@ -1,4 +1,4 @@
-"""Ray, and nothing else: the one place that knows a job is distributed.
+"""Ray: the one place that knows a job is distributed.
 
 A task is a picklable callable that takes a piece of work and leaves its result in a file. Ray schedules, places
 and retries; what is finished stands on disk, so a piece may run twice and a killed job goes on where it was.
@@ -214,19 +214,19 @@ def _remote(resources: Resources | None) -> dict[str, Any]:
 
 def gpus() -> int:
     """GPUs that the runtime has."""
-    return int(_there().get("GPU", 0))
+    return int(_resources().get("GPU", 0))
 
 
-def _there() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
+def _resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
 def _places(resources: Resources | None) -> int:
     """How many tasks of these resources run at a time."""
-    asked, there = resources or Resources(), _there()
+    asked, available = resources or Resources(), _resources()
     wanted = {"CPU": asked.cpus, "GPU": asked.gpus}
-    return int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount))
+    return int(min(available.get(name, 0) // amount for name, amount in wanted.items() if amount))
 
 
 def _quiet() -> None:

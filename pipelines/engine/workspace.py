@@ -1,4 +1,4 @@
-"""``OUT.partial``: what an unfinished run has on disk. It becomes ``OUT`` in one rename.
+"""The workspace, ``OUT.partial``: what an unfinished run has on disk. It becomes ``OUT`` in one rename.
 
 ::
 

@@ -86,7 +86,7 @@ class Embed(Step):
         from curation.pipelines.engine.ray import gpus, run_one
 
         stage = run.stage(self.step)
-        columns = {name: run.stage(f"embed-{place}") for place, name in enumerate(self.columns)}
+        columns = {name: run.stage(f"embed-{number}") for number, name in enumerate(self.columns)}
 
         def each() -> None:
             if self.teacher == "tfidf" and not (stage.folder / "components.npy").exists():

@@ -103,7 +103,7 @@ class WithinMemory:
         while start < len(order):
             rows = order[start : start + self.size]
             try:
-                found = self.encode([texts[row] for row in rows])
+                encoded = self.encode([texts[row] for row in rows])
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -114,7 +114,7 @@ class WithinMemory:
                 self.size = max(1, min(self.size, len(rows)) // 2)
                 _release()
                 continue
-            vectors = np.asarray(found, np.float32)
+            vectors = np.asarray(encoded, np.float32)
             if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.shape[1] == 0:
                 raise StepError(
                     f"{self.name} returned shape {vectors.shape} for {len(rows)} texts: it must be [texts, D]"

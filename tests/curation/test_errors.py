@@ -40,7 +40,7 @@ def test_a_bad_row_says_where_why_and_what_to_do() -> None:
     error = errors.BadRowError("a.jsonl", 3, "text is empty")
     assert str(error) == (
         "a.jsonl, row 3: text is empty. "
-        "Mend the row, or set `on_bad_row: quarantine` in the recipe to set such rows aside."
+        "Fix the row, or set `on_bad_row: quarantine` in the recipe to set such rows aside."
     )
     assert isinstance(error, errors.SourceError)
     assert issubclass(errors.RecipeError, ValueError)

@@ -114,9 +114,9 @@ class CutCell:
         apart = layout.ids("apart")
         columns = None if apart is None else conflict_columns(apart[:, rows].T, len(rows))
         ranking = RankWindow(near=np.empty((len(rows), 0), np.int32), window=window)
-        found = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
-        write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": found.graph.edges}))
-        save(self.stage.piece(cell.number), found.clusters)
+        communities = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
+        write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": communities.graph.edges}))
+        save(self.stage.piece(cell.number), communities.clusters)
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class Group:
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         try:
             if self.cells is None:
-                found = b3.communities(ranking, apart=apart, datasets=datasets, seed=self.seed)
+                communities = b3.communities(ranking, apart=apart, datasets=datasets, seed=self.seed)
             else:
-                found = self._from_cells(ranking, apart, datasets)
-            plan = b3.batches(found, seed=self.seed)
+                communities = self._from_cells(ranking, apart, datasets)
+            plan = b3.batches(communities, seed=self.seed)
         except ValueError as error:
             raise StepError(f"step {self.number} (b3): {error}") from error
         if len(plan) == 0:
@@ -154,17 +154,17 @@ class Group:
                 f"{self.step.batch_size}. Lower `batch_size`, or set `last: keep`"
             )
         queries, positives = layout.array("queries"), layout.array("positives")
-        graph = found.graph if self.cells is None else None
+        graph = communities.graph if self.cells is None else None
         measured = {
             name: plan_quality(each, queries, positives, window=window, near=near, graph=graph).as_dict()
             for name, each in (("plan", plan), ("random", random_plan(plan, seed=self.seed)))
         }
         if graph is not None:
             # Of the communities as they were cut: the plan may leave rows out.
-            measured["plan"]["inside_edges"] = graph.inside(found.clusters)
+            measured["plan"]["inside_edges"] = graph.inside(communities.clusters)
         self._lay_out(plan, layout.rows)
         details = {
-            **found.metadata,
+            **communities.metadata,
             "cells": 1 if self.cells is None else len(json.loads((self.cells.folder / "cells.json").read_text())),
             "batches": len(plan),
             "cluster_sizes": _sizes(plan.clusters),
@@ -177,27 +177,27 @@ class Group:
         self.stage.finish({"rows_out": len(plan.indices), "details": details})
 
     def _search_metadata(self) -> dict[str, str]:
-        told = [
+        records = [
             json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
         ]
-        recalls = [one["recall"] for one in told if one.get("recall") is not None]
+        recalls = [record["recall"] for record in records if record.get("recall") is not None]
         return {
-            "engine": told[0]["engine"],
-            "exact": str(all(one["exact"] for one in told)).lower(),
+            "engine": records[0]["engine"],
+            "exact": str(all(record["exact"] for record in records)).lower(),
             **({"recall": f"{np.mean(recalls):.4f}"} if recalls else {}),
-            **told[0].get("settings", {}),
+            **records[0].get("settings", {}),
         }
 
     def _from_cells(self, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
         assert self.cells is not None
         cells = np.load(self.cells.folder / "cells.npy")
         numbers = range(int(cells.max()) + 1)
-        told = [json.loads(self.cells.piece(cell, "json").read_text(encoding="utf-8")) for cell in numbers]
+        records = [json.loads(self.cells.piece(cell, "json").read_text(encoding="utf-8")) for cell in numbers]
         return join_cells(
             ranking,
             cells,
             [np.load(self.cells.piece(cell)) for cell in numbers],
-            edges=sum(one["edges"] for one in told),
+            edges=sum(record["edges"] for record in records),
             partitioner=self.step.partitioner,
             apart=apart,
             datasets=datasets,

@@ -59,9 +59,9 @@ def search_pieces(step: "MineB3", layout: Layout, block_rows: int) -> tuple[list
         for number, start in enumerate(range(0, layout.rows, chunk))
     ]
     pieces = [
-        SearchPiece(piece.number * len(parts) + place, piece.start, piece.stop, low, high)
+        SearchPiece(piece.number * len(parts) + part, piece.start, piece.stop, low, high)
         for piece in chunks
-        for place, (low, high) in enumerate(parts)
+        for part, (low, high) in enumerate(parts)
     ]
     return pieces, chunks
 
@@ -85,29 +85,29 @@ class Search:
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         rows = np.full((piece.rows, self.step.ranks[1]), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)
-        told: dict[str, Any] = {"engine": layout.engine, "exact": layout.engine not in APPROXIMATE}
-        for left, right in _pairs(piece, datasets):
-            own = piece.start + left - piece.low
-            place = np.minimum(np.searchsorted(right, own), len(right) - 1)
-            found = knn(
-                queries if datasets is None else queries[left],
-                database if datasets is None else database[right],
+        record: dict[str, Any] = {"engine": layout.engine, "exact": layout.engine not in APPROXIMATE}
+        for queried, searched in _pairs(piece, datasets):
+            itself = piece.start + queried - piece.low
+            position = np.minimum(np.searchsorted(searched, itself), len(searched) - 1)
+            neighbours = knn(
+                queries if datasets is None else queries[queried],
+                database if datasets is None else database[searched],
                 count=self.step.ranks[1],
                 metric=self.step.metric,
-                exclude=np.where(right[place] == own, place, -1),
+                exclude=np.where(searched[position] == itself, position, -1),
                 exclude_same=[
-                    (column[piece.start + left], column[piece.low + right])
+                    (column[piece.start + queried], column[piece.low + searched])
                     for column in (() if apart is None else apart)
                 ],
                 engine=layout.engine,
                 memory_budget=budget(self.step),
                 seed=self.seed,
             )
-            inside = found.indices >= 0
-            rows[left] = np.where(inside, piece.low + right[np.maximum(found.indices, 0)], -1)
-            scores[left] = found.scores
-            told |= {"exact": found.exact, "recall": found.recall, "settings": dict(found.settings)}
-        write_text(self.stage.piece(piece.number, "json"), json.dumps(told))
+            inside = neighbours.indices >= 0
+            rows[queried] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
+            scores[queried] = neighbours.scores
+            record |= {"exact": neighbours.exact, "recall": neighbours.recall, "settings": dict(neighbours.settings)}
+        write_text(self.stage.piece(piece.number, "json"), json.dumps(record))
         save_matrices(self.stage.piece(piece.number, "arrow"), {"row": rows, "score": scores})
 
 
@@ -156,6 +156,6 @@ def _pairs(piece: SearchPiece, datasets: Int64 | None) -> Iterator[tuple[Int64, 
     if datasets is None:
         yield np.arange(piece.rows), np.arange(piece.high - piece.low)
         return
-    left, right = datasets[piece.start : piece.stop], datasets[piece.low : piece.high]
-    for one in np.intersect1d(left, right).tolist():
-        yield np.flatnonzero(left == one), np.flatnonzero(right == one)
+    query_sets, row_sets = datasets[piece.start : piece.stop], datasets[piece.low : piece.high]
+    for dataset in np.intersect1d(query_sets, row_sets).tolist():
+        yield np.flatnonzero(query_sets == dataset), np.flatnonzero(row_sets == dataset)

@@ -55,7 +55,7 @@ class _Stages:
             return []
         run, label = self.run, f"{self.run.label}: vectors"
         stage = run.stage("b3-vectors")
-        columns = {name: run.stage(f"b3-vectors-{place}") for place, name in enumerate(self.plain)}
+        columns = {name: run.stage(f"b3-vectors-{number}") for number, name in enumerate(self.plain)}
 
         def each() -> None:
             widths = {name: vector_width(run.source, run.blocks, name) for name in columns}

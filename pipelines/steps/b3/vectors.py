@@ -90,8 +90,8 @@ class Layout:
     @classmethod
     def load(cls, folder: Path) -> "Layout":
         """Read it."""
-        told = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
-        return cls(folder, told["rows"], told["engine"])
+        record = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
+        return cls(folder, record["rows"], record["engine"])
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """One of ``queries``, ``positives``, ``near``, ``window``, ``apart``, ``datasets``, memory-mapped."""
@@ -183,14 +183,14 @@ class Gather:
                 layout.put(side, low, values)
             names = [name for name in self.hashed if name not in sides]
             table = self.source.read(block, names)[0].filter(pa.array(inside)) if names else None
-            for place, name in enumerate(self.hashed):
+            for column, name in enumerate(self.hashed):
                 if name in sides:
                     keys: list[bytes | None] = [row.tobytes() for row in sides[name]]
                 else:
                     assert table is not None
                     keys = table[name].cast(pa.string()).cast(pa.binary()).to_pylist()
                 digests = b"".join(b"\0" * 16 if key is None else xxhash.xxh3_128_digest(key) for key in keys)
-                hashes[place] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+                hashes[column] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
         save(self.stage.piece(block.number), hashes)
 
 
