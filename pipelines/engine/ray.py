@@ -47,7 +47,7 @@ def runtime(address: str | None = None, workers: int | None = None) -> Iterator[
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # "local": without an address Ray would join any cluster that it finds on this machine.
