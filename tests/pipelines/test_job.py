@@ -150,6 +150,16 @@ def test_done_is_done(corpus: Path, tmp_path: Path) -> None:
     assert run(spec, tmp_path / "out") == first
 
 
+def test_a_score_made_after_the_cut_is_made_anew_where_the_cut_changes(corpus: Path, tmp_path: Path) -> None:
+    steps = ({"step": "score", "column": "quality"}, {"step": "acquire", "fraction": 0.1}, align(corpus))
+    run(recipe(corpus, *steps), tmp_path / "out")
+    less = reselect(tmp_path / "out", tmp_path / "more", fraction=0.5)
+    again = run(recipe(corpus, steps[0], {**steps[1], "fraction": 0.5}, steps[2]), tmp_path / "again")
+    assert less.bad_rows == 0
+    assert less.rows_out == again.rows_out == 500
+    assert decisions(tmp_path / "more").equals(decisions(tmp_path / "again"))
+
+
 QUALITY = {"step": "score", "column": "quality"}
 BAD_RUNS: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
     "no such column": ([{"step": "dedup", "column": "body"}], SourceError, "'body'.*text, quality, group"),
