@@ -1,4 +1,4 @@
-"""What a rank sends of a super-batch, and the choice that comes of it, as they are stored."""
+"""Choices: what each rank sends of a super-batch, and which rows are chosen from it, as both are stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FACTORS = ("learner_scale", "learner_bias", "reference_scale", "reference_bias")
 
 
 @dataclass(frozen=True)
-class Sent:
+class RankPart:
     """What one rank sent of its n rows.
 
     Args:
@@ -32,7 +32,7 @@ class Sent:
 
     @property
     def kind(self) -> Any:
-        """What all ranks must agree on."""
+        """What must be the same on all ranks: widths, kind of part, factors."""
         return {name: matrix.shape[1] for name, matrix in self.sides.items()}, self.scores is None, dict(self.factors)
 
     @cached_property
@@ -57,7 +57,7 @@ class Sent:
         return write_table(pa.table(columns).replace_schema_metadata(factors))
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Sent":
+    def unpack(cls, data: bytes) -> "RankPart":
         """The inverse of :meth:`pack`."""
         rows = pa.ipc.open_stream(data).read_all().combine_chunks()
         columns = {name: rows[name].chunk(0) for name in rows.column_names}
@@ -71,7 +71,7 @@ class Sent:
         return cls(sides, scores, factors)
 
 
-class Made(NamedTuple):
+class Choice(NamedTuple):
     """A choice that stands: ``positions`` int32[b] in the super-batch, in pick order; ``scores`` float32[b], the logits
     (nats) they were drawn at; ``digests``: of what each rank sent."""
 
@@ -85,7 +85,7 @@ class Made(NamedTuple):
         return write_table(table.replace_schema_metadata({"digests": b"".join(self.digests).hex()}))
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Made":
+    def unpack(cls, data: bytes) -> "Choice":
         """The inverse of :meth:`pack`; raises ``ValueError`` or ``KeyError`` where it is not one."""
         table = pa.ipc.open_stream(data).read_all()
         digests = bytes.fromhex(table.schema.metadata[b"digests"].decode())

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.plan import BatchPlan
-from curation.service.session.session import Indices, Layout, Weights
+from curation.service.session.protocols import Indices, Weights
+from curation.service.session.session import Layout
 from curation.service.session.spec import SessionSpec
 
 

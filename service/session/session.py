@@ -6,20 +6,16 @@ killed computes the same again, and a client may ask for any step as often as it
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from curation.service.errors import Refusal
+from curation.service.session.protocols import E, Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
-
-Indices = npt.NDArray[np.int64]
-Weights = npt.NDArray[np.float32]
-Losses = npt.NDArray[np.float32]
-State = Mapping[str, npt.NDArray[Any]]
 
 LOSS = np.dtype("<f4")
 """How a loss is stored."""
@@ -65,49 +61,6 @@ class Layout:
         return due
 
 
-class Epoch(Protocol):
-    """One epoch's order, in memory."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of each rank."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that the epoch's order holds."""
-
-    @property
-    def nbytes(self) -> int:
-        """Resident bytes."""
-
-    def length(self, rank: int, step: int) -> int:
-        """How many losses a report of a batch has; ``step`` counts within the epoch."""
-
-    def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
-        """int64[n] positions and float32[n] weights of a batch; ``step`` counts within the epoch."""
-
-
-class Method(Protocol):
-    """What a session of one method needs: how it starts, what an epoch is, what reports change."""
-
-    @property
-    def stateful(self) -> bool:
-        """Whether an epoch depends on the reports of the one before."""
-
-    @property
-    def nonnegative(self) -> bool:
-        """Whether a negative loss is refused."""
-
-    def start(self) -> State:
-        """State before the first epoch."""
-
-    def epoch(self, number: int, state: State) -> Epoch:
-        """Pure: the same epoch for the same number and state."""
-
-    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
-        """State after an epoch and its reports, each int64[n] positions and float32[n] losses; pure."""
-
-
 class Batch(NamedTuple):
     """What a step hands out."""
 
@@ -132,7 +85,7 @@ class Report(NamedTuple):
     losses: Losses
 
 
-class StepAsk(NamedTuple):
+class StepRequest(NamedTuple):
     """A step request, however it came."""
 
     rank: int
@@ -156,7 +109,7 @@ class EpochRecord:
         return self.first_step + self.layout.steps
 
 
-class Session:
+class Session(Generic[E]):
     """One session's timeline: the epochs opened so far, the last few of them in memory.
 
     An epoch of a stateful method is opened by :meth:`opening` once the reports of the one before are in; an epoch of
@@ -165,14 +118,14 @@ class Session:
 
     KEEP = 2
 
-    def __init__(self, spec: SessionSpec, method: Method, records: list[EpochRecord] | None = None) -> None:
+    def __init__(self, spec: SessionSpec, method: Method[E], records: list[EpochRecord] | None = None) -> None:
         self.spec = spec
         self.method = method
         self.records = records or []
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs: dict[int, E] = {}
         self.rows = 0
         if not method.stateful:
-            self._put(0, method.epoch(0, {}))
+            self.put(0, method.epoch(0, {}))
             self._constant = self._epochs[0].steps
             self.rows = self._epochs[0].rows
 
@@ -271,11 +224,11 @@ class Session:
             return stop - start
         return self._epoch(epoch).length(rank, step - epoch * self._constant)
 
-    def epoch(self, number: int) -> Epoch | None:
+    def epoch(self, number: int) -> E | None:
         """An epoch's order, where it is in memory."""
         return self._epochs.get(number)
 
-    def batch(self, rank: int, step: int, epoch: Epoch | None = None) -> Batch:
+    def batch(self, rank: int, step: int, epoch: E | None = None) -> Batch:
         """The batch of a rank at a step of an open epoch; a stateful method's epoch is given, or in memory."""
         number = self.epoch_of(step)
         first, end = self.span_of(number)
@@ -287,10 +240,10 @@ class Session:
         record = self.records[epoch]
         due = record.layout.expected()
         due[steps - record.first_step, ranks] = False
-        found = np.argwhere(due)
-        return np.stack([found[:, 1], found[:, 0] + record.first_step], axis=1)
+        missing = np.argwhere(due)
+        return np.stack([missing[:, 1], missing[:, 0] + record.first_step], axis=1)
 
-    def opening(self, number: int, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, Epoch]:
+    def opening(self, number: int, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, E]:
         """An epoch, from the state that it starts with. Changes nothing: see :meth:`opened`.
 
         The number is given because another replica may open the epoch while this one computes it.
@@ -298,28 +251,23 @@ class Session:
         epoch = self.method.epoch(number, state)
         first = self.records[number - 1].end if number else 0
         layout = Layout(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
-        reweighted = getattr(epoch, "reweighted", 0)
-        record = EpochRecord(number, first, layout, reweighted, missing)
-        return record, epoch
+        return EpochRecord(number, first, layout, epoch.reweighted, missing), epoch
 
-    def opened(self, record: EpochRecord, epoch: Epoch | None = None) -> None:
+    def opened(self, record: EpochRecord, epoch: E | None = None) -> None:
         """Take in an epoch that was opened here, or (without its order) elsewhere."""
         if record.number == len(self.records):
             self.records.append(record)
         if epoch is not None:
-            self._put(record.number, epoch)
+            self.put(record.number, epoch)
 
-    def put(self, number: int, epoch: Epoch) -> None:
+    def put(self, number: int, epoch: E) -> None:
         """Keep an epoch in memory; the one unused for longest makes room."""
-        self._put(number, epoch)
-
-    def _put(self, number: int, epoch: Epoch) -> None:
         self._epochs.pop(number, None)
         self._epochs[number] = epoch
         while len(self._epochs) > self.KEEP:
             del self._epochs[next(iter(self._epochs))]
 
-    def _epoch(self, number: int) -> Epoch:
+    def _epoch(self, number: int) -> E:
         if number not in self._epochs:
-            self._put(number, self.method.epoch(number, {}))
+            self.put(number, self.method.epoch(number, {}))
         return self._epochs[number]

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from curation.service.session.methods.registry import METHODS
+
 SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
 
@@ -12,13 +14,15 @@ class SessionSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = Field(description="random, infobatch, plan, acquisition or jest", max_length=64)
+    method: str = Field(description=", ".join(METHODS), max_length=64)
     size: Annotated[int, Field(ge=1, le=1 << 40)] | None = Field(
         default=None, description="N, the number of candidates; given by the dataset where one is named"
     )
     dataset: str | None = Field(default=None, description="a curated dataset under one of the server's roots")
     batch_size: int = Field(
-        ge=1, le=1 << 20, description="rows of one rank's batch; with jest, of its part of a super-batch"
+        ge=1,
+        le=1 << 20,
+        description="rows of one rank's batch; of its part of a super-batch, where the method chooses from those",
     )
     epochs: int = Field(default=1, ge=1, le=1_000_000)
     world_size: int = Field(default=1, ge=1, le=65_536, description="ranks that share each step")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,8 @@ from pydantic import Field
 from curation.selectors.acquisition import KINDS, StochasticAcquisition
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import Parameters, check_parameters, layout_of
-from curation.service.session.session import Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
+from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
 
@@ -29,7 +30,7 @@ class AcquisitionParameters(Parameters):
 
 
 @dataclass
-class AcquisitionMethod:
+class AcquisitionMethod(Defaults):
     """Each epoch draws candidates by their scores; a report replaces the scores of its batch by its losses.
 
     A loss that is not finite leaves the score as it was. Resident: 8 bytes for each candidate drawn.
@@ -60,17 +61,17 @@ class AcquisitionMethod:
 
         return Ordered(layout_of(self.spec, k), take, nbytes=order.nbytes)
 
-    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
+    def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores, drawn = state["scores"].copy(), state["drawn"]
         for indices, losses in reports:
             scores[indices] = np.where(np.isfinite(losses), losses, scores[indices])
-        if self.once and isinstance(epoch, Ordered):
+        if self.once:
             drawn = drawn.copy()
             drawn[epoch.everything()] = 1
         return {"scores": scores, "drawn": drawn}
 
 
-def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """Stochastic acquisition; raises ``Refusal`` where parameters or scores are wrong."""
     parameters = check_parameters(AcquisitionParameters, spec)
     scores = np.ones(size, np.float32)
@@ -92,3 +93,6 @@ def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) ->
     if k > size:
         raise Refusal("bad-parameters", f"parameters.k is {k}, but there are {size} candidates")
     return AcquisitionMethod(spec, scores, selector, k, parameters.once)
+
+
+KIND = MethodKind(make=acquisition, bytes_per_candidate=12, table="scores")

@@ -1,35 +1,31 @@
-"""Parts that the methods of sessions share: their parameters, and what a method without a state does."""
+"""Parts that the methods of sessions share: what each declares of itself, its parameters, and default answers."""
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from curation.plan import BatchPlan
 from curation.service.errors import Refusal
-from curation.service.session.session import Epoch, Indices, Layout, Losses, Method, State
+from curation.service.session.protocols import Choosing, Indices, Losses, Method, State
+from curation.service.session.session import Layout
 from curation.service.session.spec import SessionSpec
 
 P = TypeVar("P", bound=BaseModel)
 
 
-class Parameters(BaseModel):
-    """Base of the methods' own parameters: an unknown name is an error."""
+class Limits(Protocol):
+    """What a server allows its sessions; its settings, as the methods see them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    @property
+    def resident_bytes(self) -> int:
+        """Memory for the epochs of open sessions."""
 
-
-class Stateless:
-    """A method whose epochs depend on no report."""
-
-    stateful = False
-    nonnegative = False
-
-    def start(self) -> State:
-        return {}
-
-    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
-        return state
+    @property
+    def max_pairs(self) -> int:
+        """Rows of a super-batch."""
 
 
 class Maker(Protocol):
@@ -39,7 +35,62 @@ class Maker(Protocol):
         Refusal: the parameters are wrong.
     """
 
-    def __call__(self, spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method: ...
+    def __call__(self, spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodKind:
+    """All that the service has to know of a method before it makes one.
+
+    Args:
+        make: makes the method of one session.
+        bytes_per_candidate: resident memory for each of N candidates; a session that would take more than the
+            server's ``resident_bytes`` is refused.
+        table: the name under which a table that came with the session is stored and handed to ``make``; None where
+            the method takes none.
+        plan_of_dataset: the table may be left out where the session names a dataset: it is then that dataset's plan.
+        check_limits: raises ``Refusal`` where a session is more than the server's limits allow.
+    """
+
+    make: Maker
+    bytes_per_candidate: int = 0
+    table: str | None = None
+    plan_of_dataset: bool = False
+    check_limits: Callable[[SessionSpec, Limits], None] | None = None
+
+
+class Parameters(BaseModel):
+    """Base of the methods' own parameters: an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Defaults:
+    """What a method answers unless it says otherwise: it takes any loss, and its batches are cut from an order, whole."""
+
+    @property
+    def nonnegative(self) -> bool:
+        return False
+
+    @property
+    def choosing(self) -> Choosing | None:
+        return None
+
+    @property
+    def plan(self) -> BatchPlan | None:
+        return None
+
+
+class Stateless(Defaults):
+    """A method whose epochs depend on no report."""
+
+    stateful = False
+
+    def start(self) -> State:
+        return {}
+
+    def fold(self, state: State, epoch: Any, reports: Iterable[tuple[Indices, Losses]]) -> State:
+        return state
 
 
 def check_parameters(model: type[P], spec: SessionSpec) -> P:

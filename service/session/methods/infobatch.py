@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,8 @@ from curation.gpu.pruning.cpu import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import Parameters, check_parameters, layout_of
-from curation.service.session.session import Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
+from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
 
@@ -26,14 +26,13 @@ class InfoBatchParameters(Parameters):
 
 
 @dataclass
-class InfoBatchMethod:
+class InfoBatchMethod(Defaults):
     """Skips learned candidates, by the last losses reported. Resident: 5 bytes a candidate and epoch in memory."""
 
     spec: SessionSpec
     size: int
     parameters: InfoBatchParameters
     stateful = True
-    nonnegative = False
 
     def __post_init__(self) -> None:
         # Made once here so that bad parameters are refused when the session is created, not at its first step.
@@ -62,7 +61,7 @@ class InfoBatchMethod:
         nbytes = order.nbytes + codes.nbytes
         return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
 
-    def fold(self, state: State, epoch: Epoch, reports: Iterable[tuple[Indices, Losses]]) -> State:
+    def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores = state["scores"].copy()
         for indices, losses in reports:
             scores[indices] = np.where(np.isfinite(losses), losses, np.float32(np.nan))
@@ -82,9 +81,12 @@ class InfoBatchMethod:
         )
 
 
-def infobatch(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+def infobatch(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """InfoBatch over ``size`` candidates; raises ``Refusal`` where its parameters are wrong."""
     try:
         return InfoBatchMethod(spec, size, check_parameters(InfoBatchParameters, spec))
     except ValueError as error:
         raise Refusal("bad-parameters", f"parameters: {error}") from error
+
+
+KIND = MethodKind(make=infobatch, bytes_per_candidate=9)

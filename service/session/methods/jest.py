@@ -16,17 +16,18 @@ from pydantic import Field
 
 from curation.pair import Pair
 from curation.service.errors import Refusal
-from curation.service.session.choice import SIDES, Made, Sent
+from curation.service.session.choice import SIDES, Choice, RankPart
 from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import Parameters, check_parameters, layout_of
+from curation.service.session.methods.base import Limits, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.methods.random import RandomMethod
-from curation.service.session.session import Indices, Layout, Method
+from curation.service.session.protocols import ChoosingEpoch, Indices, Method
+from curation.service.session.session import Layout
 from curation.service.session.spec import SessionSpec
 
 if TYPE_CHECKING:
     from curation.selectors.jest import JEST
 
-MOST_STEPS = 1 << 31
+MAX_STEPS = 1 << 31
 
 
 class JestParameters(Parameters):
@@ -48,6 +49,11 @@ class SuperBatches(Ordered):
 
     def length(self, rank: int, step: int) -> int:
         start, stop = self.share(rank, step)
+        return stop - start
+
+    def part(self, rank: int, step: int) -> int:
+        """How many rows of a step's super-batch are this rank's to embed."""
+        start, stop = self.layout.span(rank, step)
         return stop - start
 
     def share(self, rank: int, step: int) -> tuple[int, int]:
@@ -75,6 +81,10 @@ class JestMethod(RandomMethod):
         return SuperBatches(super().epoch(number, state), self.jest)
 
     @property
+    def choosing(self) -> "JestMethod":
+        return self
+
+    @property
     def trained(self) -> int:
         """Rows of an epoch that are trained on."""
         layout = layout_of(self.spec, self.size)
@@ -84,17 +94,17 @@ class JestMethod(RandomMethod):
         start, stop = _bounds(layout, step)
         return sum(self.jest.rounds(stop - start))
 
-    def check(self, sent: Sent, rows: int, most: int) -> None:
+    def check(self, part: RankPart, rows: int, max_rows: int) -> None:
         """Refuse what a rank sent unless it fits its rows and the criterion.
 
         Raises:
             Refusal: says what is missing, of another length, or not finite.
         """
         needed = {"learnability": SIDES, "hard": SIDES[:2], "easy": SIDES[2:]}[self.jest.criterion]
-        if self.jest.joint and sent.scores is not None:
+        if self.jest.joint and part.scores is not None:
             raise Refusal("bad-report", 'scores are each row\'s own: only sessions with "joint": false take them')
-        given = set(sent.sides)
-        if sent.scores is not None:
+        given = set(part.sides)
+        if part.scores is not None:
             needed = ()
         if given != set(needed):
             names = ", ".join(needed) or "scores alone"
@@ -102,7 +112,7 @@ class JestMethod(RandomMethod):
                 "bad-report",
                 f"criterion {self.jest.criterion!r} needs {names}; sent were {', '.join(sorted(given)) or 'none'}",
             )
-        arrays: dict[str, npt.NDArray[Any]] = {**sent.sides, **({} if sent.scores is None else {"scores": sent.scores})}
+        arrays: dict[str, npt.NDArray[Any]] = {**part.sides, **({} if part.scores is None else {"scores": part.scores})}
         for name, values in arrays.items():
             if len(values) != rows:
                 raise Refusal("bad-report", f"{name} has {len(values)} rows, but this rank's part has {rows}")
@@ -110,61 +120,61 @@ class JestMethod(RandomMethod):
             if not finite.all():
                 raise Refusal("bad-report", f"{name}: row {int(np.argmin(finite))} is not finite")
         for model in ("learner", "reference"):
-            widths = {matrix.shape[1] for name, matrix in sent.sides.items() if name.startswith(model)}
+            widths = {matrix.shape[1] for name, matrix in part.sides.items() if name.startswith(model)}
             if len(widths) > 1 or 0 in widths:
                 raise Refusal("bad-report", f"{model}_a and {model}_b must be of one width D ≥ 1, not {sorted(widths)}")
-        if rows * self.spec.world_size > most + self.spec.world_size:
-            raise Refusal("too-large", f"a super-batch has more than {most} rows, this server's limit (max_pairs)")
+        if rows * self.spec.world_size > max_rows + self.spec.world_size:
+            raise Refusal("too-large", f"a super-batch has more than {max_rows} rows, this server's limit (max_pairs)")
 
-    def choose(self, sent: Sequence[Sent], seed: tuple[int, int, int]) -> Made:
+    def choose(self, parts: Sequence[RankPart], seed: tuple[int, int, int]) -> Choice:
         """Which rows of a super-batch to train on, from what each rank sent of it.
 
         Raises:
             Refusal: the ranks do not agree, or the losses overflow.
         """
-        for rank, one in enumerate(sent):
-            if one.kind != sent[0].kind:
+        for rank, part in enumerate(parts):
+            if part.kind != parts[0].kind:
                 raise Refusal(
                     "bad-report",
-                    f"rank {rank} sent (widths, embeddings, factors) {one.kind}, but rank 0 {sent[0].kind}: "
+                    f"rank {rank} sent (widths, embeddings, factors) {part.kind}, but rank 0 {parts[0].kind}: "
                     "all ranks must send alike. Nothing of this step is kept: all send again",
                 )
         generator = np.random.default_rng(seed)
-        digests = [one.digest for one in sent]
-        if sent[0].scores is not None:
-            logits = np.concatenate([one.scores for one in sent if one.scores is not None])
+        digests = [part.digest for part in parts]
+        if parts[0].scores is not None:
+            logits = np.concatenate([part.scores for part in parts if part.scores is not None])
             keys = logits - np.log(generator.standard_exponential(len(logits)))
             picks = np.argsort(-keys, kind="stable")[: sum(self.jest.rounds(len(logits)))]
-            return Made(picks.astype(np.int32), logits[picks].astype(np.float32), digests)
+            return Choice(picks.astype(np.int32), logits[picks].astype(np.float32), digests)
         try:
-            pairs = [_pair(sent, model) for model in ("learner", "reference")]
-            found = self.jest.select(*pairs, generator=generator)
+            pairs = [_pair(parts, model) for model in ("learner", "reference")]
+            selection = self.jest.select(*pairs, generator=generator)
         except ValueError as error:
             raise Refusal("bad-report", f"{error}. Nothing of this step is kept: all ranks send again") from error
-        assert found.scores is not None
-        return Made(found.indices.astype(np.int32), found.scores.astype(np.float32), digests)
+        assert selection.scores is not None
+        return Choice(selection.indices.astype(np.int32), selection.scores.astype(np.float32), digests)
 
-    def check_made(self, made: Made, epoch: SuperBatches, step: int) -> None:
+    def check_choice(self, choice: Choice, epoch: ChoosingEpoch, step: int) -> None:
         """Refuse a choice out of a checkpoint that cannot be one of this session's."""
         start, stop = epoch.bounds(step)
         chosen = sum(self.jest.rounds(stop - start))
-        places = made.positions
-        if places.shape != (chosen,) or len(np.unique(places)) != chosen or places.min() < 0:
+        positions = choice.positions
+        if positions.shape != (chosen,) or len(np.unique(positions)) != chosen or positions.min() < 0:
             raise ValueError(f"the choice of step {step} is not {chosen} positions")
-        if places.max() >= stop - start or made.scores.shape != (chosen,):
+        if positions.max() >= stop - start or choice.scores.shape != (chosen,):
             raise ValueError(f"the choice of step {step} lies outside its super-batch")
-        if len(made.digests) != self.spec.world_size:
+        if len(choice.digests) != self.spec.world_size:
             raise ValueError(f"the choice of step {step} is not of {self.spec.world_size} ranks")
 
 
-def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """JEST over ``size`` candidates; raises ``Refusal`` where its parameters are wrong."""
     from curation.selectors.jest import JEST  # torch takes seconds to import, and other sessions do without
 
     parameters = check_parameters(JestParameters, spec)
     method = JestMethod(spec, size, JEST(**parameters.model_dump()))
     layout = layout_of(spec, size)
-    if layout.steps * spec.epochs >= MOST_STEPS:
+    if layout.steps * spec.epochs >= MAX_STEPS:
         raise Refusal("bad-parameters", "a session of jest has fewer than 2^31 steps: make the super-batch larger")
     for step, name in ((0, "a super-batch"), (layout.steps - 1, "the last super-batch of an epoch")):
         chosen = method._chosen(layout, step)
@@ -177,14 +187,27 @@ def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
     return method
 
 
+def check_super_batch(spec: SessionSpec, limits: Limits) -> None:
+    """Refuse a session whose super-batches have more rows than the server takes."""
+    if spec.batch_size * spec.world_size > limits.max_pairs:
+        raise Refusal(
+            "bad-parameters",
+            f"a super-batch of {spec.world_size} × {spec.batch_size} rows is more than this server takes, "
+            f"{limits.max_pairs} (max_pairs)",
+        )
+
+
+KIND = MethodKind(make=jest, check_limits=check_super_batch)
+
+
 def _bounds(layout: Layout, step: int) -> tuple[int, int]:
     return layout.span(0, step)[0], layout.span(layout.world_size - 1, step)[1]
 
 
-def _pair(sent: Sequence[Sent], model: str) -> Pair | None:
-    if f"{model}_a" not in sent[0].sides:
+def _pair(parts: Sequence[RankPart], model: str) -> Pair | None:
+    if f"{model}_a" not in parts[0].sides:
         return None
     import torch
 
-    a, b = (torch.from_numpy(np.concatenate([one.sides[f"{model}_{side}"] for one in sent])) for side in "ab")
-    return Pair(a, b, sent[0].factors[f"{model}_scale"], sent[0].factors[f"{model}_bias"])
+    a, b = (torch.from_numpy(np.concatenate([part.sides[f"{model}_{side}"] for part in parts])) for side in "ab")
+    return Pair(a, b, parts[0].factors[f"{model}_scale"], parts[0].factors[f"{model}_bias"])

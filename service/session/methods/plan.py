@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,8 @@ from pydantic import Field
 from curation.plan import BatchPlan
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Batches
-from curation.service.session.methods.base import Parameters, Stateless, check_parameters
-from curation.service.session.session import Method, State
+from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters
+from curation.service.session.protocols import Method, State
 from curation.service.session.spec import SessionSpec
 
 
@@ -29,26 +30,30 @@ class PlanMethod(Stateless):
     """The batches of a plan, each exactly once an epoch."""
 
     spec: SessionSpec
-    plan: BatchPlan
+    batches: BatchPlan
     shuffle: bool
 
+    @property
+    def plan(self) -> BatchPlan:
+        return self.batches
+
     def epoch(self, number: int, state: State) -> Batches:
-        order = np.arange(len(self.plan))
+        order = np.arange(len(self.batches))
         if self.shuffle:
-            order = np.random.default_rng((self.spec.seed, number)).permutation(len(self.plan))
-        return Batches(self.plan, order, self.spec)
+            order = np.random.default_rng((self.spec.seed, number)).permutation(len(self.batches))
+        return Batches(self.batches, order, self.spec)
 
 
-def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """The batches of a plan; raises ``Refusal`` where it is none, or is for other candidates."""
     parameters = check_parameters(PlanParameters, spec)
     try:
         if "plan" in tables:
-            made = BatchPlan.from_arrow(tables["plan"])
+            batches = BatchPlan.from_arrow(tables["plan"])
         elif parameters.batches is not None:
             lengths = [len(batch) for batch in parameters.batches]
             rows = np.fromiter((row for batch in parameters.batches for row in batch), np.int64, sum(lengths))
-            made = BatchPlan(indices=rows, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+            batches = BatchPlan(indices=rows, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
         else:
             raise Refusal(
                 "bad-parameters",
@@ -57,8 +62,11 @@ def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
             )
     except (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException) as error:
         raise Refusal("bad-parameters", f"the plan is not one: {error}") from error
-    if len(made) == 0:
+    if len(batches) == 0:
         raise Refusal("bad-parameters", "the plan has no batches")
-    if int(made.indices.max()) >= size:
-        raise Refusal("bad-parameters", f"the plan names row {made.indices.max()}, but there are {size} candidates")
-    return PlanMethod(spec, made, parameters.shuffle)
+    if int(batches.indices.max()) >= size:
+        raise Refusal("bad-parameters", f"the plan names row {batches.indices.max()}, but there are {size} candidates")
+    return PlanMethod(spec, batches, parameters.shuffle)
+
+
+KIND = MethodKind(make=plan, table="plan", plan_of_dataset=True)

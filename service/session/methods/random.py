@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import Parameters, Stateless, check_parameters, layout_of
-from curation.service.session.session import Indices, Method, State, Weights
+from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters, layout_of
+from curation.service.session.protocols import Indices, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
 
@@ -34,7 +35,10 @@ class RandomMethod(Stateless):
         return Ordered(layout_of(self.spec, self.size), take)
 
 
-def random(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method:
+def random(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """Random order over ``size`` candidates; raises ``Refusal`` where there are parameters."""
     check_parameters(RandomParameters, spec)
     return RandomMethod(spec, size)
+
+
+KIND = MethodKind(make=random)

@@ -1,0 +1,117 @@
+"""Protocols of session methods: what a method, and each of its epochs, must offer to be served."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.service.session.choice import Choice, RankPart
+
+if TYPE_CHECKING:
+    from curation.plan import BatchPlan
+
+Indices = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+Losses = npt.NDArray[np.float32]
+State = Mapping[str, npt.NDArray[Any]]
+
+
+class Epoch(Protocol):
+    """One epoch's order, in memory."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of each rank."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that the epoch's order holds."""
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes."""
+
+    @property
+    def reweighted(self) -> int:
+        """Rows whose weight is not 1."""
+
+    def length(self, rank: int, step: int) -> int:
+        """How many losses a report of a batch has; ``step`` counts within the epoch."""
+
+    def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
+        """int64[n] positions and float32[n] weights of a batch; ``step`` counts within the epoch."""
+
+
+E = TypeVar("E", bound=Epoch)
+
+
+class Method(Protocol[E]):
+    """What a session of one method needs: how it starts, what an epoch is, what reports change."""
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an epoch depends on the reports of the one before."""
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether a negative loss is refused."""
+
+    @property
+    def choosing(self) -> "Choosing | None":
+        """The method itself where its steps hand out super-batches of which a part is chosen; None for all others."""
+
+    @property
+    def plan(self) -> "BatchPlan | None":
+        """The plan whose batches are handed out; None where batches are cut from an order."""
+
+    def start(self) -> State:
+        """State before the first epoch."""
+
+    def epoch(self, number: int, state: State) -> E:
+        """Pure: the same epoch for the same number and state."""
+
+    def fold(self, state: State, epoch: E, reports: Iterable[tuple[Indices, Losses]]) -> State:
+        """State after an epoch and its reports, each int64[n] positions and float32[n] losses; pure."""
+
+
+class ChoosingEpoch(Epoch, Protocol):
+    """An epoch of super-batches. ``length``, of a report, is that of the rank's share of what was chosen."""
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
+
+    def part(self, rank: int, step: int) -> int:
+        """How many rows of a step's super-batch are the rank's to embed or score."""
+
+    def share(self, rank: int, step: int) -> tuple[int, int]:
+        """Which of the rows chosen at a step are the rank's to train on, in pick order: start and stop."""
+
+    def super_batch(self, step: int) -> Indices:
+        """int64[B]: the rows of all ranks."""
+
+
+class Choosing(Method[ChoosingEpoch], Protocol):
+    """A method without a state whose steps hand out super-batches: what the ranks send of one decides what they train
+    on. The choice is a pure function of what was sent and of (seed, epoch, position)."""
+
+    @property
+    def trained(self) -> int:
+        """Rows of an epoch that are trained on."""
+
+    def check(self, part: RankPart, rows: int, max_rows: int) -> None:
+        """Refuse what a rank sent of its ``rows`` rows unless it fits them and the method.
+
+        Raises:
+            Refusal: says what is missing or does not fit, or that the super-batch has more than ``max_rows`` rows.
+        """
+
+    def choose(self, parts: Sequence[RankPart], seed: tuple[int, int, int]) -> Choice:
+        """Which rows of a super-batch to train on, from what each rank sent of it.
+
+        Raises:
+            Refusal: the parts do not fit each other, or nothing can be computed from them.
+        """
+
+    def check_choice(self, choice: Choice, epoch: ChoosingEpoch, step: int) -> None:
+        """Raise ``ValueError`` where a choice out of a checkpoint cannot be one of this session's."""
