@@ -10,19 +10,20 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
-from curation.service.auth import Guard
+from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
-from curation.service.http import dashboard, problems
+from curation.service.http import problems
 from curation.service.http.arrays import compute
-from curation.service.http.dependencies import Parts
-from curation.service.http.middleware import Gate
+from curation.service.http.dashboard import routes as dashboard
+from curation.service.http.dependencies import AppState
+from curation.service.http.middleware import RequestMiddleware
 from curation.service.logs import AccessLog
 from curation.service.manager.choices import Choices
-from curation.service.manager.sessions import Keeper
+from curation.service.manager.sessions import SessionManager
 from curation.service.metrics import Metrics
 from curation.service.routers import choices, operations, select, sessions
 from curation.service.routers import epochs as progress
-from curation.service.routers.steps import Shortcut, Step
+from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
 from curation.service.store import Store
 
@@ -45,8 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
         StoreVersionError: a newer release wrote it.
     """
     store = Store(settings.store)
-    keeper = Keeper(store, resident_bytes=settings.resident_bytes)
-    metrics = Metrics(lambda: keeper.in_memory)
+    manager = SessionManager(store, resident_bytes=settings.resident_bytes)
+    metrics = Metrics(lambda: manager.in_memory)
     log = AccessLog()
 
     @asynccontextmanager
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await asyncio.to_thread(keeper.writer.stop)
+            await asyncio.to_thread(manager.group_commit.stop)
             store.close()
             log.flush()
 
@@ -68,12 +69,12 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     slots = asyncio.Semaphore(settings.select_threads)
-    app.state.parts = Parts(
+    app.state.service = AppState(
         settings=settings,
         store=store,
-        keeper=keeper,
-        choices=Choices(keeper, lambda work: compute(slots, work), most_rows=settings.max_pairs),
-        guard=Guard(settings, store),
+        sessions=manager,
+        choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        authenticator=Authenticator(settings, store),
         metrics=metrics,
         datasets=Datasets(settings.datasets),
         select_slots=slots,
@@ -81,8 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(Gate, settings=settings, metrics=metrics, log=log)
-    step = Gate(Step(app.state.parts), settings=settings, metrics=metrics, log=log)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics, log=log)
+    step = RequestMiddleware(StepEndpoint(app.state.service), settings=settings, metrics=metrics, log=log)
     app.middleware_stack = Shortcut(step, app.build_middleware_stack())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -64,7 +64,7 @@ def check_exposure(settings: Settings, store: Store) -> None:
         )
 
 
-class Guard:
+class Authenticator:
     """Answers who a request's caller is, from tokens that are at most ``token_seconds`` old."""
 
     def __init__(self, settings: Settings, store: Store) -> None:

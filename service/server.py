@@ -24,7 +24,7 @@ def run(settings: Settings) -> None:
     # The writer's thread waits for the interpreter between two requests: 5 ms, the default, would be most of a step.
     sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(settings)
-    store = app.state.parts.store
+    store = app.state.service.store
     check_exposure(settings, store)
     store.own()
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET

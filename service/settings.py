@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     max_texts: int = Field(default=100_000, ge=1, description="texts in one /v1/select/zipfit")
     max_text_pairs: int = Field(default=20_000_000, ge=1, description="texts times targets in one /v1/select/zipfit")
     max_rows: int = Field(default=2_000_000, ge=1, description="scores in one /v1/select/acquire")
-    max_pairs: int = Field(default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3")
+    max_pairs: int = Field(
+        default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3, and in a session's super-batch"
+    )
     select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = Field(default=True, description="a line of JSON for each request")

@@ -16,7 +16,8 @@ from curation.selection import Selection
 from curation.service.arrow import read_batches, read_table, write_table
 from curation.service.errors import Refusal
 from curation.service.http.problems import invalid
-from curation.service.session.session import Batch, Losses, Report, StepAsk
+from curation.service.session.protocols import Losses
+from curation.service.session.session import Batch, Report, StepRequest
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
@@ -108,13 +109,13 @@ def accepts_arrow(accept: str) -> bool:
     raise Refusal("not-acceptable", f"Accept is {accept[:200]!r}: this server answers {JSON} or {ARROW}")
 
 
-def read_step(body: bytes, arrow: bool, most: int) -> StepAsk:
-    """Parse a step request, which may expand to ``most`` bytes.
+def read_step(body: bytes, arrow: bool, max_bytes: int) -> StepRequest:
+    """Parse a step request, which may expand to ``max_bytes``.
 
     Raises:
         Refusal: says what does not fit.
     """
-    return _step_from_arrow(body, most) if arrow else _step_from_json(body)
+    return _step_from_arrow(body, max_bytes) if arrow else _step_from_json(body)
 
 
 def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
@@ -153,13 +154,13 @@ def _schema(epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_se
     return pa.schema(_STEP_FIELDS, metadata).serialize().to_pybytes()  # type: ignore[no-any-return]
 
 
-def read_tables(body: bytes, most: int) -> tuple[dict[str, Any], pa.Table]:
+def read_tables(body: bytes, max_bytes: int) -> tuple[dict[str, Any], pa.Table]:
     """An Arrow body's request (JSON under the key ``request`` of the schema's metadata), and its table.
 
     Raises:
-        Refusal: the body is not Arrow, expands to more than ``most`` bytes, or the request in it is not JSON.
+        Refusal: the body is not Arrow, expands to more than ``max_bytes``, or the request in it is not JSON.
     """
-    table = read_table(body, most)
+    table = read_table(body, max_bytes)
     try:
         request = json.loads((table.schema.metadata or {}).get(b"request", b"{}"))
     except ValueError as error:
@@ -219,13 +220,13 @@ def _padding(values: np.ndarray[Any, Any]) -> bytes:
     return bytes(-values.nbytes % _ALIGNED)
 
 
-def _step_from_json(body: bytes) -> StepAsk:
+def _step_from_json(body: bytes) -> StepRequest:
     try:
-        ask = StepBody.model_validate_json(body)
+        asked = StepBody.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
-    reports = [Report(ask.rank, given.step, _losses(given.losses)) for given in ask.reports]
-    return StepAsk(ask.rank, ask.step, reports, ask.generation)
+    reports = [Report(asked.rank, report.step, _losses(report.losses)) for report in asked.reports]
+    return StepRequest(asked.rank, asked.step, reports, asked.generation)
 
 
 def _losses(values: Sequence[float | None]) -> Losses:
@@ -233,15 +234,15 @@ def _losses(values: Sequence[float | None]) -> Losses:
         return np.array(values, np.float64).astype(np.float32)
 
 
-def _step_from_arrow(body: bytes, most: int) -> StepAsk:
-    schema, batches = read_batches(body, most)
+def _step_from_arrow(body: bytes, max_bytes: int) -> StepRequest:
+    schema, batches = read_batches(body, max_bytes)
     metadata, names = schema.metadata or {}, schema.names
-    rank, step, generation = (_whole(metadata, name) for name in (b"rank", b"step", b"generation"))
+    rank, step, generation = (_integer(metadata, name) for name in (b"rank", b"step", b"generation"))
     for name in ("step", "losses"):
         if names and name not in names:
             raise Refusal("bad-body", f"the Arrow body has columns {names}, but not {name!r}")
     reports = [report for batch in batches for report in _reports(rank or 0, batch)]
-    return StepAsk(rank or 0, step, reports, generation)
+    return StepRequest(rank or 0, step, reports, generation)
 
 
 def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
@@ -259,7 +260,7 @@ def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
     return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
 
 
-def _whole(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:
+def _integer(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:
     text = metadata.get(name, b"")
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""What the routes share: the app's parts, and who is calling."""
+"""Dependencies of the routes: the state of the app, and who is calling."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from curation.service.auth import Guard
+from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.manager.choices import Choices
-from curation.service.manager.sessions import Keeper
+from curation.service.manager.sessions import SessionManager
 from curation.service.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
@@ -17,23 +17,23 @@ from curation.service.store import Store
 
 
 @dataclass(frozen=True)
-class Parts:
+class AppState:
     """What :func:`curation.service.app.create_app` put together."""
 
     settings: Settings
     store: Store
-    keeper: Keeper
+    sessions: SessionManager
     choices: Choices
-    guard: Guard
+    authenticator: Authenticator
     metrics: Metrics
     datasets: Datasets
     select_slots: asyncio.Semaphore
 
 
-async def parts(request: Request) -> Parts:
-    """The parts of the app that answers a request. Async, because FastAPI sends a plain function to a thread."""
-    found: Parts = request.app.state.parts
-    return found
+async def app_state(request: Request) -> AppState:
+    """The state of the app that answers a request. Async, because FastAPI sends a plain function to a thread."""
+    state: AppState = request.app.state.service
+    return state
 
 
 async def reader(request: Request) -> Caller:
@@ -54,11 +54,11 @@ async def identify(request: Request, scope: str) -> Caller:
             authorization = value
         elif name == b"host":
             host = value
-    caller = await (await parts(request)).guard.caller(authorization, host)
+    caller = await (await app_state(request)).authenticator.caller(authorization, host)
     caller.need(scope)
     return caller
 
 
-Here = Annotated[Parts, Depends(parts)]
+App = Annotated[AppState, Depends(app_state)]
 Reader = Annotated[Caller, Depends(reader)]
 Selector = Annotated[Caller, Depends(selector)]

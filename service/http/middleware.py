@@ -25,7 +25,7 @@ _SAFETY = (
 )
 
 
-class Gate:
+class RequestMiddleware:
     """Pure ASGI middleware, because a step costs about as much as a ``BaseHTTPMiddleware`` would add."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, log: AccessLog) -> None:

@@ -1,7 +1,7 @@
-"""A session in a file: exported from one server, imported into another, or carried by a training checkpoint.
+"""Checkpoints of sessions: exported from one server, imported into another, or carried by a training checkpoint.
 
 An Arrow IPC stream: ``kind``, ``number``, ``rank``, ``data``, a row for each epoch opened, each report since the
-present epoch began, the state it began with, each choice of jest since then, and each table that came with the session.
+present epoch began, the state it began with, each choice made since then, and each table that came with the session.
 """
 
 import json
@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from curation.service.arrow import read_table
 from curation.service.errors import Refusal
-from curation.service.manager.sessions import Entry, Keeper
+from curation.service.manager.sessions import Entry, SessionManager
 from curation.service.session.caller import Caller
-from curation.service.session.choice import Made
-from curation.service.session.methods.jest import JestMethod
-from curation.service.session.methods.registry import check_size, make_method
-from curation.service.session.session import LOSS, EpochRecord, Layout, Report, Session, State
+from curation.service.session.choice import Choice
+from curation.service.session.methods.registry import check_limits, make_method
+from curation.service.session.protocols import State
+from curation.service.session.session import LOSS, EpochRecord, Layout, Report, Session
 from curation.service.session.spec import SessionSpec
 from curation.service.settings import Settings
 from curation.service.store import Store
@@ -29,7 +29,7 @@ FORMAT = b"1"
 _SCHEMA = pa.schema([("kind", pa.string()), ("number", pa.int64()), ("rank", pa.int64()), ("data", pa.large_binary())])
 
 
-def export(store: Store, keeper: Keeper, entry: Entry) -> pa.Table:
+def export(store: Store, sessions: SessionManager, entry: Entry) -> pa.Table:
     """All of a session from its present epoch on. Blocking."""
     row, session = entry.row, entry.session
     lines: list[tuple[str, int, int, bytes]] = [
@@ -39,10 +39,9 @@ def export(store: Store, keeper: Keeper, entry: Entry) -> pa.Table:
     if records:
         last = records[-1]
         lines += [("epoch", record.number, 0, _epoch(record)) for record in records]
-        lines.append(("state", last.number, 0, pack_state(keeper.state(row, session, last.number))))
-        given = store.reports(row.key, last.first_step, last.end)
-        lines += [_report(report) for report in given]
-    if isinstance(session.method, JestMethod):
+        lines.append(("state", last.number, 0, pack_state(sessions.state(row, session, last.number))))
+        lines += [_report(report) for report in store.reports(row.key, last.first_step, last.end)]
+    if session.method.choosing is not None:
         newest = last_choice(store, row.key)
         first = 0 if newest is None else session.span_of(session.epoch_of(newest))[0]
         lines += [("choice", step, 0, data) for step, data in choices_from(store, row.key, first).items()]
@@ -58,31 +57,31 @@ def restore(store: Store, caller: Caller, id: str, body: bytes, settings: Settin
     Raises:
         Refusal: the body is no checkpoint, expands to more than the settings allow, or its parts do not fit each other.
     """
-    most = settings.max_body_bytes
-    table = read_table(body, most)
+    max_bytes = settings.max_body_bytes
+    table = read_table(body, max_bytes)
     try:
-        spec, size, tables, records, state, given, choices = _read(table, most)
+        spec, size, tables, records, state, reports, choices = _read(table, max_bytes)
     except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, ValidationError) as error:
         raise Refusal("bad-body", f"the body is not an exported session: {str(error)[:200]}") from error
-    check_size(spec, size, settings.resident_bytes)
-    opened = {name: read_table(data, most) for name, data in tables.items()}
-    session = Session(spec, make_method(spec, size, opened))
+    check_limits(spec, size, settings)
+    arrow_tables = {name: read_table(data, max_bytes) for name, data in tables.items()}
+    session = Session(spec, make_method(spec, size, arrow_tables))
     base = len(records) - 1 if records else 0
     if session.method.stateful:
         session.records.extend(records)
-        _check(session, state)
-    elif records or (given and not isinstance(session.method, JestMethod)):
+        _check_epochs(session, state)
+    elif records or (reports and session.method.choosing is None):
         raise Refusal("bad-body", f"method {spec.method} has no epochs or reports to restore")
     if choices:
         base = _check_choices(session, choices)
-    for report in given:
+    for report in reports:
         session.check_rank(report.rank)
         session.check_report(report)
-    return store.restore(id, caller.owner, spec, size, tables, base, records, state, given, choices) is not None
+    return store.restore(id, caller.owner, spec, size, tables, base, records, state, reports, choices) is not None
 
 
 def _read(
-    table: pa.Table, most: int
+    table: pa.Table, max_bytes: int
 ) -> tuple[SessionSpec, int, dict[str, bytes], list[EpochRecord], State | None, list[Report], dict[int, bytes]]:
     metadata = table.schema.metadata or {}
     if metadata.get(b"format") != FORMAT or not table.schema.equals(_SCHEMA):
@@ -94,7 +93,7 @@ def _read(
     tables: dict[str, bytes] = {}
     records: list[EpochRecord] = []
     state: State | None = None
-    given: list[Report] = []
+    reports: list[Report] = []
     choices: dict[int, bytes] = {}
     for line in table.to_batches():
         for kind, number, rank, data in zip(*(column.to_pylist() for column in line.columns), strict=True):
@@ -103,19 +102,19 @@ def _read(
             elif kind == "epoch":
                 records.append(_record(spec, number, json.loads(data)))
             elif kind == "state":
-                read_table(data, most)
+                read_table(data, max_bytes)
                 state = unpack_state(data)
             elif kind == "report":
-                given.append(Report(rank, number, np.frombuffer(data, LOSS)))
+                reports.append(Report(rank, number, np.frombuffer(data, LOSS)))
             elif kind == "choice":
-                read_table(data, most)
+                read_table(data, max_bytes)
                 choices[number] = data
             else:
                 raise ValueError(f"it has a part of the unknown kind {kind!r}")
-    return spec, size, tables, records, state, given, choices
+    return spec, size, tables, records, state, reports, choices
 
 
-def _check(session: Session, state: State | None) -> None:
+def _check_epochs(session: Session[Any], state: State | None) -> None:
     """Refuse epochs that do not follow each other, and a state of another shape than the method's."""
     first = 0
     for number, record in enumerate(session.records):
@@ -123,15 +122,15 @@ def _check(session: Session, state: State | None) -> None:
             raise Refusal("bad-body", f"epoch {record.number} does not follow the one before")
         first = record.end
     if session.records:
-        wanted = {name: (values.dtype, values.shape) for name, values in session.method.start().items()}
-        if state is None or {name: (values.dtype, values.shape) for name, values in state.items()} != wanted:
-            raise Refusal("bad-body", f"the state does not fit: it must have {', '.join(wanted)}")
+        expected = {name: (values.dtype, values.shape) for name, values in session.method.start().items()}
+        if state is None or {name: (values.dtype, values.shape) for name, values in state.items()} != expected:
+            raise Refusal("bad-body", f"the state does not fit: it must have {', '.join(expected)}")
 
 
-def _check_choices(session: Session, choices: dict[int, bytes]) -> int:
+def _check_choices(session: Session[Any], choices: dict[int, bytes]) -> int:
     """Refuse choices that are not this session's; the epoch they belong to."""
-    method = session.method
-    if not isinstance(method, JestMethod):
+    method = session.method.choosing
+    if method is None:
         raise Refusal("bad-body", f"method {session.spec.method} has no choices to restore")
     numbers = {session.epoch_of(step) for step in choices}
     if len(numbers) > 1:
@@ -140,7 +139,7 @@ def _check_choices(session: Session, choices: dict[int, bytes]) -> int:
     epoch, first = method.epoch(number, {}), session.span_of(number)[0]
     for step, data in choices.items():
         try:
-            method.check_made(Made.unpack(data), epoch, step - first)
+            method.check_choice(Choice.unpack(data), epoch, step - first)
         except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal("bad-body", f"the choice of step {step} does not fit: {error}") from error
     return number

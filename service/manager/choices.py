@@ -1,4 +1,4 @@
-"""What JEST sessions choose: what the ranks send of a super-batch is kept until it is all there, then only the choice.
+"""Choices from super-batches: what the ranks send of one is kept until all of it is there, then only the choice.
 
 A choice that was answered is on disk. With one rank nothing waits, and what it sends is never stored.
 """
@@ -12,25 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.service.errors import Refusal
-from curation.service.manager.sessions import Entry, Keeper
+from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
 from curation.service.session.caller import Caller
-from curation.service.session.choice import Made, Sent
-from curation.service.session.methods.jest import JestMethod, SuperBatches
-from curation.service.session.session import Indices, Weights
+from curation.service.session.choice import Choice, RankPart
+from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights
+from curation.service.session.spec import SessionSpec
 from curation.service.store import choices as choice_store
-from curation.service.store.choices import Slot
+from curation.service.store.choices import StepKey
 
 
-class ChoiceAsk(NamedTuple):
-    """What a rank sends of a step's super-batch; None: it only asks."""
+class ChoiceRequest(NamedTuple):
+    """A rank's part of a step's super-batch; ``part`` None: it only asks."""
 
     rank: int
     step: int
-    sent: Sent | None
+    part: RankPart | None
     generation: int | None
 
 
-class Choice(NamedTuple):
+class ChosenBatch(NamedTuple):
     """What a rank trains on at a step, in pick order.
 
     ``indices`` int64[n] candidates, ``weights`` float32[n], ``positions`` int64[n] in the super-batch of all ranks,
@@ -52,140 +52,133 @@ class Choice(NamedTuple):
         return self.step == self.epoch_end - 1
 
 
-Compute = Callable[[Callable[[], Made]], Awaitable[Made]]
+Compute = Callable[[Callable[[], Choice]], Awaitable[Choice]]
 """Runs blocking work elsewhere, few at once."""
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Step:
     """A step of a session, found and checked; ``local`` counts within its epoch."""
 
-    slot: Slot
-    method: JestMethod
-    epoch: SuperBatches
+    key: StepKey
+    spec: SessionSpec
+    method: Choosing
+    epoch: ChoosingEpoch
     number: int
     local: int
     epoch_end: int
 
     @property
     def seed(self) -> tuple[int, int, int]:
-        return self.method.spec.seed, self.number, self.epoch.bounds(self.local)[1]
+        return self.spec.seed, self.number, self.epoch.bounds(self.local)[1]
 
 
 class Choices:
     """Makes and keeps the choices of one server.
 
     Args:
-        keeper: of the sessions.
+        sessions: those that the choices belong to.
         compute: runs the selection itself.
-        most_rows: larger super-batches are refused.
+        max_rows: larger super-batches are refused.
     """
 
-    def __init__(self, keeper: Keeper, compute: Compute, *, most_rows: int) -> None:
-        self._keeper, self._compute, self._most_rows = keeper, compute, most_rows
-        self._tasks: dict[Slot, asyncio.Task[Made]] = {}
+    def __init__(self, sessions: SessionManager, compute: Compute, *, max_rows: int) -> None:
+        self._sessions, self._compute, self._max_rows = sessions, compute, max_rows
+        self._tasks: dict[StepKey, asyncio.Task[Choice]] = {}
 
-    async def take(self, caller: Caller, id: str, ask: ChoiceAsk) -> tuple[Choice, int]:
+    async def choose(self, caller: Caller, id: str, request: ChoiceRequest) -> tuple[ChosenBatch, int]:
         """A rank's share of what is chosen at a step, and the session's generation.
 
         Raises:
             Refusal: what was sent does not fit, or is not what the rank sent before; or other ranks' parts are
                 missing (``missing-reports``; then this one is stored), or this one's (``not-sent``).
         """
-        entry = await self._keeper.fresh(caller, id)
-        place = _find(entry, ask)
-        if ask.sent is not None:
-            await asyncio.to_thread(_check, place, ask.rank, ask.sent, self._most_rows)
-        made = await self._made(place, ask.rank, ask.sent)
-        if ask.sent is not None and made.digests[ask.rank] != ask.sent.digest:
-            raise choice_store.differs(ask.rank, ask.step)
-        entry.asked[ask.rank] = max(ask.step, entry.asked.get(ask.rank, -1))
-        return _share(place, made, ask.rank), place.slot.generation
+        entry = await self._sessions.current(caller, id)
+        step = _find_step(entry, request)
+        if request.part is not None:
+            await asyncio.to_thread(_check_part, step, request.rank, request.part, self._max_rows)
+        choice = await self._choice(step, request.rank, request.part)
+        if request.part is not None and choice.digests[request.rank] != request.part.digest:
+            raise choice_store.part_differs(request.rank, request.step)
+        entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
+        return _share(step, choice, request.rank), step.key.generation
 
-    async def _made(self, place: _Place, rank: int, sent: Sent | None) -> Made:
-        slot, world = place.slot, place.method.spec.world_size
-        if slot not in self._tasks:
-            store = self._keeper.store
-            if sent is None or world == 1:
-                found = await asyncio.to_thread(choice_store.look, store, slot)
+    async def _choice(self, step: _Step, rank: int, part: RankPart | None) -> Choice:
+        key, world_size = step.key, step.spec.world_size
+        if key not in self._tasks:
+            store = self._sessions.store
+            if part is None or world_size == 1:
+                stored = await asyncio.to_thread(choice_store.read_choice, store, key)
             else:
-                found = await asyncio.to_thread(choice_store.put_part, store, slot, rank, sent)
-            if isinstance(found, Made):
-                return found
-            alone = sent if world == 1 else None
-            if alone is None and len(found.ranks) < world:
-                raise _missing(slot.step, rank, set(range(world)) - found.ranks)
-            if slot not in self._tasks:
-                task = self._tasks[slot] = asyncio.create_task(self._decide(place, alone))
-                task.add_done_callback(lambda done: (self._tasks.pop(slot), done.cancelled() or done.exception()))
-        return await asyncio.shield(self._tasks[slot])
+                stored = await asyncio.to_thread(choice_store.put_part, store, key, rank, part)
+            if isinstance(stored, Choice):
+                return stored
+            only_part = part if world_size == 1 else None
+            if only_part is None and len(stored.ranks) < world_size:
+                raise _missing_parts(key.step, rank, set(range(world_size)) - stored.ranks)
+            if key not in self._tasks:
+                task = self._tasks[key] = asyncio.create_task(self._compute_choice(step, only_part))
+                task.add_done_callback(lambda done: (self._tasks.pop(key), done.cancelled() or done.exception()))
+        return await asyncio.shield(self._tasks[key])
 
-    async def _decide(self, place: _Place, alone: Sent | None) -> Made:
-        store, slot = self._keeper.store, place.slot
+    async def _compute_choice(self, step: _Step, only_part: RankPart | None) -> Choice:
+        store, key = self._sessions.store, step.key
 
-        def work() -> Made:
-            world = place.method.spec.world_size
-            parts = [alone] if alone is not None else choice_store.parts(store, slot, world)
-            return place.method.choose(parts, place.seed)
+        def work() -> Choice:
+            if only_part is not None:
+                return step.method.choose([only_part], step.seed)
+            return step.method.choose(choice_store.read_parts(store, key, step.spec.world_size), step.seed)
 
         try:
-            made = await self._compute(work)
+            choice = await self._compute(work)
         except Refusal as refusal:
-            if alone is None and refusal.kind == "bad-report":
-                await asyncio.to_thread(choice_store.discard, store, slot)
+            if only_part is None and refusal.kind == "bad-report":
+                await asyncio.to_thread(choice_store.delete_parts, store, key)
             raise
-        return await asyncio.to_thread(choice_store.keep, store, slot, made)
+        return await asyncio.to_thread(choice_store.put_choice, store, key, choice)
 
 
-def _find(entry: Entry, ask: ChoiceAsk) -> _Place:
-    session, row, method = entry.session, entry.row, entry.session.method
-    if not isinstance(method, JestMethod):
-        raise Refusal("other-method", f"session {row.id!r} is one of {row.spec.method}: only those of jest choose")
-    session.check_rank(ask.rank)
-    if ask.generation is not None and ask.generation != row.generation:
+def _find_step(entry: Entry, request: ChoiceRequest) -> _Step:
+    session, row, method = entry.session, entry.row, entry.session.method.choosing
+    if method is None:
         raise Refusal(
-            "stale-generation",
-            f"the request is of generation {ask.generation}, but the session was rewound and is at {row.generation}: "
-            "resume from its state",
-            generation=row.generation,
+            "other-method",
+            f"session {row.id!r} is one of {row.spec.method}, whose batches are trained on whole: there is no choice",
         )
-    number = session.epoch_of(ask.step)
-    if number < row.base:
-        raise Refusal(
-            "before-base",
-            f"epoch {number} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
-        )
-    epoch = session.epoch(number)
+    session.check_rank(request.rank)
+    check_generation(row, request.generation)
+    number = session.epoch_of(request.step)
+    check_base(row, number)
+    epoch: ChoosingEpoch | None = session.epoch(number)
     if epoch is None:
         epoch = method.epoch(number, {})
         session.put(number, epoch)
-    assert isinstance(epoch, SuperBatches)
     first, end = session.span_of(number)
-    return _Place(Slot(row.key, row.generation, ask.step), method, epoch, number, ask.step - first, end)
+    key = StepKey(row.key, row.generation, request.step)
+    return _Step(key, row.spec, method, epoch, number, request.step - first, end)
 
 
-def _check(place: _Place, rank: int, sent: Sent, most: int) -> None:
-    start, stop = place.epoch.layout.span(rank, place.local)
-    place.method.check(sent, stop - start, most)
-    _ = sent.digest  # it reads all that was sent: here, in a thread, and once
+def _check_part(step: _Step, rank: int, part: RankPart, max_rows: int) -> None:
+    step.method.check(part, step.epoch.part(rank, step.local), max_rows)
+    _ = part.digest  # it reads all that was sent: in this thread, and once
 
 
-def _share(place: _Place, made: Made, rank: int) -> Choice:
-    start, stop = place.epoch.share(rank, place.local)
-    positions = made.positions[start:stop].astype(np.int64)
-    return Choice(
-        place.epoch.super_batch(place.local)[positions],
+def _share(step: _Step, choice: Choice, rank: int) -> ChosenBatch:
+    start, stop = step.epoch.share(rank, step.local)
+    positions = choice.positions[start:stop].astype(np.int64)
+    return ChosenBatch(
+        step.epoch.super_batch(step.local)[positions],
         np.ones(len(positions), np.float32),
         positions,
-        made.scores[start:stop],
-        place.number,
-        place.slot.step,
-        place.epoch_end,
-        place.slot.step == place.epoch_end - 1 and place.number == place.method.spec.epochs - 1,
+        choice.scores[start:stop],
+        step.number,
+        step.key.step,
+        step.epoch_end,
+        step.key.step == step.epoch_end - 1 and step.number == step.spec.epochs - 1,
     )
 
 
-def _missing(step: int, rank: int, ranks: set[int]) -> Refusal:
+def _missing_parts(step: int, rank: int, ranks: set[int]) -> Refusal:
     missing = [{"rank": other, "step": step} for other in sorted(ranks)]
     facts: dict[str, Any] = {"missing": missing[:100], "missing_count": len(missing)}
     if rank in ranks:

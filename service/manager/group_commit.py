@@ -12,12 +12,12 @@ from curation.service.store.reports import Write
 GROUP = 512
 
 
-class _Waiting(NamedTuple):
+class _Pending(NamedTuple):
     write: Write
     future: "asyncio.Future[None]"
 
 
-class Writer:
+class GroupCommit:
     """Turns many small commits into few: while one is on its way to the disk, the next group gathers.
 
     It belongs to one event loop. A thread commits, because a disk may take its time; the loop and the thread meet
@@ -26,7 +26,7 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: list[_Waiting] = []
+        self._pending: list[_Pending] = []
         self._busy = False
         self._stopped = False
         self._thread = ThreadPoolExecutor(1, "curation-writer")
@@ -43,7 +43,7 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(_Waiting(Write(key, generation, reports), future))
+        self._pending.append(_Pending(Write(key, generation, reports), future))
         if not self._busy:
             self._busy = True
             # Not now: the requests that the loop has already read join the group.
@@ -51,33 +51,33 @@ class Writer:
         return future
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+        group, self._pending = self._pending[:GROUP], self._pending[GROUP:]
         if self._stopped:
-            for waiting in group:
-                waiting.future.cancel()
+            for pending in group:
+                pending.future.cancel()
             return
         self._thread.submit(self._commit, loop, group)
 
-    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Waiting]) -> None:
+    def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Pending]) -> None:
         outcomes: Sequence[Exception | None]
         try:
-            outcomes = self._store.add_reports([waiting.write for waiting in group])
+            outcomes = self._store.add_reports([pending.write for pending in group])
         except Exception as error:
             outcomes = [error] * len(group)
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._answer, loop, group, outcomes)
 
     def _answer(
-        self, loop: asyncio.AbstractEventLoop, group: list[_Waiting], outcomes: Sequence[Exception | None]
+        self, loop: asyncio.AbstractEventLoop, group: list[_Pending], outcomes: Sequence[Exception | None]
     ) -> None:
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            if waiting.future.done():
+        for pending, outcome in zip(group, outcomes, strict=True):
+            if pending.future.done():
                 continue
             if outcome is None:
-                waiting.future.set_result(None)
+                pending.future.set_result(None)
             else:
-                waiting.future.set_exception(outcome)
-        if self._waiting:
+                pending.future.set_exception(outcome)
+        if self._pending:
             self._next(loop)
         else:
             self._busy = False

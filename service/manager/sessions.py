@@ -1,4 +1,4 @@
-"""Keeps the sessions: loads them, opens their epochs when the reports are in, and hands out batches.
+"""Sessions of a running server: loaded from the store, opened epoch by epoch as reports come in, served from memory.
 
 What it holds in memory can be lost at any moment: the store has all it takes to compute it again. Work in O(N) runs in
 threads, once for all requests that wait for it, and goes on when they give up.
@@ -14,27 +14,28 @@ import numpy as np
 import pyarrow as pa
 
 from curation.service.errors import Refusal
-from curation.service.manager.group_commit import Writer
+from curation.service.manager.group_commit import GroupCommit
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method
-from curation.service.session.session import Batch, Epoch, EpochRecord, Indices, Losses, Session, State, StepAsk
+from curation.service.session.protocols import Epoch, Indices, Losses, State
+from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
 from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow, Store
 
-MOST_SESSIONS = 4096
+MAX_SESSIONS = 4096
 
 
 @dataclass
 class Entry:
-    """A session in memory. ``asked``: the last step that each rank asked for here."""
+    """A session in memory. ``asked``: the last step that each rank asked this server for."""
 
     row: SessionRow
-    session: Session
+    session: Session[Any]
     asked: dict[int, int] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
 
 
-class Keeper:
+class SessionManager:
     """All sessions of one server.
 
     Args:
@@ -44,7 +45,7 @@ class Keeper:
 
     def __init__(self, store: Store, *, resident_bytes: int) -> None:
         self.store = store
-        self.writer = Writer(store)
+        self.group_commit = GroupCommit(store)
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Entry]] = {}
         self._resident_bytes = resident_bytes
@@ -62,7 +63,7 @@ class Keeper:
         Raises:
             Refusal: the parameters are wrong, or the id belongs to another session.
         """
-        session = await asyncio.to_thread(_make, spec, size, tables, [])
+        session = await asyncio.to_thread(_build_session, spec, size, tables, [])
         row = await asyncio.to_thread(self.store.create, id, caller.owner, spec, size, tables)
         if row is None:
             entry = await self.entry(caller, id)
@@ -72,7 +73,7 @@ class Keeper:
                 )
             return entry, False
         entry = Entry(row, session)
-        self._keep(entry)
+        self._insert(entry)
         return entry, True
 
     async def entry(self, caller: Caller, id: str) -> Entry:
@@ -94,11 +95,11 @@ class Keeper:
             raise Refusal("not-yours", f"session {id!r} belongs to another token")
         return entry
 
-    def forget(self, id: str) -> None:
+    def evict(self, id: str) -> None:
         """Drop what is in memory of a session."""
         self._entries.pop(id, None)
 
-    async def take(self, caller: Caller, id: str, ask: StepAsk) -> tuple[Batch | None, int]:
+    async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int]:
         """Store the reports, then answer with the batch asked for (None where none was) and the generation.
 
         Raises:
@@ -108,22 +109,22 @@ class Keeper:
         for _ in range(3):
             entry = await self.entry(caller, id)
             try:
-                return await self._take(entry, ask), entry.row.generation
+                return await self._step(entry, request), entry.row.generation
             except Refusal as refusal:
                 if refusal.kind != "session-changed":
                     raise
-                self.forget(id)
+                self.evict(id)
                 changed = refusal
         assert changed is not None
         raise changed
 
-    async def fresh(self, caller: Caller, id: str) -> Entry:
+    async def current(self, caller: Caller, id: str) -> Entry:
         """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
         entry = await self.entry(caller, id)
         if self.store.shared:
             row = await asyncio.to_thread(self.store.session, id)
             if row is None or row != entry.row:
-                self.forget(id)
+                self.evict(id)
                 return await self.entry(caller, id)
             await self._catch_up(entry)
         return entry
@@ -134,7 +135,7 @@ class Keeper:
         Raises:
             Refusal: the step's epoch was never open.
         """
-        entry = await self.fresh(caller, id)
+        entry = await self.current(caller, id)
         session, row = entry.session, entry.row
         if step < 0 or step > session.known_steps:
             raise Refusal(
@@ -142,74 +143,68 @@ class Keeper:
             )
         last = max(session.open_epochs - 1, 0)
         epoch = session.epoch_of(step) if step < session.known_steps else last
-        _check_base(row, epoch)
+        check_base(row, epoch)
         await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch)
-        self.forget(id)
+        self.evict(id)
         return await self.entry(caller, id)
 
     async def delete(self, caller: Caller, id: str) -> None:
         """Forget a session for good."""
         entry = await self.entry(caller, id)
         await asyncio.to_thread(self.store.delete_session, entry.row.key)
-        self.forget(id)
+        self.evict(id)
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """An open epoch's order, computed again where needed."""
-        return await self._ready(entry, number)
+        return await self._ensure_epoch(entry, number)
 
-    async def _take(self, entry: Entry, ask: StepAsk) -> Batch | None:
+    async def _step(self, entry: Entry, request: StepRequest) -> Batch | None:
         session, row = entry.session, entry.row
-        session.check_rank(ask.rank)
+        session.check_rank(request.rank)
         if session.open_epochs == 0:
-            await self._ready(entry, 0)
-        newest = max((report.step for report in ask.reports), default=-1)
-        if self.store.shared and max(newest, -1 if ask.step is None else ask.step) >= session.known_steps:
+            await self._ensure_epoch(entry, 0)
+        newest = max((report.step for report in request.reports), default=-1)
+        if self.store.shared and max(newest, -1 if request.step is None else request.step) >= session.known_steps:
             await self._catch_up(entry)
-        if ask.generation is not None and ask.generation != row.generation:
-            raise Refusal(
-                "stale-generation",
-                f"the request is of generation {ask.generation}, but the session was rewound and is at "
-                f"{row.generation}: resume from its state",
-                generation=row.generation,
-            )
-        if ask.step is not None:
-            _check_base(row, session.epoch_of(ask.step))
-        for report in ask.reports:
-            if ask.step is not None and report.step >= ask.step:
+        check_generation(row, request.generation)
+        if request.step is not None:
+            check_base(row, session.epoch_of(request.step))
+        for report in request.reports:
+            if request.step is not None and report.step >= request.step:
                 raise Refusal(
                     "bad-report",
-                    f"step {report.step} is reported, but is not earlier than {ask.step}, the one asked for",
+                    f"step {report.step} is reported, but is not earlier than {request.step}, the one asked for",
                 )
             session.check_report(report)
-        if ask.reports or self.store.shared:
-            await self.writer.submit(row.key, row.generation, ask.reports)
-        if ask.step is None:
+        if request.reports or self.store.shared:
+            await self.group_commit.submit(row.key, row.generation, request.reports)
+        if request.step is None:
             return None
-        number = session.epoch_of(ask.step)
+        number = session.epoch_of(request.step)
         epoch = session.epoch(number)
         if epoch is None and (session.method.stateful or number >= session.open_epochs):
-            epoch = await self._ready(entry, number)
-        entry.asked[ask.rank] = max(ask.step, entry.asked.get(ask.rank, -1))
-        return session.batch(ask.rank, ask.step, epoch)
+            epoch = await self._ensure_epoch(entry, number)
+        entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
+        return session.batch(request.rank, request.step, epoch)
 
     async def _load(self, id: str) -> Entry:
         entry = await asyncio.to_thread(self._from_store, id)
-        self._keep(entry)
+        self._insert(entry)
         return entry
 
     def _from_store(self, id: str) -> Entry:
         row = self.store.session(id)
         if row is None:
             raise Refusal("not-found", f"there is no session {id!r}")
-        return Entry(row, _make(row.spec, row.size, self.store.tables(row.key), self.store.records(row)))
+        return Entry(row, _build_session(row.spec, row.size, self.store.tables(row.key), self.store.records(row)))
 
-    def _keep(self, entry: Entry) -> None:
+    def _insert(self, entry: Entry) -> None:
         self._entries[entry.row.id] = entry
-        self._make_room(entry)
+        self._evict_oldest(entry)
 
-    def _make_room(self, entry: Entry) -> None:
+    def _evict_oldest(self, entry: Entry) -> None:
         total = sum(other.session.nbytes for other in self._entries.values())
-        while len(self._entries) > 1 and (total > self._resident_bytes or len(self._entries) > MOST_SESSIONS):
+        while len(self._entries) > 1 and (total > self._resident_bytes or len(self._entries) > MAX_SESSIONS):
             id, oldest = next(iter(self._entries.items()))
             if oldest is entry:
                 self._entries.move_to_end(id)
@@ -222,18 +217,18 @@ class Keeper:
         for record in records:
             entry.session.opened(record)
 
-    async def _ready(self, entry: Entry, number: int) -> Epoch | None:
+    async def _ensure_epoch(self, entry: Entry, number: int) -> Epoch | None:
         """Open an epoch, or compute it again; None where the method makes it on the spot.
 
         It is returned because requests for other epochs may push it out of memory before the caller goes on.
         """
         task = entry.tasks.get(number)
         if task is None:
-            task = entry.tasks[number] = asyncio.create_task(self._prepare(entry, number))
+            task = entry.tasks[number] = asyncio.create_task(self._open_or_compute(entry, number))
             task.add_done_callback(lambda done: (entry.tasks.pop(number, None), done.cancelled() or done.exception()))
         return await asyncio.shield(task)
 
-    async def _prepare(self, entry: Entry, number: int) -> Epoch | None:
+    async def _open_or_compute(self, entry: Entry, number: int) -> Epoch | None:
         session, row = entry.session, entry.row
         if number < session.open_epochs:
             epoch = session.epoch(number)
@@ -243,10 +238,10 @@ class Keeper:
         else:
             record, epoch = await asyncio.to_thread(self._open, row, session, number)
             session.opened(record, epoch)
-        self._make_room(entry)
+        self._evict_oldest(entry)
         return epoch
 
-    def _open(self, row: SessionRow, session: Session, number: int) -> tuple[EpochRecord, Epoch]:
+    def _open(self, row: SessionRow, session: Session[Any], number: int) -> tuple[EpochRecord, Epoch]:
         missing = np.empty((0, 2), np.int64)
         if number == 0:
             state = session.method.start()
@@ -254,50 +249,63 @@ class Keeper:
             before = session.records[number - 1]
             missing = session.missing(number - 1, *self.store.reported(row.key, before.first_step, before.end))
             if len(missing) and row.spec.on_missing == "wait":
-                raise _missing(number, missing)
-            state = self._folded(row, session, number - 1, self.state(row, session, number - 1), missing)
+                raise _missing_reports(number, missing)
+            state = self._fold_reports(row, session, number - 1, self.state(row, session, number - 1), missing)
         record, epoch = session.opening(number, state, missing)
         if not self.store.open_epoch(row.key, row.generation, record, state):
             record = self.store.records(row)[number]
             if not np.array_equal(record.missing, missing):
-                found = self.store.state(row.key, number)
-                if found is None or found[0] != number:
+                stored = self.store.state(row.key, number)
+                if stored is None or stored[0] != number:
                     raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)
-                epoch = session.method.epoch(number, found[1])
+                epoch = session.method.epoch(number, stored[1])
         return record, epoch
 
-    def _compute(self, row: SessionRow, session: Session, number: int) -> Epoch:
-        return session.method.epoch(number, self.state(row, session, number))
+    def _compute(self, row: SessionRow, session: Session[Any], number: int) -> Epoch:
+        epoch: Epoch = session.method.epoch(number, self.state(row, session, number))
+        return epoch
 
-    def state(self, row: SessionRow, session: Session, number: int) -> State:
+    def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
         """The state that an open epoch starts from: stored, or computed from the reports since the last one stored."""
         stored = self.store.state(row.key, number) if number else None
         start, state = stored or (0, session.method.start())
         for epoch in range(start, number):
-            state = self._folded(row, session, epoch, state, session.records[epoch + 1].missing)
+            state = self._fold_reports(row, session, epoch, state, session.records[epoch + 1].missing)
         return state
 
-    def _folded(
-        self, row: SessionRow, session: Session, number: int, state: State, missing: np.ndarray[Any, Any]
+    def _fold_reports(
+        self, row: SessionRow, session: Session[Any], number: int, state: State, missing: np.ndarray[Any, Any]
     ) -> State:
         record = session.records[number]
         epoch = session.epoch(number) or session.method.epoch(number, state)
-        left_out = {(int(rank), int(step)) for rank, step in missing}
+        skipped = {(int(rank), int(step)) for rank, step in missing}
 
         def reports() -> Iterator[tuple[Indices, Losses]]:
             for report in self.store.reports(row.key, record.first_step, record.end):
-                if (report.rank, report.step) not in left_out:
+                if (report.rank, report.step) not in skipped:
                     yield epoch.batch(report.rank, report.step - record.first_step)[0], report.losses
 
         return session.method.fold(state, epoch, reports())
 
 
-def _make(spec: SessionSpec, size: int, tables: dict[str, bytes], records: list[EpochRecord]) -> Session:
-    opened = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
-    return Session(spec, make_method(spec, size, opened), records)
+def _build_session(spec: SessionSpec, size: int, tables: dict[str, bytes], records: list[EpochRecord]) -> Session[Any]:
+    arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
+    return Session(spec, make_method(spec, size, arrow_tables), records)
 
 
-def _check_base(row: SessionRow, epoch: int) -> None:
+def check_generation(row: SessionRow, generation: int | None) -> None:
+    """Refuse a request that names another generation than the session's."""
+    if generation is not None and generation != row.generation:
+        raise Refusal(
+            "stale-generation",
+            f"the request is of generation {generation}, but the session was rewound and is at {row.generation}: "
+            "resume from its state",
+            generation=row.generation,
+        )
+
+
+def check_base(row: SessionRow, epoch: int) -> None:
+    """Refuse an epoch that lies before the checkpoint that the session was made from."""
     if epoch < row.base:
         raise Refusal(
             "before-base",
@@ -305,7 +313,7 @@ def _check_base(row: SessionRow, epoch: int) -> None:
         )
 
 
-def _missing(number: int, missing: np.ndarray[Any, Any]) -> Refusal:
+def _missing_reports(number: int, missing: np.ndarray[Any, Any]) -> Refusal:
     first = [{"rank": int(rank), "step": int(step)} for rank, step in missing[:100]]
     return Refusal(
         "missing-reports",

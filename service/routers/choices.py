@@ -12,10 +12,10 @@ from curation.service.arrow import write_table
 from curation.service.errors import Refusal
 from curation.service.http.arrays import Matrix, matrix_of, read_arrays
 from curation.service.http.bodies import ARROW, JSON, wants_arrow
-from curation.service.http.dependencies import Here, Selector
+from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
-from curation.service.manager.choices import Choice, ChoiceAsk
-from curation.service.session.choice import FACTORS, SIDES, Sent
+from curation.service.manager.choices import ChoiceRequest, ChosenBatch
+from curation.service.session.choice import FACTORS, SIDES, RankPart
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -70,7 +70,7 @@ class ChoiceAnswer(BaseModel):
     },
     openapi_extra=takes(ChoiceBody),
 )
-async def choose(id: SessionId, request: Request, here: Here, caller: Selector) -> Response:
+async def choose(id: SessionId, request: Request, app: App, caller: Selector) -> Response:
     """Send what JEST needs of a step's super-batch, and get the rows to train on: safe to repeat.
 
     A step of a session of jest hands each rank ``batch_size`` rows; together they are the super-batch. Once every rank
@@ -81,14 +81,14 @@ async def choose(id: SessionId, request: Request, here: Here, caller: Selector) 
     ``request``.
     """
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, ChoiceBody, (*SIDES, "scores"), here.settings.max_body_bytes)
-    ask = ChoiceAsk(body.rank, body.step, _sent(body, columns), body.generation)
-    choice, generation = await here.choices.take(caller, id, ask)
-    here.metrics.reports += ask.sent is not None
-    return _write(choice, generation, arrow)
+    body, columns = await read_arrays(request, ChoiceBody, (*SIDES, "scores"), app.settings.max_body_bytes)
+    asked = ChoiceRequest(body.rank, body.step, _part(body, columns), body.generation)
+    batch, generation = await app.choices.choose(caller, id, asked)
+    app.metrics.reports += asked.part is not None
+    return _write(batch, generation, arrow)
 
 
-def _sent(body: ChoiceBody, columns: dict[str, pa.Array]) -> Sent | None:
+def _part(body: ChoiceBody, columns: dict[str, pa.Array]) -> RankPart | None:
     matrices = {name: matrix_of(name, columns.get(name, getattr(body, name))) for name in SIDES}
     sides = {name: matrix for name, matrix in matrices.items() if matrix is not None}
     scores = None
@@ -100,17 +100,17 @@ def _sent(body: ChoiceBody, columns: dict[str, pa.Array]) -> Sent | None:
         scores = np.array(body.scores, np.float64)
     if not sides and scores is None:
         return None
-    return Sent(sides, scores, {name: getattr(body, name) for name in FACTORS})
+    return RankPart(sides, scores, {name: getattr(body, name) for name in FACTORS})
 
 
-def _write(choice: Choice, generation: int, arrow: bool) -> Response:
-    arrays = {name: getattr(choice, name) for name in ("indices", "weights", "positions", "scores")}
+def _write(batch: ChosenBatch, generation: int, arrow: bool) -> Response:
+    arrays = {name: getattr(batch, name) for name in ("indices", "weights", "positions", "scores")}
     facts: dict[str, Any] = {
-        name: getattr(choice, name) for name in ("epoch", "step", "epoch_end", "end_of_epoch", "end_of_session")
+        name: getattr(batch, name) for name in ("epoch", "step", "epoch_end", "end_of_epoch", "end_of_session")
     }
     facts["generation"] = generation
     if not arrow:
-        return Response(to_json({name: each.tolist() for name, each in arrays.items()} | facts), media_type=JSON)
+        return Response(to_json({name: values.tolist() for name, values in arrays.items()} | facts), media_type=JSON)
     table = pa.table(arrays).replace_schema_metadata({name: str(int(value)) for name, value in facts.items()})
     return Response(write_table(table), media_type=ARROW)
 

@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query
 
-from curation.service.http.dependencies import Here, Parts, Reader
+from curation.service.http.dependencies import App, AppState, Reader
 from curation.service.http.openapi import SessionId, problems
 from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import EpochList, EpochState, LossList, StepLosses
-from curation.service.session.methods.jest import JestMethod
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -19,61 +18,62 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 @router.get("/{id}/epochs", responses=problems(401, 403, 404, 422, 503))
 async def list_epochs(
     id: SessionId,
-    here: Here,
+    app: App,
     caller: Reader,
     first: Annotated[int, Query(ge=0, le=2**31)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> EpochList:
     """The open epochs: how many candidates each keeps, and at which weights."""
-    entry = await here.keeper.fresh(caller, id)
+    entry = await app.sessions.current(caller, id)
     session, size = entry.session, entry.row.size
+    choosing = session.method.choosing
     numbers = range(first, min(first + limit, session.open_epochs))
-    found = []
+    states = []
     for number in numbers:
         record = session.records[number] if session.method.stateful else None
         start, end = session.span_of(number)
         rows = record.layout.rows if record else session.rows
-        found.append(
+        states.append(
             EpochState(
                 number=number,
                 first_step=start,
                 steps=end - start,
                 rows=rows,
-                trained=session.method.trained if isinstance(session.method, JestMethod) else rows,
+                trained=rows if choosing is None else choosing.trained,
                 size=size,
                 reweighted=record.reweighted if record else 0,
                 missing=len(record.missing) if record else 0,
             )
         )
-    return EpochList(epochs=found, next=numbers.stop if found and numbers.stop < session.open_epochs else None)
+    return EpochList(epochs=states, next=numbers.stop if states and numbers.stop < session.open_epochs else None)
 
 
 @router.get("/{id}/losses", responses=problems(401, 403, 404, 422, 503))
 async def list_losses(
     id: SessionId,
-    here: Here,
+    app: App,
     caller: Reader,
     first: Annotated[int, Query(ge=0, le=2**62, description="the first step")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000, description="reports at most")] = 1000,
     bins: Annotated[int, Query(ge=1, le=200)] = 40,
 ) -> LossList:
     """Losses by step and rank, and their histogram."""
-    entry = await here.keeper.fresh(caller, id)
-    return await asyncio.to_thread(_losses, here, entry, first, limit, bins)
+    entry = await app.sessions.current(caller, id)
+    return await asyncio.to_thread(_losses, app, entry, first, limit, bins)
 
 
-def _losses(here: Parts, entry: Entry, first: int, limit: int, bins: int) -> LossList:
-    found: list[StepLosses] = []
+def _losses(app: AppState, entry: Entry, first: int, limit: int, bins: int) -> LossList:
+    lines: list[StepLosses] = []
     values: list[npt.NDArray[np.float64]] = []
     following: int | None = None
-    for report in here.store.reports(entry.row.key, first, 2**62):
-        if len(found) >= limit and report.step != found[-1].step:
+    for report in app.store.reports(entry.row.key, first, 2**62):
+        if len(lines) >= limit and report.step != lines[-1].step:
             following = report.step
             break
         known = report.losses[np.isfinite(report.losses)].astype(np.float64)
         values.append(known)
         empty = len(known) == 0
-        found.append(
+        lines.append(
             StepLosses(
                 rank=report.rank,
                 step=report.step,
@@ -85,4 +85,4 @@ def _losses(here: Parts, entry: Entry, first: int, limit: int, bins: int) -> Los
             )
         )
     counts, edges = np.histogram(np.concatenate(values) if values else np.empty(0), bins=bins)
-    return LossList(reports=found, bins=edges.tolist(), counts=counts.tolist(), next=following)
+    return LossList(reports=lines, bins=edges.tolist(), counts=counts.tolist(), next=following)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from curation.service.http.dependencies import Here, Reader
+from curation.service.http.dependencies import App, Reader
 from curation.service.http.openapi import problems
 
 router = APIRouter(tags=["operations"])
@@ -32,26 +32,26 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", responses=problems(503))
-async def readyz(here: Here) -> Health:
+async def readyz(app: App) -> Health:
     """200 when the store answers, too; 503 otherwise."""
-    await asyncio.to_thread(here.store.ping)
+    await asyncio.to_thread(app.store.ping)
     return Health(status="ready")
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403))
-async def metrics(here: Here, caller: Reader) -> Response:
+async def metrics(app: App, caller: Reader) -> Response:
     """For Prometheus."""
-    return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(app.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/datasets", responses=problems(401, 403))
-async def list_datasets(here: Here, caller: Reader) -> DatasetList:
+async def list_datasets(app: App, caller: Reader) -> DatasetList:
     """Curated datasets under the configured roots."""
-    return DatasetList(datasets=await asyncio.to_thread(here.datasets.names))
+    return DatasetList(datasets=await asyncio.to_thread(app.datasets.names))
 
 
 @router.get("/v1/datasets/{name}", responses=problems(401, 403, 422))
-async def read_dataset(name: str, here: Here, caller: Reader) -> dict[str, Any]:
+async def read_dataset(name: str, app: App, caller: Reader) -> dict[str, Any]:
     """A dataset's manifest."""
-    manifest = await asyncio.to_thread(here.datasets.manifest, name)
+    manifest = await asyncio.to_thread(app.datasets.manifest, name)
     return manifest.model_dump(mode="json")

@@ -15,7 +15,7 @@ from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.http.arrays import Matrix, compute, limit, matrix_of, read_arrays
 from curation.service.http.bodies import ARROW, wants_arrow, write_plan, write_selection
-from curation.service.http.dependencies import Here, Parts, Selector
+from curation.service.http.dependencies import App, AppState, Selector
 from curation.service.http.openapi import ARROW_BODY, problems, takes
 
 router = APIRouter(prefix="/v1/select", tags=["select"])
@@ -104,45 +104,45 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/zipfit", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(ZipFitBody))
-async def zipfit(request: Request, here: Here, caller: Selector) -> Response:
+async def zipfit(request: Request, app: App, caller: Selector) -> Response:
     """Texts by how well they compress together with the targets (ZIP-FIT)."""
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, ZipFitBody, ("texts",), here.settings.max_body_bytes)
+    body, columns = await read_arrays(request, ZipFitBody, ("texts",), app.settings.max_body_bytes)
     texts = columns.get("texts", body.texts)
-    limit("texts", len(texts), here.settings.max_texts)
-    limit("texts × targets", len(texts) * len(body.targets), here.settings.max_text_pairs)
+    limit("texts", len(texts), app.settings.max_texts)
+    limit("texts × targets", len(texts) * len(body.targets), app.settings.max_text_pairs)
 
     def work() -> Selection:
         from curation.selectors.zipfit import ZipFit
 
         return ZipFit(**body.model_dump(exclude={"texts", "k"})).select(texts, body.k)
 
-    return write_selection(await compute(here.select_slots, work), arrow)
+    return write_selection(await compute(app.select_slots, work), arrow)
 
 
 @router.post("/acquire", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(AcquireBody))
-async def acquire(request: Request, here: Here, caller: Selector) -> Response:
+async def acquire(request: Request, app: App, caller: Selector) -> Response:
     """Candidates drawn by their scores, without replacement (stochastic batch acquisition)."""
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, AcquireBody, ("scores",), here.settings.max_body_bytes)
+    body, columns = await read_arrays(request, AcquireBody, ("scores",), app.settings.max_body_bytes)
     scores = columns["scores"].to_numpy() if columns else np.array(body.scores, np.float64)
-    limit("scores", len(scores), here.settings.max_rows)
+    limit("scores", len(scores), app.settings.max_rows)
 
     def work() -> Selection:
         from curation.selectors.acquisition import StochasticAcquisition
 
         return StochasticAcquisition(kind=body.kind, beta=body.beta).select(scores, body.k, seed=(body.seed,))
 
-    return write_selection(await compute(here.select_slots, work), arrow)
+    return write_selection(await compute(app.select_slots, work), arrow)
 
 
 @router.post("/jest", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(JestBody))
-async def jest(request: Request, here: Here, caller: Selector) -> Response:
+async def jest(request: Request, app: App, caller: Selector) -> Response:
     """The part of a super-batch that is jointly most learnable (JEST)."""
     arrow = wants_arrow(request)
     names = ("learner_a", "learner_b", "reference_a", "reference_b")
-    body, columns = await read_arrays(request, JestBody, names, here.settings.max_body_bytes)
-    sides = {name: _matrix(name, columns.get(name, getattr(body, name)), here) for name in names}
+    body, columns = await read_arrays(request, JestBody, names, app.settings.max_body_bytes)
+    sides = {name: _matrix(name, columns.get(name, getattr(body, name)), app) for name in names}
 
     def pair(model: str) -> Pair | None:
         import torch
@@ -161,16 +161,16 @@ async def jest(request: Request, here: Here, caller: Selector) -> Response:
         method = JEST(**body.model_dump(include={"loss", "filter_ratio", "chunks", "criterion", "joint"}))
         return method.select(pair("learner"), pair("reference"), generator=torch.Generator().manual_seed(body.seed))
 
-    return write_selection(await compute(here.select_slots, work), arrow)
+    return write_selection(await compute(app.select_slots, work), arrow)
 
 
 @router.post("/b3", response_model=PlanAnswer, responses=_RESPONSES, openapi_extra=takes(B3Body))
-async def b3(request: Request, here: Here, caller: Selector) -> Response:
+async def b3(request: Request, app: App, caller: Selector) -> Response:
     """Batches whose rows are hard negatives of each other (B3)."""
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, B3Body, ("queries", "positives"), here.settings.max_body_bytes)
-    queries = _matrix("queries", columns.get("queries", body.queries), here)
-    positives = _matrix("positives", columns.get("positives", body.positives), here)
+    body, columns = await read_arrays(request, B3Body, ("queries", "positives"), app.settings.max_body_bytes)
+    queries = _matrix("queries", columns.get("queries", body.queries), app)
+    positives = _matrix("positives", columns.get("positives", body.positives), app)
 
     def work() -> BatchPlan:
         from curation.selectors.b3 import B3
@@ -178,13 +178,13 @@ async def b3(request: Request, here: Here, caller: Selector) -> Response:
         method = B3(**body.model_dump(exclude={"queries", "positives", "seed"}))
         return method.plan(queries, positives, seed=body.seed)
 
-    return write_plan(await compute(here.select_slots, work), arrow)
+    return write_plan(await compute(app.select_slots, work), arrow)
 
 
-def _matrix(name: str, values: Any, here: Parts) -> Any:
+def _matrix(name: str, values: Any, app: AppState) -> Any:
     matrix = matrix_of(name, values)
     if matrix is not None:
-        limit(name, len(matrix), here.settings.max_pairs)
+        limit(name, len(matrix), app.settings.max_pairs)
     return matrix
 
 

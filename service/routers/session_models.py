@@ -73,7 +73,7 @@ class EpochState(BaseModel):
     first_step: int
     steps: int
     rows: int = Field(description="candidates it hands out")
-    trained: int = Field(description="rows that are trained on: all of those, or what jest chooses of them")
+    trained: int = Field(description="rows that are trained on: all of those, or what is chosen of them")
     size: int
     reweighted: int = Field(description="rows whose weight is not 1")
     missing: int = Field(description="reports of the epoch before that it went on without")

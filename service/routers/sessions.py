@@ -20,7 +20,7 @@ from curation.service.http.bodies import (
     read_tables,
     wants_arrow,
 )
-from curation.service.http.dependencies import Here, Parts, Reader, Selector, identify
+from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
 from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid
 from curation.service.manager import checkpoints
@@ -34,7 +34,7 @@ from curation.service.routers.session_models import (
     SessionSummary,
 )
 from curation.service.routers.steps import step
-from curation.service.session.methods.registry import check_size
+from curation.service.session.methods.registry import check_limits, method_kind
 from curation.service.session.spec import SESSION_ID, SessionSpec
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -51,17 +51,17 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
     },
     openapi_extra=takes(Created),
 )
-async def create_session(request: Request, here: Here, caller: Selector) -> Response:
+async def create_session(request: Request, app: App, caller: Selector) -> Response:
     """Open a session.
 
-    With Arrow, the JSON object stands in the schema's metadata under ``request``, and the table is the plan (method
-    plan: a column ``indices`` of lists) or the column ``scores`` (method acquisition).
+    With Arrow, the JSON object stands in the schema's metadata under ``request``, and the table is the one that the
+    method takes, such as a plan (a column ``indices`` of lists) or a score of each candidate (a column ``scores``).
     """
     arrow = is_arrow(request)
     body = await request.body()
     table: pa.Table | None = None
     if arrow:
-        given, table = await asyncio.to_thread(read_tables, body, here.settings.max_body_bytes)
+        given, table = await asyncio.to_thread(read_tables, body, app.settings.max_body_bytes)
     else:
         given = read_json(body)
     try:
@@ -69,25 +69,25 @@ async def create_session(request: Request, here: Here, caller: Selector) -> Resp
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
     spec = SessionSpec(**asked.model_dump(exclude={"id"}))
-    size, tables = await asyncio.to_thread(_candidates, here, spec, table)
+    size, tables = await asyncio.to_thread(_candidates, app, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
-    entry, new = await here.keeper.create(caller, id, spec, size, tables)
-    answer = await _state(here, entry)
+    entry, new = await app.sessions.create(caller, id, spec, size, tables)
+    answer = await _state(app, entry)
     headers = {"Location": f"/v1/sessions/{id}"}
     return Response(answer.model_dump_json(), 201 if new else 200, headers, JSON)
 
 
 @router.get("", responses=problems(401, 403, 422, 503))
 async def list_sessions(
-    here: Here,
+    app: App,
     caller: Reader,
     after: Annotated[int, Query(ge=0, le=2**62)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionList:
     """Your sessions; with an admin token everybody's."""
     owner = None if "admin" in caller.scopes else caller.owner
-    rows = await asyncio.to_thread(here.store.list_sessions, owner, after, limit)
-    found = [
+    rows = await asyncio.to_thread(app.store.list_sessions, owner, after, limit)
+    summaries = [
         SessionSummary(
             id=row.id,
             method=row.spec.method,
@@ -98,19 +98,19 @@ async def list_sessions(
         )
         for row in rows
     ]
-    return SessionList(sessions=found, next=rows[-1].key if len(rows) == limit else None)
+    return SessionList(sessions=summaries, next=rows[-1].key if len(rows) == limit else None)
 
 
 @router.get("/{id}", responses=problems(401, 403, 404, 422, 503))
-async def read_session(id: SessionId, here: Here, caller: Reader) -> SessionState:
+async def read_session(id: SessionId, app: App, caller: Reader) -> SessionState:
     """How a session stands."""
-    return await _state(here, await here.keeper.fresh(caller, id))
+    return await _state(app, await app.sessions.current(caller, id))
 
 
 @router.delete("/{id}", status_code=204, responses=problems(401, 403, 404, 422, 503))
-async def delete_session(id: SessionId, here: Here, caller: Selector) -> None:
+async def delete_session(id: SessionId, app: App, caller: Selector) -> None:
     """Forget a session and everything that was reported to it."""
-    await here.keeper.delete(caller, id)
+    await app.sessions.delete(caller, id)
 
 
 @router.post(
@@ -125,8 +125,8 @@ async def delete_session(id: SessionId, here: Here, caller: Selector) -> None:
 async def take_step(id: SessionId, request: Request) -> Response:
     """Report the losses of earlier steps, and get the batch of the step named: safe to repeat.
 
-    In a session of jest the batch is the rank's part of a super-batch: ``/choices`` says which of it to train on, and
-    that is what losses are reported of.
+    Where the method chooses from super-batches, the batch is the rank's part of one: ``/choices`` says which of it to
+    train on, and that is what losses are reported of.
 
     A report that was answered with 200 is on disk; reporting it again changes nothing. With Arrow, ``rank``, ``step``
     and ``generation`` stand in the schema's metadata, and the table has a row for each report: ``step`` int64,
@@ -134,18 +134,18 @@ async def take_step(id: SessionId, request: Request) -> Response:
     """
     caller = await identify(request, "select")
     arrow = wants_arrow(request)
-    here: Parts = request.app.state.parts
-    answer = await step(here, caller, id, await request.body(), is_arrow(request), arrow)
+    app: AppState = request.app.state.service
+    answer = await step(app, caller, id, await request.body(), is_arrow(request), arrow)
     return Response(answer, media_type=ARROW if arrow else JSON)
 
 
 @router.post("/{id}/rewind", responses=problems(400, 401, 403, 404, 409, 410, 422, 503))
-async def rewind_session(id: SessionId, asked: Rewind, here: Here, caller: Selector) -> SessionState:
+async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selector) -> SessionState:
     """Go back to a step, for a training that resumes from an older checkpoint.
 
     The generation rises: a request that names the old one is refused.
     """
-    return await _state(here, await here.keeper.rewind(caller, id, asked.step))
+    return await _state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.get(
@@ -156,10 +156,10 @@ async def rewind_session(id: SessionId, asked: Rewind, here: Here, caller: Selec
         **problems(401, 403, 404, 422, 503),
     },
 )
-async def export_session(id: SessionId, here: Here, caller: Reader) -> Response:
+async def export_session(id: SessionId, app: App, caller: Reader) -> Response:
     """Everything needed to go on elsewhere, from the present epoch: an Arrow IPC stream for a training checkpoint."""
-    entry = await here.keeper.fresh(caller, id)
-    table = await asyncio.to_thread(checkpoints.export, here.store, here.keeper, entry)
+    entry = await app.sessions.current(caller, id)
+    table = await asyncio.to_thread(checkpoints.export, app.store, app.sessions, entry)
     return Response(await asyncio.to_thread(write_table, table), media_type=ARROW)
 
 
@@ -172,7 +172,7 @@ async def export_session(id: SessionId, here: Here, caller: Reader) -> Response:
 )
 async def import_session(
     request: Request,
-    here: Here,
+    app: App,
     caller: Selector,
     id: Annotated[str | None, Query(pattern=SESSION_ID, description="the new session's id")] = None,
 ) -> Response:
@@ -181,17 +181,17 @@ async def import_session(
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
     body = await request.body()
     id = id or secrets.token_urlsafe(12)
-    if not await asyncio.to_thread(checkpoints.restore, here.store, caller, id, body, here.settings):
+    if not await asyncio.to_thread(checkpoints.restore, app.store, caller, id, body, app.settings):
         raise Refusal("id-taken", f"there is a session {id!r} already: choose another id")
-    answer = await _state(here, await here.keeper.entry(caller, id))
+    answer = await _state(app, await app.sessions.entry(caller, id))
     return Response(answer.model_dump_json(), 201, {"Location": f"/v1/sessions/{id}"}, JSON)
 
 
-def _candidates(here: Parts, spec: SessionSpec, table: pa.Table | None) -> tuple[int, dict[str, bytes]]:
+def _candidates(app: AppState, spec: SessionSpec, table: pa.Table | None) -> tuple[int, dict[str, bytes]]:
     """N, and the tables to store with the session."""
     size = spec.size
     if spec.dataset is not None:
-        rows = here.datasets.manifest(spec.dataset).rows_out
+        rows = app.datasets.manifest(spec.dataset).rows_out
         if size is not None and size != rows:
             raise Refusal(
                 "bad-dataset", f"size is {size}, but dataset {spec.dataset!r} has {rows} rows: leave size out"
@@ -199,26 +199,19 @@ def _candidates(here: Parts, spec: SessionSpec, table: pa.Table | None) -> tuple
         size = rows
     if not size:
         raise Refusal("bad-dataset", f"dataset {spec.dataset!r} has no rows")
-    check_size(spec, size, here.settings.resident_bytes)
-    if spec.method == "jest" and spec.batch_size * spec.world_size > here.settings.max_pairs:
-        raise Refusal(
-            "bad-parameters",
-            f"a super-batch of {spec.world_size} × {spec.batch_size} rows is more than this server takes, "
-            f"{here.settings.max_pairs} (max_pairs)",
-        )
-    tables = {}
+    check_limits(spec, size, app.settings)
+    kind = method_kind(spec.method)
     if table is not None and table.num_columns:
-        name = {"plan": "plan", "acquisition": "scores"}.get(spec.method)
-        if name is None:
+        if kind.table is None:
             raise Refusal("bad-body", f"method {spec.method!r} takes no table: send JSON")
-        tables[name] = write_table(table)
-    elif spec.method == "plan" and spec.dataset is not None:
-        tables["plan"] = write_table(here.datasets.plan(spec.dataset).to_arrow())
-    return size, tables
+        return size, {kind.table: write_table(table)}
+    if kind.table is not None and kind.plan_of_dataset and spec.dataset is not None:
+        return size, {kind.table: write_table(app.datasets.plan(spec.dataset).to_arrow())}
+    return size, {}
 
 
-async def _state(here: Parts, entry: Entry) -> SessionState:
-    progress = await asyncio.to_thread(here.store.progress, entry.row.key)
+async def _state(app: AppState, entry: Entry) -> SessionState:
+    progress = await asyncio.to_thread(app.store.progress, entry.row.key)
     session, row = entry.session, entry.row
     ranks = [
         RankState(

@@ -7,42 +7,42 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from curation.service.http.bodies import ARROW, JSON, accepts_arrow, is_arrow_kind, read_step, write_step
-from curation.service.http.dependencies import Parts
+from curation.service.http.dependencies import AppState
 from curation.service.session.caller import Caller
 
 _PATH = re.compile(r"/v1/sessions/([^/]+)/steps")
 
 
-async def step(here: Parts, caller: Caller, id: str, body: bytes, is_arrow: bool, wants_arrow: bool) -> bytes:
+async def step(app: AppState, caller: Caller, id: str, body: bytes, is_arrow: bool, wants_arrow: bool) -> bytes:
     """Store what a rank reports, and the body of the answer with the batch it asks for.
 
     Raises:
-        Refusal: see :meth:`curation.service.manager.sessions.Keeper.take`.
+        Refusal: see :meth:`curation.service.manager.sessions.SessionManager.step`.
     """
-    ask = read_step(body, is_arrow, here.settings.max_body_bytes)
-    batch, generation = await here.keeper.take(caller, id, ask)
-    here.metrics.reports += len(ask.reports)
+    asked = read_step(body, is_arrow, app.settings.max_body_bytes)
+    batch, generation = await app.sessions.step(caller, id, asked)
+    app.metrics.reports += len(asked.reports)
     if batch is not None:
-        here.metrics.batches += 1
-        here.metrics.rows += len(batch.indices)
+        app.metrics.batches += 1
+        app.metrics.rows += len(batch.indices)
     return write_step(batch, generation, wants_arrow)
 
 
-class Step:
+class StepEndpoint:
     """Pure ASGI: the answer to ``POST /v1/sessions/{id}/steps``, as the route in ``sessions`` describes it."""
 
-    def __init__(self, here: Parts) -> None:
-        self._here = here
+    def __init__(self, app: AppState) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = _ROUTE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS}
         raw = dict(scope["headers"])
-        caller = await self._here.guard.caller(raw.get(b"authorization"), raw.get(b"host"))
+        caller = await self._app.authenticator.caller(raw.get(b"authorization"), raw.get(b"host"))
         caller.need("select")
         arrow = accepts_arrow(headers.get(b"accept", ""))
         sent = is_arrow_kind(headers.get(b"content-type", ""), headers.get(b"content-encoding", ""))
-        answer = await step(self._here, caller, scope["path_params"]["id"], await _whole(receive), sent, arrow)
+        answer = await step(self._app, caller, scope["path_params"]["id"], await _read_body(receive), sent, arrow)
         kind = ARROW if arrow else JSON
         about = [(b"content-length", b"%d" % len(answer)), (b"content-type", kind.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": about})
@@ -74,7 +74,7 @@ _ROUTE = SimpleNamespace(path="/v1/sessions/{id}/steps")
 """What metrics call it."""
 
 
-async def _whole(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     parts = []
     while True:
         message = await receive()

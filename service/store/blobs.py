@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy import Connection, insert, select
 
-from curation.service.session.session import State
+from curation.service.session.protocols import State
 from curation.service.store.tables import blobs
 
 PART = 16 << 20

@@ -14,11 +14,11 @@ from curation.service.logs import logger
 
 EVERY = 4 << 20
 """Bytes that are committed between two moves."""
-MOST_PAGES = 8192
+MAX_PAGES = 8192
 """Pages of the log (32 MiB) after which commits wait once, so that it starts anew instead of growing."""
 
 
-class Backfill:
+class Checkpointer:
     """The moves of one SQLite file, in a thread of their own."""
 
     def __init__(self, engine: Engine) -> None:
@@ -42,7 +42,7 @@ class Backfill:
         held = self._engine.raw_connection()
         try:
             connection: Any = held.driver_connection
-            if _pages(connection, "PASSIVE") > MOST_PAGES:
+            if _pages(connection, "PASSIVE") > MAX_PAGES:
                 _pages(connection, "RESTART")
         except Error:
             logger.exception("the write-ahead log was not moved; the next commits will try again")

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.exc import OperationalError
 
 from curation.service.session.session import LOSS, Report
-from curation.service.store.checkpointer import Backfill
+from curation.service.store.checkpointer import Checkpointer
 
 _ROWS = 128  # of five variables each: below the smallest limit that SQLite was ever built with
 
@@ -26,13 +26,13 @@ class Write(NamedTuple):
     reports: Sequence[Report]
 
 
-class Commits:
+class ReportWriter:
     """Adds reports to a SQLite file, over a connection of its own; for one thread at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._held: PoolProxiedConnection | None = None
-        self._backfill = Backfill(engine)
+        self._checkpointer = Checkpointer(engine)
 
     def add(self, writes: Sequence[Write]) -> list[bool]:
         """Store reports; on disk when this returns.
@@ -51,7 +51,7 @@ class Commits:
         try:
             connection = self._connection()
             added = _insert(connection, rows)
-            self._backfill.committed(sum(losses.nbytes for *_, losses in rows))
+            self._checkpointer.committed(sum(losses.nbytes for *_, losses in rows))
             if added == len(rows) and all(write.reports for write in writes):
                 return [True] * len(writes)
             # Some were there already, or their session has changed. Generations only rise, so looking now is safe.
@@ -63,7 +63,7 @@ class Commits:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._backfill.close()
+        self._checkpointer.close()
         self._drop()
 
     def _drop(self) -> None:

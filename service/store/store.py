@@ -18,11 +18,12 @@ import numpy as np
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from curation.service.errors import Refusal
-from curation.service.session.session import LOSS, EpochRecord, Layout, Report, State
+from curation.service.session.protocols import State
+from curation.service.session.session import LOSS, EpochRecord, Layout, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.blobs import get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
-from curation.service.store.reports import Commits, Write
+from curation.service.store.reports import ReportWriter, Write
 from curation.service.store.tables import blobs, epochs, migrate, reports, sessions, tokens
 
 CHOICE = "choice"
@@ -82,7 +83,7 @@ class Store:
         self._owner: Any = None
         self._upsert = _upsert(self.shared)
         self._add_reports = self._upsert(reports).on_conflict_do_nothing()
-        self._commits = Commits(self.engine)
+        self._report_writer = ReportWriter(self.engine)
         migrate(self._writes)
 
     def own(self) -> None:
@@ -102,7 +103,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of all connections, and of the file."""
-        self._commits.close()
+        self._report_writer.close()
         self.engine.dispose()
         if self._owner is not None:
             self._owner.close()
@@ -259,7 +260,7 @@ class Store:
         """
         if not self.shared:
             with self._one_writer:
-                done = self._commits.add(writes)
+                done = self._report_writer.add(writes)
             return [None if one else _outdated() for one in done]
         keys = {"keys": list({write.key for write in writes})}
         some = any(write.reports for write in writes)

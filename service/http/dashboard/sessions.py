@@ -1,4 +1,4 @@
-"""What the dashboard draws of sessions: bounded samples of what the store holds, whatever the size of a session."""
+"""Sessions as the dashboard draws them: bounded samples of what the store holds, whatever the size of a session."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -146,7 +146,7 @@ def thinned(first: int, last: int, points: int) -> tuple[list[int], int]:
     return sorted({*range(-(-first // every) * every, last + 1, every), last}), every
 
 
-def weights(session: Session, number: int) -> list[Weight]:
+def weights(session: Session[Any], number: int) -> list[Weight]:
     """The weights of rank 0's rows at a few steps of an epoch, the commonest first; empty where it is not in memory."""
     epoch = session.epoch(number)
     if epoch is None:

@@ -66,7 +66,7 @@ class Parameters(BaseModel):
 
 
 class Defaults:
-    """What a method answers unless it says otherwise: it takes any loss, and its batches are cut from an order, whole."""
+    """What a method answers unless it says otherwise: it takes any loss, and hands out whole batches of an order."""
 
     @property
     def nonnegative(self) -> bool:

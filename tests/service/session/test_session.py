@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from curation.selectors.infobatch import InfoBatch
 from curation.service.auth import ANYONE
 from curation.service.errors import Refusal
-from curation.service.manager.sessions import Keeper
+from curation.service.manager.sessions import SessionManager
 from curation.service.session.methods.registry import make_method
-from curation.service.session.session import Layout, Report, Session, StepAsk
+from curation.service.session.session import Layout, Report, Session, StepRequest
 from curation.service.session.spec import SessionSpec
 from curation.service.store import Store
 
@@ -57,8 +57,8 @@ class SessionModel(RuleBasedStateMachine):
         )
         self.loop = asyncio.new_event_loop()
         self.store = Store(f"sqlite:///{self.folder.name}/store.db")
-        self.keeper = self.new_keeper()
-        self.run(self.keeper.create(ANYONE, "s", self.spec, SIZE, {}))
+        self.manager = self.new_manager()
+        self.run(self.manager.create(ANYONE, "s", self.spec, SIZE, {}))
         self.reports: dict[tuple[int, int], Any] = {}
         self.missing: list[set[tuple[int, int]]] = [set()]
         self.steps = [0]
@@ -66,8 +66,8 @@ class SessionModel(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
-    def new_keeper(self) -> Keeper:
-        return Keeper(self.store, resident_bytes=1 << 30)
+    def new_manager(self) -> SessionManager:
+        return SessionManager(self.store, resident_bytes=1 << 30)
 
     def model(self) -> list[tuple[Any, Any]]:
         """(indices, weights) of the epochs opened so far, computed anew from the reports."""
@@ -94,7 +94,7 @@ class SessionModel(RuleBasedStateMachine):
         return {(rank, step) for step in range(self.steps[-1], self.end()) for rank in range(RANKS)} - set(self.reports)
 
     def check(self, rank: int, step: int) -> None:
-        batch, _ = self.run(self.keeper.take(ANYONE, "s", StepAsk(rank, step, [], None)))
+        batch, _ = self.run(self.manager.step(ANYONE, "s", StepRequest(rank, step, [], None)))
         epoch = max(e for e, first in enumerate(self.steps) if first <= step)
         indices, weights = self.model()[epoch]
         start, stop = self.layout(epoch).span(rank, step - self.steps[epoch])
@@ -123,7 +123,7 @@ class SessionModel(RuleBasedStateMachine):
             start, stop = self.layout(epoch).span(rank, step - self.steps[epoch])
             losses = np.random.default_rng((seed, rank, step)).random(stop - start, np.float32)
             given.append(Report(rank, step, losses))
-        self.run(self.keeper.take(ANYONE, "s", StepAsk(rank, None, given, None)))
+        self.run(self.manager.step(ANYONE, "s", StepRequest(rank, None, given, None)))
         for report in given:
             self.reports.setdefault((rank, report.step), report.losses)
 
@@ -134,7 +134,7 @@ class SessionModel(RuleBasedStateMachine):
         due, end = self.due(), self.end()
         if due and self.spec.on_missing == "wait":
             with pytest.raises(Refusal) as refused:
-                self.run(self.keeper.take(ANYONE, "s", StepAsk(rank, end, [], None)))
+                self.run(self.manager.step(ANYONE, "s", StepRequest(rank, end, [], None)))
             assert refused.value.kind == "missing-reports"
             assert {(m["rank"], m["step"]) for m in refused.value.members["missing"]} == due
             return
@@ -145,22 +145,22 @@ class SessionModel(RuleBasedStateMachine):
     @rule(rank=st.integers(0, RANKS - 1), bad=st.sampled_from(["rank", "past", "long", "nan", "negative", "later"]))
     def bad_requests_change_nothing(self, rank: int, bad: str) -> None:
         self.check(rank, 0)
-        ask = {
-            "rank": StepAsk(RANKS, 0, [], None),
-            "past": StepAsk(rank, self.end() + 1, [], None),
-            "long": StepAsk(rank, None, [Report(rank, 0, np.zeros(BATCH + 2, np.float32))], None),
-            "nan": StepAsk(rank, None, [Report(rank, 0, np.full(BATCH, np.nan, np.float32))], None),
-            "negative": StepAsk(rank, -1, [], None),
-            "later": StepAsk(rank, None, [Report(rank, self.end(), np.zeros(BATCH, np.float32))], None),
+        request = {
+            "rank": StepRequest(RANKS, 0, [], None),
+            "past": StepRequest(rank, self.end() + 1, [], None),
+            "long": StepRequest(rank, None, [Report(rank, 0, np.zeros(BATCH + 2, np.float32))], None),
+            "nan": StepRequest(rank, None, [Report(rank, 0, np.full(BATCH, np.nan, np.float32))], None),
+            "negative": StepRequest(rank, -1, [], None),
+            "later": StepRequest(rank, None, [Report(rank, self.end(), np.zeros(BATCH, np.float32))], None),
         }[bad]
         with pytest.raises(Refusal):
-            self.run(self.keeper.take(ANYONE, "s", ask))
+            self.run(self.manager.step(ANYONE, "s", request))
 
     @rule(place=st.floats(0, 1))
     def rewind(self, place: float) -> None:
         self.check(0, self.steps[-1])
         step = int(place * self.end())
-        self.run(self.keeper.rewind(ANYONE, "s", step))
+        self.run(self.manager.rewind(ANYONE, "s", step))
         keep = max([e for e, first in enumerate(self.steps) if first <= step], default=0)
         if step == self.end():
             keep = len(self.steps) - 1
@@ -169,8 +169,8 @@ class SessionModel(RuleBasedStateMachine):
 
     @rule()
     def lose_all_memory(self) -> None:
-        self.keeper.writer.stop()
-        self.keeper = self.new_keeper()
+        self.manager.group_commit.stop()
+        self.manager = self.new_manager()
 
     @invariant()
     def what_was_acknowledged_is_stored(self) -> None:
@@ -181,8 +181,8 @@ class SessionModel(RuleBasedStateMachine):
         assert all(np.array_equal(stored[key], losses) for key, losses in self.reports.items())
 
     def teardown(self) -> None:
-        if hasattr(self, "keeper"):
-            self.keeper.writer.stop()
+        if hasattr(self, "manager"):
+            self.manager.group_commit.stop()
             self.store.close()
             self.loop.close()
             self.folder.cleanup()

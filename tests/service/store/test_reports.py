@@ -89,13 +89,13 @@ def test_what_fails_stores_nothing_and_the_next_group_goes_on(store: Store) -> N
 
 
 def test_the_log_is_moved_and_starts_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "MOST_PAGES", 64)
+    monkeypatch.setattr(backfill, "MAX_PAGES", 64)
     key, log = new_session(store, "s"), Path(f"{store.url.database}-wal")
     losses = np.zeros(4096, np.float32)
     for step in range(100):
         assert store.add_reports([Write(key, 0, [Report(0, step, losses)])]) == [None]
         if step % 20 == 19:
-            moves = backfill.Backfill(store.engine)
+            moves = backfill.Checkpointer(store.engine)
             moves.committed(backfill.EVERY)
             moves.close()
     assert log.stat().st_size < 100 * losses.nbytes / 2

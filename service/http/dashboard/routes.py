@@ -1,0 +1,231 @@
+"""Routes of the dashboard: the page at ``/``, and what it asks for beyond the public API.
+
+The page and its files hold no data and are served to anybody; everything else under ``/dashboard`` needs a token
+with the scope read wherever the API needs one. The Content-Security-Policy lets nothing run but the page's own
+files. A report has scripts of its own, so it runs in a frame without an origin and without a network.
+"""
+
+import asyncio
+from pathlib import Path as File
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from curation.dataset.manifest import REPORT, Manifest
+from curation.service.errors import Refusal
+from curation.service.http.dashboard import datasets as browse
+from curation.service.http.dashboard import sessions as overview
+from curation.service.http.dependencies import App, AppState, Reader
+from curation.service.http.openapi import SessionId, problems
+from curation.service.routers.epochs import list_epochs
+from curation.service.routers.session_models import EpochState, SessionState
+from curation.service.routers.sessions import read_session
+
+STATIC = File(__file__).resolve().parents[2] / "static"
+FILES = ("charts.js", "dashboard.css", "dashboard.js", "icon.svg")
+EPOCHS = 60
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; frame-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+FRAME_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+pages = APIRouter(include_in_schema=False)
+router = APIRouter(prefix="/dashboard", tags=["dashboard"])
+
+
+class SessionLines(BaseModel):
+    """Sessions, newest first. Pass ``next`` as ``before`` for the following ones; null: these are the last."""
+
+    sessions: list[overview.Line]
+    next: int | None
+
+
+class SessionView(BaseModel):
+    """All that the page draws of a session."""
+
+    state: SessionState
+    step: int | None = Field(description="the furthest step asked for or reported")
+    epoch: int | None = Field(description="that step's epoch")
+    epochs: list[EpochState] = Field(description="the latest epochs up to that one")
+    losses: overview.Curve
+    weights: list[overview.Weight]
+
+
+class DatasetLine(BaseModel):
+    """One dataset of the list."""
+
+    name: str
+    rows_in: int
+    rows_out: int
+    created: float
+
+
+class DatasetLines(BaseModel):
+    """Curated datasets under the configured roots."""
+
+    datasets: list[DatasetLine]
+    unreadable: list[str] = Field(description="folders whose manifest cannot be read")
+
+
+class StepLine(BaseModel):
+    """A step of a dataset's recipe."""
+
+    number: int
+    step: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+
+
+class DatasetView(DatasetLine):
+    """All that the page shows of a dataset beside its rows."""
+
+    bad_rows: int
+    steps: list[StepLine]
+    plan: browse.PlanFacts | None
+
+
+@pages.get("/")
+async def page() -> FileResponse:
+    """The page."""
+    return _file("index.html", POLICY)
+
+
+@pages.get("/static/{name}")
+async def static(name: str) -> FileResponse:
+    """Its style, scripts and icon."""
+    if name not in FILES:
+        raise Refusal("not-found", "there is no such file")
+    return _file(name, POLICY)
+
+
+@pages.get("/dashboard/frame")
+async def frame() -> FileResponse:
+    """An empty document that shows the report it is handed."""
+    return _file("frame.html", FRAME_POLICY)
+
+
+@router.get("/sessions", responses=problems(401, 403, 422, 503))
+async def show_sessions(
+    app: App,
+    caller: Reader,
+    before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> SessionLines:
+    """Your sessions with their progress; with an admin token everybody's."""
+    owner = None if "admin" in caller.scopes else caller.owner
+    lines, following = await asyncio.to_thread(overview.newest_sessions, app.store, owner, before, limit)
+    return SessionLines(sessions=lines, next=following)
+
+
+@router.get("/sessions/{id}", responses=problems(401, 403, 404, 422, 503))
+async def show_session(id: SessionId, app: App, caller: Reader) -> SessionView:
+    """A session's progress, losses and epochs, thinned to what a screen can show."""
+    state = await read_session(id, app, caller)
+    entry = await app.sessions.entry(caller, id)
+    reported = max((rank.last_reported for rank in state.ranks if rank.last_reported is not None), default=None)
+    step = overview.position(entry, reported)
+    epoch = None if step is None else entry.session.epoch_of(step)
+    until = 0 if epoch is None else epoch
+    listed = await list_epochs(id, app, caller, max(0, until - EPOCHS + 1), min(until + 1, EPOCHS))
+    return SessionView(
+        state=state,
+        step=step,
+        epoch=epoch,
+        epochs=listed.epochs,
+        losses=await asyncio.to_thread(overview.curve, app.store, entry, reported),
+        weights=[] if epoch is None else await asyncio.to_thread(overview.weights, entry.session, epoch),
+    )
+
+
+@router.get("/sessions/{id}/plan", responses=problems(401, 403, 404, 422, 503))
+async def show_plan(id: SessionId, app: App, caller: Reader) -> browse.PlanFacts:
+    """The plan of a session that hands out a plan's batches: sizes, what made it, and its hardness where its dataset says so."""
+    entry = await app.sessions.current(caller, id)
+    plan, name = entry.session.method.plan, entry.row.spec.dataset
+    if plan is None:
+        raise Refusal("not-found", f"session {id!r} has no plan: its method is {entry.row.spec.method}")
+
+    def facts() -> browse.PlanFacts:
+        try:
+            manifest = None if name is None else app.datasets.manifest(name)
+        except Refusal:
+            manifest = None  # the dataset is gone, but the session has the plan
+        return browse.plan_facts(plan, manifest)
+
+    return await asyncio.to_thread(facts)
+
+
+@router.get("/datasets", responses=problems(401, 403))
+async def show_datasets(app: App, caller: Reader) -> DatasetLines:
+    """Curated datasets, with their sizes."""
+    return await asyncio.to_thread(_datasets, app)
+
+
+@router.get("/datasets/{name}", responses=problems(401, 403, 422))
+async def show_dataset(name: str, app: App, caller: Reader) -> DatasetView:
+    """A dataset's steps and its plan."""
+    return await asyncio.to_thread(_dataset, app, name)
+
+
+@router.get("/datasets/{name}/rows", responses=problems(401, 403, 422))
+async def show_rows(
+    name: str,
+    app: App,
+    caller: Reader,
+    batch: Annotated[int | None, Query(ge=0, le=2**62, description="None: the dataset as a whole")] = None,
+    start: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 25,
+) -> browse.Page:
+    """Rows of a batch, long values cut short."""
+    return await asyncio.to_thread(browse.read_page, app.datasets, name, batch, start, limit)
+
+
+@router.get(
+    "/datasets/{name}/report",
+    response_class=Response,
+    responses={200: {"content": {"text/html": {}}, "description": "The report"}, **problems(401, 403, 422)},
+)
+async def show_report(name: str, app: App, caller: Reader) -> FileResponse:
+    """A dataset's ``report.html``, which its policy keeps from this origin."""
+    path = await asyncio.to_thread(app.datasets.file, name, REPORT)
+    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": FRAME_POLICY})
+
+
+def _datasets(app: AppState) -> DatasetLines:
+    lines, unreadable = [], []
+    for name in app.datasets.names():
+        try:
+            lines.append(_line(name, app.datasets.manifest(name)))
+        except Refusal:
+            unreadable.append(name)
+    return DatasetLines(datasets=lines, unreadable=unreadable)
+
+
+def _dataset(app: AppState, name: str) -> DatasetView:
+    manifest = app.datasets.manifest(name)
+    planned = browse.has_plan(app.datasets, name)
+    return DatasetView(
+        **_line(name, manifest).model_dump(),
+        bad_rows=manifest.bad_rows,
+        steps=[StepLine(**step.model_dump(exclude={"dropped", "details"})) for step in manifest.steps],
+        plan=browse.plan_facts(app.datasets.plan(name), manifest) if planned else None,
+    )
+
+
+def _line(name: str, manifest: Manifest) -> DatasetLine:
+    return DatasetLine(
+        name=name, rows_in=manifest.rows_in, rows_out=manifest.rows_out, created=manifest.created.timestamp()
+    )
+
+
+def _file(name: str, policy: str) -> FileResponse:
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return FileResponse(STATIC / name, headers=headers)
