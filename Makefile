@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/.ready-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types wheel ci clean
+.PHONY: help quickstart test lint format client types wheel ci clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,13 +32,17 @@ quickstart: $(READY)  ## Set up and curate the standard library's functions into
 test: $(DEV_READY)  ## Set up and pass the tests (7 to 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q
 
-lint: $(DEV_READY)  ## Lint and check the format
+lint: $(DEV_READY)  ## Lint, check the format and the generated client
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/generate-client --check
 
 format: $(DEV_READY)  ## Format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+client: $(DEV_READY)  ## Generate the service's sync client from the async one
+	$(BIN)/python .ci/generate-client
 
 wheel: $(DEV_READY)  ## Build the wheel into dist/
 	rm -rf build dist

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 
 from curation.service.client import Client
-from curation.service.client.requests import ARROW, Calls
+from curation.service.client.requests import ARROW, Requests
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 1024
@@ -89,12 +89,12 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _load(port: int, connections: int, seconds: float, path: str, reporting: bool, first: int) -> dict[str, Any]:
-    calls, losses = Calls(), np.random.default_rng(0).random(ROWS, np.float32)
+    requests, losses = Requests(), np.random.default_rng(0).random(ROWS, np.float32)
     session = path.split("/")[3] if path != "/steps" else "x"
 
     def request(connection: int, step: int) -> bytes:
         reports = [(step - 1, losses)] if reporting and step > 0 else []
-        body = calls.step(session, step=step, rank=connection, reports=reports, generation=None).content
+        body = requests.step(session, step=step, rank=connection, reports=reports, generation=None).content
         assert body is not None
         return http_post(path, body)
 
@@ -157,9 +157,9 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> None:
             learned = client.create_session("infobatch", size=arguments.infobatch, **options).id
             for session in (plain, learned):
                 client.step(session, 0)
-        call = Calls().step(plain, step=0, rank=0, reports=(), generation=None)
+        step = Requests().step(plain, step=0, rank=0, reports=(), generation=None)
         kinds = {"Accept": ARROW, "Content-Type": ARROW}
-        answer = httpx.post(f"http://127.0.0.1:{port}{call.path}", content=call.content, headers=kinds)
+        answer = httpx.post(f"http://127.0.0.1:{port}{step.path}", content=step.content, headers=kinds)
         (folder / "answer").write_bytes(answer.content)
         (folder / "bare.py").write_text(BARE)
         command = [sys.executable, str(folder / "bare.py"), str(bare_port), str(folder / "answer")]

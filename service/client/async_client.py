@@ -1,7 +1,11 @@
-"""The client for asyncio: what :mod:`curation.service.client.client` does, as coroutines."""
+"""Client for asyncio, over httpx, with Arrow bodies and retries. It needs no FastAPI.
+
+Every request is safe to repeat, so one that got no answer is sent again, with growing random pauses, until
+``patience`` is over: a server that is killed and started again costs its clients a pause.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +15,32 @@ import numpy.typing as npt
 from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
-from curation.service.client.requests import Call, Calls, Patience, Report, T, headers_of, judge, new_id, request_of
+from curation.service.client.requests import (
+    Backoff,
+    Report,
+    Request,
+    Requests,
+    T,
+    auth_headers,
+    httpx_arguments,
+    new_id,
+    next_attempt,
+)
 from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch
 
 
 class AsyncClient:
-    """The service, for asyncio: :class:`Client`'s methods as coroutines."""
+    """The service, for asyncio. Close it, or use it in an ``async with``.
+
+    Args:
+        url: where the service is, such as ``http://127.0.0.1:8765``.
+        token: a bearer token, where the service asks for one.
+        patience: seconds for which a request without an answer, or one that must wait, is sent again.
+        timeout: seconds to wait for one answer.
+        transport: httpx's, for tests; a copy of the client in another process does without it.
+
+    Every method raises :class:`ServiceError` where the service refuses, or is out of reach for too long.
+    """
 
     def __init__(
         self,
@@ -28,9 +52,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url
-        self._patience = patience
-        self._calls = Calls()
-        self._http = httpx.AsyncClient(base_url=url, headers=headers_of(token), timeout=timeout, transport=transport)
+        self._token, self._patience, self._timeout = token, patience, timeout
+        self._requests = Requests()
+        self._http = httpx.AsyncClient(base_url=url, headers=auth_headers(token), timeout=timeout, transport=transport)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -40,13 +64,28 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "token": self._token, "patience": self._patience, "timeout": self._timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     async def close(self) -> None:
         """Close its connections."""
         await self._http.aclose()
 
     async def create_session(self, method: str, *, batch_size: int, **options: Any) -> SessionInfo:
-        """As :meth:`Client.create_session`."""
-        return await self._send(self._calls.create(method, batch_size=batch_size, **options))
+        """Open a session.
+
+        Args:
+            method: one that the service has, such as ``"random"``; where it has none of that name, it answers with all
+                names.
+            batch_size: rows of one rank's batch.
+            options: ``size`` or ``dataset``; ``epochs``, ``world_size``, ``seed``, ``drop_last``, ``on_missing``,
+                ``non_finite``, ``parameters``, ``id`` (to make repeating safe over restarts of the trainer). And the
+                table of a method that takes one: ``plan`` (a BatchPlan), ``scores`` [N], or ``table`` (pyarrow's).
+        """
+        return await self._send(self._requests.create(method, batch_size=batch_size, **options))
 
     async def step(
         self,
@@ -57,15 +96,16 @@ class AsyncClient:
         reports: Sequence[Report] = (),
         generation: int | None = None,
     ) -> StepBatch:
-        """As :meth:`Client.step`."""
-        call = self._calls.step(session, step=step, rank=rank, reports=reports, generation=generation)
-        return await self._send(call)
+        """The batch of a rank at a step, counted from 0 over the session; reports of earlier steps go along."""
+        request = self._requests.step(session, step=step, rank=rank, reports=reports, generation=generation)
+        return await self._send(request)
 
     async def report(
         self, session: str, reports: Sequence[Report], *, rank: int = 0, generation: int | None = None
     ) -> None:
-        """As :meth:`Client.report`."""
-        await self._send(self._calls.step(session, step=None, rank=rank, reports=reports, generation=generation))
+        """Report losses without asking for a batch; on disk when this returns."""
+        request = self._requests.step(session, step=None, rank=rank, reports=reports, generation=generation)
+        await self._send(request)
 
     async def choose(
         self,
@@ -78,8 +118,21 @@ class AsyncClient:
         rank: int = 0,
         generation: int | None = None,
     ) -> ChosenBatch:
-        """As :meth:`Client.choose`."""
-        call = self._calls.choose(
+        """The part of a super-batch to train on, in a session whose method chooses from super-batches.
+
+        Args:
+            session: the session's id.
+            step: as in :meth:`step`, which says of which rows embeddings are asked for.
+            learner: this rank's rows [n, D] by the model in training; None where the criterion is ``easy``.
+            reference: the same rows by the reference model; None where it is ``hard``.
+            scores: [n] each row's own logit in place of both, in sessions with ``joint`` false.
+            rank: this rank.
+            generation: refuse if the session was rewound since this one.
+
+        Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
+        ranks' parts for as long as ``patience``.
+        """
+        request = self._requests.choose(
             session,
             step=step,
             learner=learner,
@@ -88,61 +141,70 @@ class AsyncClient:
             rank=rank,
             generation=generation,
         )
-        return await self._send(call)
+        return await self._send(request)
 
     async def session(self, session: str) -> SessionInfo:
-        """As :meth:`Client.session`."""
-        return await self._send(self._calls.session(session))
+        """How a session stands."""
+        return await self._send(self._requests.session(session))
+
+    async def sessions(self) -> AsyncIterator[dict[str, Any]]:
+        """All of your sessions, oldest first."""
+        after: int | None = 0
+        while after is not None:
+            page = await self._send(self._requests.sessions(after))
+            for summary in page["sessions"]:
+                yield summary
+            after = page["next"]
 
     async def delete(self, session: str) -> None:
-        """As :meth:`Client.delete`."""
-        await self._send(self._calls.delete(session))
+        """Forget a session and its reports."""
+        await self._send(self._requests.delete(session))
 
     async def rewind(self, session: str, step: int) -> SessionInfo:
-        """As :meth:`Client.rewind`."""
-        return await self._send(self._calls.rewind(session, step))
+        """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
+        return await self._send(self._requests.rewind(session, step))
 
     async def checkpoint(self, session: str) -> bytes:
-        """As :meth:`Client.checkpoint`."""
-        return await self._send(self._calls.checkpoint(session))
+        """The session as bytes for a training checkpoint."""
+        return await self._send(self._requests.checkpoint(session))
 
     async def restore(self, checkpoint: bytes, id: str | None = None) -> SessionInfo:
-        """As :meth:`Client.restore`."""
-        own = id or new_id()
+        """A new session from such bytes."""
+        session = id or new_id()
         try:
-            return await self._send(self._calls.restore(checkpoint, own))
+            return await self._send(self._requests.restore(checkpoint, session))
         except ServiceError as error:
             if id is not None or error.kind != "id-taken":
                 raise
-            return await self.session(own)  # made by an earlier try, whose answer was lost
+            return await self.session(session)  # made by an earlier try, whose answer was lost
 
     async def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Selection:
-        """As :meth:`Client.zipfit`."""
-        return await self._send(self._calls.zipfit(texts, targets, k, **options))
+        """ZIP-FIT's choice of k texts; options are those of :class:`curation.ZipFit`."""
+        return await self._send(self._requests.zipfit(texts, targets, k, **options))
 
     async def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Selection:
-        """As :meth:`Client.acquire`."""
-        return await self._send(self._calls.acquire(scores, k, **options))
+        """A stochastic acquisition of k candidates by their scores [N]; options ``kind``, ``beta``, ``seed``."""
+        return await self._send(self._requests.acquire(scores, k, **options))
 
     async def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Selection:
-        """As :meth:`Client.jest`."""
-        return await self._send(self._calls.jest(learner, reference, **options))
+        """JEST's choice from a super-batch; options are those of :class:`curation.JEST`, and ``seed``."""
+        return await self._send(self._requests.jest(learner, reference, **options))
 
     async def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> BatchPlan:
-        """As :meth:`Client.b3`."""
-        return await self._send(self._calls.b3(queries, positives, **options))
+        """B3's plan over embeddings [N, D]; options are those of :class:`curation.B3`, and ``seed``."""
+        return await self._send(self._requests.b3(queries, positives, **options))
 
-    async def _send(self, call: Call[T]) -> T:
-        patience, sent = Patience(self._patience), call
+    async def _send(self, request: Request[T]) -> T:
+        backoff, sent = Backoff(self._patience), request
         while True:
             try:
-                answer = await self._http.request(**request_of(sent))
+                answer = await self._http.request(**httpx_arguments(sent))
                 outcome: httpx.Response | httpx.TransportError = answer
             except httpx.TransportError as error:
                 outcome = error
-            again = judge(outcome, patience, call)
-            if again is None:
+            attempt = next_attempt(outcome, backoff, request)
+            if attempt is None:
                 assert isinstance(outcome, httpx.Response)
-                return call.read(outcome)
-            pause, sent = again
+                return request.read(outcome)
+            pause, sent = attempt
             await asyncio.sleep(pause)

@@ -1,4 +1,5 @@
-"""A client for trainers: sync and async over httpx, with Arrow bodies and retries. It needs no FastAPI.
+# Generated from async_client.py by .ci/generate-client (make client): edit that one.
+"""Client for blocking code, over httpx, with Arrow bodies and retries. It needs no FastAPI.
 
 Every request is safe to repeat, so one that got no answer is sent again, with growing random pauses, until
 ``patience`` is over: a server that is killed and started again costs its clients a pause.
@@ -15,14 +16,18 @@ import numpy.typing as npt
 from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
-from curation.service.client.async_client import AsyncClient as AsyncClient
-from curation.service.client.requests import ARROW as ARROW
-from curation.service.client.requests import Call, Calls, Patience, T, headers_of, judge, new_id, request_of
-from curation.service.client.requests import Report as Report
-from curation.service.client.responses import ChosenBatch as ChosenBatch
-from curation.service.client.responses import ServiceError as ServiceError
-from curation.service.client.responses import SessionInfo as SessionInfo
-from curation.service.client.responses import StepBatch as StepBatch
+from curation.service.client.requests import (
+    Backoff,
+    Report,
+    Request,
+    Requests,
+    T,
+    auth_headers,
+    httpx_arguments,
+    new_id,
+    next_attempt,
+)
+from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch
 
 
 class Client:
@@ -33,7 +38,7 @@ class Client:
         token: a bearer token, where the service asks for one.
         patience: seconds for which a request without an answer, or one that must wait, is sent again.
         timeout: seconds to wait for one answer.
-        transport: httpx's, for tests.
+        transport: httpx's, for tests; a copy of the client in another process does without it.
 
     Every method raises :class:`ServiceError` where the service refuses, or is out of reach for too long.
     """
@@ -49,8 +54,8 @@ class Client:
     ) -> None:
         self.url = url
         self._token, self._patience, self._timeout = token, patience, timeout
-        self._calls = Calls()
-        self._http = httpx.Client(base_url=url, headers=headers_of(token), timeout=timeout, transport=transport)
+        self._requests = Requests()
+        self._http = httpx.Client(base_url=url, headers=auth_headers(token), timeout=timeout, transport=transport)
 
     def __enter__(self) -> "Client":
         return self
@@ -74,13 +79,14 @@ class Client:
         """Open a session.
 
         Args:
-            method: ``"random"``, ``"infobatch"``, ``"plan"``, ``"acquisition"`` or ``"jest"``.
+            method: one that the service has, such as ``"random"``; where it has none of that name, it answers with all
+                names.
             batch_size: rows of one rank's batch.
             options: ``size`` or ``dataset``; ``epochs``, ``world_size``, ``seed``, ``drop_last``, ``on_missing``,
-                ``non_finite``, ``parameters``, ``id`` (to make repeating safe over restarts of the trainer); ``plan``
-                (a BatchPlan) for method plan, ``scores`` [N] for method acquisition.
+                ``non_finite``, ``parameters``, ``id`` (to make repeating safe over restarts of the trainer). And the
+                table of a method that takes one: ``plan`` (a BatchPlan), ``scores`` [N], or ``table`` (pyarrow's).
         """
-        return self._send(self._calls.create(method, batch_size=batch_size, **options))
+        return self._send(self._requests.create(method, batch_size=batch_size, **options))
 
     def step(
         self,
@@ -92,12 +98,13 @@ class Client:
         generation: int | None = None,
     ) -> StepBatch:
         """The batch of a rank at a step, counted from 0 over the session; reports of earlier steps go along."""
-        call = self._calls.step(session, step=step, rank=rank, reports=reports, generation=generation)
-        return self._send(call)
+        request = self._requests.step(session, step=step, rank=rank, reports=reports, generation=generation)
+        return self._send(request)
 
     def report(self, session: str, reports: Sequence[Report], *, rank: int = 0, generation: int | None = None) -> None:
         """Report losses without asking for a batch; on disk when this returns."""
-        self._send(self._calls.step(session, step=None, rank=rank, reports=reports, generation=generation))
+        request = self._requests.step(session, step=None, rank=rank, reports=reports, generation=generation)
+        self._send(request)
 
     def choose(
         self,
@@ -110,7 +117,7 @@ class Client:
         rank: int = 0,
         generation: int | None = None,
     ) -> ChosenBatch:
-        """The part of a super-batch to train on, in a session of jest.
+        """The part of a super-batch to train on, in a session whose method chooses from super-batches.
 
         Args:
             session: the session's id.
@@ -124,7 +131,7 @@ class Client:
         Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
         ranks' parts for as long as ``patience``.
         """
-        call = self._calls.choose(
+        request = self._requests.choose(
             session,
             step=step,
             learner=learner,
@@ -133,69 +140,70 @@ class Client:
             rank=rank,
             generation=generation,
         )
-        return self._send(call)
+        return self._send(request)
 
     def session(self, session: str) -> SessionInfo:
         """How a session stands."""
-        return self._send(self._calls.session(session))
+        return self._send(self._requests.session(session))
 
     def sessions(self) -> Iterator[dict[str, Any]]:
         """All of your sessions, oldest first."""
         after: int | None = 0
         while after is not None:
-            page = self._send(self._calls.sessions(after))
-            yield from page["sessions"]
+            page = self._send(self._requests.sessions(after))
+            for summary in page["sessions"]:
+                yield summary
             after = page["next"]
 
     def delete(self, session: str) -> None:
         """Forget a session and its reports."""
-        self._send(self._calls.delete(session))
+        self._send(self._requests.delete(session))
 
     def rewind(self, session: str, step: int) -> SessionInfo:
         """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
-        return self._send(self._calls.rewind(session, step))
+        return self._send(self._requests.rewind(session, step))
 
     def checkpoint(self, session: str) -> bytes:
         """The session as bytes for a training checkpoint."""
-        return self._send(self._calls.checkpoint(session))
+        return self._send(self._requests.checkpoint(session))
 
     def restore(self, checkpoint: bytes, id: str | None = None) -> SessionInfo:
         """A new session from such bytes."""
-        own = id or new_id()
+        session = id or new_id()
         try:
-            return self._send(self._calls.restore(checkpoint, own))
+            return self._send(self._requests.restore(checkpoint, session))
         except ServiceError as error:
             if id is not None or error.kind != "id-taken":
                 raise
-            return self.session(own)  # made by an earlier try, whose answer was lost
+            return self.session(session)  # made by an earlier try, whose answer was lost
 
     def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Selection:
         """ZIP-FIT's choice of k texts; options are those of :class:`curation.ZipFit`."""
-        return self._send(self._calls.zipfit(texts, targets, k, **options))
+        return self._send(self._requests.zipfit(texts, targets, k, **options))
 
     def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Selection:
         """A stochastic acquisition of k candidates by their scores [N]; options ``kind``, ``beta``, ``seed``."""
-        return self._send(self._calls.acquire(scores, k, **options))
+        return self._send(self._requests.acquire(scores, k, **options))
 
     def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Selection:
         """JEST's choice from a super-batch; options are those of :class:`curation.JEST`, and ``seed``."""
-        return self._send(self._calls.jest(learner, reference, **options))
+        return self._send(self._requests.jest(learner, reference, **options))
 
     def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> BatchPlan:
         """B3's plan over embeddings [N, D]; options are those of :class:`curation.B3`, and ``seed``."""
-        return self._send(self._calls.b3(queries, positives, **options))
+        return self._send(self._requests.b3(queries, positives, **options))
 
-    def _send(self, call: Call[T]) -> T:
-        patience, sent = Patience(self._patience), call
+    def _send(self, request: Request[T]) -> T:
+        backoff, sent = Backoff(self._patience), request
         while True:
             try:
-                answer = self._http.request(**request_of(sent))
+                answer = self._http.request(**httpx_arguments(sent))
                 outcome: httpx.Response | httpx.TransportError = answer
             except httpx.TransportError as error:
                 outcome = error
-            again = judge(outcome, patience, call)
-            if again is None:
+            attempt = next_attempt(outcome, backoff, request)
+            if attempt is None:
                 assert isinstance(outcome, httpx.Response)
-                return call.read(outcome)
-            pause, sent = again
+                return request.read(outcome)
+            pause, sent = attempt
             time.sleep(pause)

@@ -1,4 +1,4 @@
-"""``RemoteJESTBatchSampler``: sessions of jest as the ``batch_sampler`` of a torch DataLoader."""
+"""Sampler over sessions of jest: the ``batch_sampler`` of a torch DataLoader that trains on what is chosen."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.pair import Pair
-from curation.service.client import Client, ServiceError, StepBatch
+from curation.service.client.client import Client
+from curation.service.client.responses import ServiceError, StepBatch
 from curation.service.client.sampler import RemoteBatchSampler
 
 Score = Callable[[npt.NDArray[np.int64]], tuple[Pair | None, Pair | None]]
@@ -62,7 +63,7 @@ class RemoteJESTBatchSampler(RemoteBatchSampler):
         return self._ask_for(batch, learner, reference)
 
     def _ask_for(self, batch: StepBatch, learner: Pair | None, reference: Pair | None) -> StepBatch:
-        made = self.client.choose(
+        chosen = self.client.choose(
             self.session, self._step, learner, reference, rank=self.rank, generation=self.generation
         )
-        return batch._replace(indices=made.indices, weights=made.weights)
+        return batch._replace(indices=chosen.indices, weights=chosen.weights)

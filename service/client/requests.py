@@ -1,4 +1,4 @@
-"""The requests of the service's clients, and when they are sent again; nothing here is sent."""
+"""Requests of the service's clients, and when each is sent again; sending them is left to the clients."""
 
 import json
 import random
@@ -31,9 +31,9 @@ from curation.service.client.responses import (
 )
 
 ARROW = "application/vnd.apache.arrow.stream"
-_AGAIN = frozenset({408, 429, 502, 503, 504})
-_AGAIN_KINDS = frozenset({"missing-reports", "session-changed"})
-_LONGEST_PAUSE = 5.0
+_RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
+_RETRIED_KINDS = frozenset({"missing-reports", "session-changed"})
+_MAX_PAUSE = 5.0
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 T = TypeVar("T")
 
@@ -43,8 +43,8 @@ Report = tuple[int, npt.ArrayLike]
 
 
 @dataclass(frozen=True)
-class Call(Generic[T]):
-    """A request, and how its answer reads. ``light``: what to ask instead once the server has stored its body."""
+class Request(Generic[T]):
+    """A request, and how its answer reads. ``poll``: what to send instead once the server has stored its body."""
 
     method: str
     path: str
@@ -52,10 +52,10 @@ class Call(Generic[T]):
     content: bytes | None = None
     kind: str = "application/json"
     query: Mapping[str, str | int] | None = None
-    light: "Call[T] | None" = None
+    poll: "Request[T] | None" = None
 
 
-class Patience:
+class Backoff:
     """When to send a request again: full jitter below a bound that doubles."""
 
     def __init__(self, seconds: float) -> None:
@@ -65,12 +65,12 @@ class Patience:
     def pause(self, least: float = 0.0) -> float | None:
         """Seconds to wait before the next try; None where there is none."""
         wait = max(least, random.uniform(0, self._bound))
-        self._bound = min(2 * self._bound, _LONGEST_PAUSE)
+        self._bound = min(2 * self._bound, _MAX_PAUSE)
         return wait if time.monotonic() + wait < self._end else None
 
 
-class Calls:
-    """The requests, without the sending."""
+class Requests:
+    """Every request that the service answers, as a client's methods name them."""
 
     def create(
         self,
@@ -82,22 +82,22 @@ class Calls:
         id: str | None = None,
         plan: BatchPlan | None = None,
         scores: npt.ArrayLike | None = None,
+        table: pa.Table | None = None,
         **options: Any,
-    ) -> Call[SessionInfo]:
-        request = {"method": method, "batch_size": batch_size, "id": id or new_id(), **options}
-        request |= {name: value for name, value in (("size", size), ("dataset", dataset)) if value is not None}
-        if plan is None and scores is None:
-            return Call("POST", "/v1/sessions", read_info, json.dumps(request).encode())
-        table = (
-            pa.table({"scores": np.asarray(scores, np.float32)})
-            if plan is None
-            else plan.to_arrow().select(["indices"])
-        )
-        return Call("POST", "/v1/sessions", read_info, _stream(table, request), ARROW)
+    ) -> Request[SessionInfo]:
+        fields = {"method": method, "batch_size": batch_size, "id": id or new_id(), **options}
+        fields |= {name: value for name, value in (("size", size), ("dataset", dataset)) if value is not None}
+        if plan is not None:
+            table = plan.to_arrow().select(["indices"])
+        elif scores is not None:
+            table = pa.table({"scores": np.asarray(scores, np.float32)})
+        if table is None:
+            return Request("POST", "/v1/sessions", read_info, json.dumps(fields).encode())
+        return Request("POST", "/v1/sessions", read_info, _stream(table, fields), ARROW)
 
     def step(
         self, session: str, *, step: int | None, rank: int, reports: Sequence[Report], generation: int | None
-    ) -> Call[StepBatch]:
+    ) -> Request[StepBatch]:
         metadata = {"rank": str(rank)}
         if step is not None:
             metadata["step"] = str(step)
@@ -105,7 +105,7 @@ class Calls:
             metadata["generation"] = str(generation)
         if not reports:
             schema = pa.schema([], metadata)
-            return Call(
+            return Request(
                 "POST", f"/v1/sessions/{session}/steps", read_step, schema.serialize().to_pybytes() + _END, ARROW
             )
         losses = [np.asarray(values, np.float32) for _, values in reports]
@@ -116,7 +116,7 @@ class Calls:
         }
         rows = pa.record_batch(columns, metadata=metadata)
         body = b"".join((rows.schema.serialize(), rows.serialize(), _END))
-        return Call("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
+        return Request("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
 
     def choose(
         self,
@@ -128,73 +128,73 @@ class Calls:
         scores: npt.ArrayLike | None,
         rank: int,
         generation: int | None,
-    ) -> Call[ChosenBatch]:
-        path, request = f"/v1/sessions/{session}/choices", {"rank": rank, "step": step, "generation": generation}
-        light = Call("POST", path, read_chosen, json.dumps(request).encode())
+    ) -> Request[ChosenBatch]:
+        path, fields = f"/v1/sessions/{session}/choices", {"rank": rank, "step": step, "generation": generation}
+        poll = Request("POST", path, read_chosen, json.dumps(fields).encode())
         columns, factors = _pairs(learner, reference)
         if scores is not None:
             columns["scores"] = pa.array(np.asarray(scores, np.float64))
         if not columns:
-            return light
-        return Call("POST", path, read_chosen, _stream(pa.table(columns), request | factors), ARROW, light=light)
+            return poll
+        return Request("POST", path, read_chosen, _stream(pa.table(columns), fields | factors), ARROW, poll=poll)
 
-    def session(self, session: str) -> Call[SessionInfo]:
-        return Call("GET", f"/v1/sessions/{session}", read_info)
+    def session(self, session: str) -> Request[SessionInfo]:
+        return Request("GET", f"/v1/sessions/{session}", read_info)
 
-    def sessions(self, after: int) -> Call[dict[str, Any]]:
-        return Call("GET", "/v1/sessions", read_json, query={"after": after})
+    def sessions(self, after: int) -> Request[dict[str, Any]]:
+        return Request("GET", "/v1/sessions", read_json, query={"after": after})
 
-    def delete(self, session: str) -> Call[None]:
-        return Call("DELETE", f"/v1/sessions/{session}", lambda answer: None)
+    def delete(self, session: str) -> Request[None]:
+        return Request("DELETE", f"/v1/sessions/{session}", lambda answer: None)
 
-    def rewind(self, session: str, step: int) -> Call[SessionInfo]:
-        return Call("POST", f"/v1/sessions/{session}/rewind", read_info, json.dumps({"step": step}).encode())
+    def rewind(self, session: str, step: int) -> Request[SessionInfo]:
+        return Request("POST", f"/v1/sessions/{session}/rewind", read_info, json.dumps({"step": step}).encode())
 
-    def checkpoint(self, session: str) -> Call[bytes]:
-        return Call("GET", f"/v1/sessions/{session}/checkpoint", lambda answer: answer.content)
+    def checkpoint(self, session: str) -> Request[bytes]:
+        return Request("GET", f"/v1/sessions/{session}/checkpoint", lambda answer: answer.content)
 
-    def restore(self, checkpoint: bytes, id: str) -> Call[SessionInfo]:
-        return Call("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, {"id": id})
+    def restore(self, checkpoint: bytes, id: str) -> Request[SessionInfo]:
+        return Request("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, {"id": id})
 
-    def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Call[Selection]:
-        request = {"targets": list(targets), "k": k, **options}
+    def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Request[Selection]:
+        fields = {"targets": list(targets), "k": k, **options}
         table = pa.table({"texts": pa.array(list(texts), pa.large_string())})
-        return Call("POST", "/v1/select/zipfit", read_selection, _stream(table, request), ARROW)
+        return Request("POST", "/v1/select/zipfit", read_selection, _stream(table, fields), ARROW)
 
-    def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Call[Selection]:
+    def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Request[Selection]:
         table = pa.table({"scores": np.asarray(scores)})
-        return Call("POST", "/v1/select/acquire", read_selection, _stream(table, {"k": k, **options}), ARROW)
+        return Request("POST", "/v1/select/acquire", read_selection, _stream(table, {"k": k, **options}), ARROW)
 
-    def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Call[Selection]:
+    def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Request[Selection]:
         columns, factors = _pairs(learner, reference)
-        return Call("POST", "/v1/select/jest", read_selection, _stream(pa.table(columns), factors | options), ARROW)
+        return Request("POST", "/v1/select/jest", read_selection, _stream(pa.table(columns), factors | options), ARROW)
 
-    def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> Call[BatchPlan]:
+    def b3(self, queries: npt.ArrayLike, positives: npt.ArrayLike, **options: Any) -> Request[BatchPlan]:
         table = pa.table({"queries": _matrix(queries), "positives": _matrix(positives)})
-        return Call("POST", "/v1/select/b3", read_plan, _stream(table, options), ARROW)
+        return Request("POST", "/v1/select/b3", read_plan, _stream(table, options), ARROW)
 
 
-def judge(
-    outcome: httpx.Response | httpx.TransportError, patience: Patience, call: Call[T]
-) -> tuple[float, Call[T]] | None:
-    """None: the answer is good. Otherwise how long to wait, and what to send then.
+def next_attempt(
+    outcome: httpx.Response | httpx.TransportError, backoff: Backoff, request: Request[T]
+) -> tuple[float, Request[T]] | None:
+    """How long to wait after an outcome, and what to send then; None where the answer is good.
 
     Raises:
-        ServiceError: neither.
+        ServiceError: the service refuses, or there was no answer for too long.
     """
     if isinstance(outcome, httpx.TransportError):
-        pause = patience.pause()
+        pause = backoff.pause()
         if pause is None:
             raise ServiceError("unreachable", f"no answer: {outcome or type(outcome).__name__}") from outcome
-        return pause, call
+        return pause, request
     if outcome.is_success:
         return None
     error = read_error(outcome)
-    lost = error.kind == "not-sent" and call.light is not None
-    if outcome.status_code in _AGAIN or error.kind in _AGAIN_KINDS or lost:
-        pause = patience.pause()
+    discarded = error.kind == "not-sent" and request.poll is not None
+    if outcome.status_code in _RETRIED_STATUSES or error.kind in _RETRIED_KINDS or discarded:
+        pause = backoff.pause()
         if pause is not None:
-            return pause, call.light if call.light is not None and error.kind == "missing-reports" else call
+            return pause, request.poll if request.poll is not None and error.kind == "missing-reports" else request
     raise error
 
 
@@ -203,19 +203,25 @@ def new_id() -> str:
     return secrets.token_urlsafe(12)
 
 
-def headers_of(token: str | None) -> dict[str, str]:
+def auth_headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def request_of(call: Call[Any]) -> dict[str, Any]:
+def httpx_arguments(request: Request[Any]) -> dict[str, Any]:
     headers = {"Accept": f"{ARROW}, application/json"}
-    if call.content is not None:
-        headers["Content-Type"] = call.kind
-    return {"method": call.method, "url": call.path, "content": call.content, "headers": headers, "params": call.query}
+    if request.content is not None:
+        headers["Content-Type"] = request.kind
+    return {
+        "method": request.method,
+        "url": request.path,
+        "content": request.content,
+        "headers": headers,
+        "params": request.query,
+    }
 
 
-def _stream(table: pa.Table, request: Mapping[str, Any]) -> bytes:
-    table = table.replace_schema_metadata({"request": json.dumps(request)})
+def _stream(table: pa.Table, fields: Mapping[str, Any]) -> bytes:
+    table = table.replace_schema_metadata({"request": json.dumps(fields)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -1,4 +1,4 @@
-"""What the service answers, as its clients read it."""
+"""Responses of the service, as its clients read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,46 +98,46 @@ def read_json(answer: httpx.Response) -> dict[str, Any]:
 
 def read_info(answer: httpx.Response) -> SessionInfo:
     raw = answer.json()
-    own = {name: raw[name] for name in ("id", "generation", "size", "open_epochs", "open_steps", "total_steps")}
-    return SessionInfo(**own, world_size=raw["spec"]["world_size"], epochs=raw["spec"]["epochs"], raw=raw)
+    fields = {name: raw[name] for name in ("id", "generation", "size", "open_epochs", "open_steps", "total_steps")}
+    return SessionInfo(**fields, world_size=raw["spec"]["world_size"], epochs=raw["spec"]["epochs"], raw=raw)
 
 
 def read_step(answer: httpx.Response) -> StepBatch:
     with pa.ipc.open_stream(answer.content) as reader:
         rows = reader.read_next_batch()
-    said = {name.decode(): value.decode() for name, value in rows.schema.metadata.items()}
+    metadata = {name.decode(): value.decode() for name, value in rows.schema.metadata.items()}
     return StepBatch(
-        _own(rows["indices"]),
-        _own(rows["weights"]),
-        int(said["epoch"]) if said["epoch"] else None,
-        int(said["step"]) if said["step"] else None,
-        int(said["epoch_end"] or 0),
-        said["end_of_epoch"] == "1",
-        said["end_of_session"] == "1",
-        int(said["generation"]),
+        _copied(rows["indices"]),
+        _copied(rows["weights"]),
+        int(metadata["epoch"]) if metadata["epoch"] else None,
+        int(metadata["step"]) if metadata["step"] else None,
+        int(metadata["epoch_end"] or 0),
+        metadata["end_of_epoch"] == "1",
+        metadata["end_of_session"] == "1",
+        int(metadata["generation"]),
     )
 
 
 def read_chosen(answer: httpx.Response) -> ChosenBatch:
     table = pa.ipc.open_stream(answer.content).read_all()
     columns = ("indices", "weights", "positions", "scores")
-    said = {name.decode(): int(value) for name, value in table.schema.metadata.items()}
-    indices, weights, positions, scores = (_own(table[name]) for name in columns)
+    metadata = {name.decode(): int(value) for name, value in table.schema.metadata.items()}
+    indices, weights, positions, scores = (_copied(table[name]) for name in columns)
     return ChosenBatch(
         indices,
         weights,
         positions,
         scores,
-        said["epoch"],
-        said["step"],
-        said["epoch_end"],
-        bool(said["end_of_epoch"]),
-        bool(said["end_of_session"]),
-        said["generation"],
+        metadata["epoch"],
+        metadata["step"],
+        metadata["epoch_end"],
+        bool(metadata["end_of_epoch"]),
+        bool(metadata["end_of_session"]),
+        metadata["generation"],
     )
 
 
-def _own(column: Any) -> npt.NDArray[Any]:
+def _copied(column: Any) -> npt.NDArray[Any]:
     """A copy: torch warns of arrays that cannot be written to, as views of an answer cannot."""
     return np.array(column.to_numpy())
 

@@ -1,4 +1,4 @@
-"""``RemoteBatchSampler``: the service as the ``batch_sampler`` of a torch DataLoader."""
+"""Sampler over the service: the ``batch_sampler`` of a torch DataLoader."""
 
 import threading
 from collections import OrderedDict, deque
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from curation.service.client import Client, Report, StepBatch
+from curation.service.client.client import Client
+from curation.service.client.requests import Report
+from curation.service.client.responses import StepBatch
 
 
 class RemoteBatchSampler(Sampler[list[int]]):
@@ -47,8 +49,8 @@ class RemoteBatchSampler(Sampler[list[int]]):
             raise ValueError(f"prefetch must not be negative, but is {prefetch}")
         self.client, self.session, self._prefetch = client, session, prefetch
         if rank is None:
-            up = torch.distributed.is_available() and torch.distributed.is_initialized()
-            rank = torch.distributed.get_rank() if up else 0
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            rank = torch.distributed.get_rank() if distributed else 0
         self.rank = rank
         self.generation = client.session(session).generation
         self._step = 0
@@ -69,25 +71,25 @@ class RemoteBatchSampler(Sampler[list[int]]):
         """
         if self._done:
             return
-        ahead: deque[Future[StepBatch]] = deque()
-        batch, asked = self._next(), self._step + 1
+        futures: deque[Future[StepBatch]] = deque()
+        batch, next_step = self._next(), self._step + 1
         with ThreadPoolExecutor(1, thread_name_prefix="curation-remote") as pool:
             try:
                 while True:
                     for step in range(
-                        max(asked, self._step + 1), min(self._step + 1 + self._prefetch, batch.epoch_end)
+                        max(next_step, self._step + 1), min(self._step + 1 + self._prefetch, batch.epoch_end)
                     ):
-                        ahead.append(pool.submit(self._ask, step))
-                        asked = step + 1
+                        futures.append(pool.submit(self._ask, step))
+                        next_step = step + 1
                     batch = self._chosen(batch)
                     self._pending[self._step] = batch
                     self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
                     yield batch.indices.tolist()
                     if batch.end_of_epoch:
                         return
-                    batch = ahead.popleft().result() if ahead else self._next()
+                    batch = futures.popleft().result() if futures else self._next()
             finally:
-                for future in ahead:
+                for future in futures:
                     future.cancel()
 
     def weights(self, indices: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -147,8 +149,8 @@ class RemoteBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: the state is another session's or rank's.
         """
-        own = {"version": 1, "session": self.session, "rank": self.rank}
-        if set(state) != {*own, "step"} or any(state[name] != value for name, value in own.items()):
+        identity = {"version": 1, "session": self.session, "rank": self.rank}
+        if set(state) != {*identity, "step"} or any(state[name] != value for name, value in identity.items()):
             raise ValueError(f"not a state of rank {self.rank} in session {self.session!r}: {state}")
         info = self.client.rewind(self.session, state["step"]) if rewind else self.client.session(self.session)
         self.generation = info.generation

@@ -134,8 +134,8 @@ function session(id) {
       `The line is the mean, the band the middle 80 % of the losses, a dotted line a new epoch. At step ${count(point.step)}: ${real(point.mean)}.` +
       (losses.every > 1 ? ` One step of ${losses.every} is drawn.` : ""));
     kept.update(view.epochs, [...view.epochs].reverse(), newest
-      ? `In epoch ${newest.number}, ${count(newest.rows)} of ${count(newest.size)} are handed out, ` + (state.spec.method === "jest"
-        ? `and JEST chooses ${count(newest.trained)} of them to train on.` : `${count(newest.reweighted)} of them reweighted.`)
+      ? `In epoch ${newest.number}, ${count(newest.rows)} of ${count(newest.size)} are handed out, ` + (view.chooses
+        ? `and ${count(newest.trained)} of them are chosen to train on.` : `${count(newest.reweighted)} of them reweighted.`)
       : "No epoch was handed out yet.");
     options(losses);
     histogram(losses);
@@ -147,7 +147,7 @@ function session(id) {
     asked = true;
     const given = { ...state.spec, size: state.size, created: day(state.created), "bytes in memory": count(state.resident_bytes) };
     facts.replaceChildren(table("Parameters of the session", [["name", ([name]) => name], ["value", ([, value]) => el("code", {}, short(value))]], Object.entries(given)));
-    if (state.spec.method === "plan") ask(`${path}/plan`).then((found) => plan.replaceChildren(planned(found)), (error) => plan.replaceChildren(el("p", { class: "note" }, error.message)));
+    if (view.has_plan) ask(`${path}/plan`).then((found) => plan.replaceChildren(planned(found)), (error) => plan.replaceChildren(el("p", { class: "note" }, error.message)));
   }
 
   return {

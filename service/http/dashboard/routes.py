@@ -56,6 +56,8 @@ class SessionView(BaseModel):
     epochs: list[EpochState] = Field(description="the latest epochs up to that one")
     losses: overview.Curve
     weights: list[overview.Weight]
+    chooses: bool = Field(description="whether steps hand out super-batches, of which a part is chosen")
+    has_plan: bool = Field(description="whether the batches are those of a plan")
 
 
 class DatasetLine(BaseModel):
@@ -142,12 +144,14 @@ async def show_session(id: SessionId, app: App, caller: Reader) -> SessionView:
         epochs=listed.epochs,
         losses=await asyncio.to_thread(overview.curve, app.store, entry, reported),
         weights=[] if epoch is None else await asyncio.to_thread(overview.weights, entry.session, epoch),
+        chooses=entry.session.method.choosing is not None,
+        has_plan=entry.session.method.plan is not None,
     )
 
 
 @router.get("/sessions/{id}/plan", responses=problems(401, 403, 404, 422, 503))
 async def show_plan(id: SessionId, app: App, caller: Reader) -> browse.PlanFacts:
-    """The plan of a session that hands out a plan's batches: sizes, what made it, and its hardness where its dataset says so."""
+    """The plan of a session that has one: sizes, what made it, and its hardness where its dataset says so."""
     entry = await app.sessions.current(caller, id)
     plan, name = entry.session.method.plan, entry.row.spec.dataset
     if plan is None:

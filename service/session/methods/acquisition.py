@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from curation.selectors.acquisition import KINDS, StochasticAcquisition
+from curation.selectors.acquisition import StochasticAcquisition
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
@@ -20,8 +20,8 @@ from curation.service.session.spec import SessionSpec
 class AcquisitionParameters(Parameters):
     """As in :class:`curation.StochasticAcquisition`, and what each epoch draws."""
 
-    kind: str = Field(default="power", description=", ".join(KINDS))
-    beta: float = 1.0
+    kind: Literal["power", "softmax", "soft-rank"] = "power"
+    beta: float = Field(default=1.0, ge=0)
     k: int | None = Field(default=None, ge=1, description="candidates drawn for an epoch; None: all of them")
     once: bool = Field(default=False, description="a candidate drawn in one epoch is out of the later ones")
     scores: list[float] | None = Field(

@@ -237,6 +237,16 @@ def test_a_checkpoint_carries_the_present_epochs_choices(client: Client) -> None
         client.report(session, [(6, np.zeros(BATCH))])
 
 
+def test_a_checkpoint_of_larger_super_batches_than_the_server_takes_is_refused(
+    live: Callable[..., Any], client: Client
+) -> None:
+    with Client(live().url) as larger:
+        checkpoint = larger.checkpoint(create(larger, batch_size=201))
+    with pytest.raises(ServiceError, match="more than this server takes, 200") as refused:
+        client.restore(checkpoint)
+    assert refused.value.kind == "bad-parameters"
+
+
 def test_what_cannot_be_a_session_of_jest_is_refused(client: Client) -> None:
     for options, detail in [
         ({"parameters": {"filter_ratio": 1.0}}, "filter_ratio"),
