@@ -102,3 +102,24 @@ def test_gpu_knows_nothing_of_the_project(imports: set[tuple[str, str]]) -> None
 def test_libraries_stay_in_their_folder(imports: set[tuple[str, str]], library: str, homes: tuple[str, ...]) -> None:
     users = {a for a, b in imports if b.split(".")[0] == library}
     assert all(user.split(".")[1] in homes for user in users), users
+
+
+def test_sessions_are_pure(imports: set[tuple[str, str]]) -> None:
+    room = "curation.service.session"
+    outside = {b for a, b in imports if a.startswith(f"{room}.") and not b.startswith(room)}
+    service = {b for b in outside if b.startswith("curation.service")}
+    assert service == {"curation.service.arrow", "curation.service.errors"}, "both are pure themselves"
+    impure = {
+        "asyncio",
+        "fastapi",
+        "httpx",
+        "os",
+        "pathlib",
+        "socket",
+        "sqlalchemy",
+        "sqlite3",
+        "starlette",
+        "threading",
+    }
+    assert "numpy" in outside
+    assert not {b.split(".")[0] for b in outside} & impure
