@@ -27,17 +27,17 @@ _FLAT = frozenset(
 )
 
 
-def read_batches(body: bytes, most: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+def read_batches(body: bytes, max_bytes: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """The schema and batches of a stream, each validated whole.
 
     Raises:
-        Refusal: it is not a stream, has a type that is not taken, or expands to more than ``most`` bytes.
+        Refusal: it is not a stream, has a type that is not taken, or expands to more than ``max_bytes``.
     """
     with _reading():
         messages = _messages(body)
         if not messages:
             raise ValueError("it has no schema")
-        schema, found = pa.ipc.read_schema(messages[0]), messages[1:]
+        schema, messages = pa.ipc.read_schema(messages[0]), messages[1:]
         if not schema.names:
             return schema, []
         for field in schema:
@@ -47,22 +47,22 @@ def read_batches(body: bytes, most: int) -> tuple[pa.Schema, list[pa.RecordBatch
                     f"column {field.name!r} is {field.type}: send numbers, strings, binary, or lists of them, "
                     "not dictionary- or run-encoded",
                 )
-        expanded = sum(map(_expanded, found))
-        if expanded > most:
+        expanded = sum(map(_expanded, messages))
+        if expanded > max_bytes:
             raise Refusal(
                 "too-large",
                 f"the body's compressed buffers expand to {expanded} bytes, and this server's limit (max_body_bytes) "
-                f"is {most}",
+                f"is {max_bytes}",
             )
-        batches = [pa.ipc.read_record_batch(message, schema) for message in found]
+        batches = [pa.ipc.read_record_batch(message, schema) for message in messages]
         for batch in batches:
             batch.validate(full=True)
     return schema, batches
 
 
-def read_table(body: bytes, most: int) -> pa.Table:
+def read_table(body: bytes, max_bytes: int) -> pa.Table:
     """As :func:`read_batches`, in one table."""
-    schema, batches = read_batches(body, most)
+    schema, batches = read_batches(body, max_bytes)
     return pa.Table.from_batches(batches, schema)
 
 
@@ -76,12 +76,12 @@ def write_table(table: pa.Table) -> bytes:
 
 def _messages(body: bytes) -> list[pa.ipc.Message]:
     """All of a stream's messages; one by one, which takes half of the time that a reader of messages takes."""
-    stream, found = pa.BufferReader(body), []
+    stream, messages = pa.BufferReader(body), []
     try:
         while True:
-            found.append(pa.ipc.read_message(stream))
+            messages.append(pa.ipc.read_message(stream))
     except EOFError:
-        return found
+        return messages
 
 
 @contextmanager
@@ -127,13 +127,13 @@ def _field(meta: memoryview, table: int, number: int) -> int | None:
     """Where a field of a flatbuffer table stands; None where it has its default."""
     (back,) = struct.unpack_from("<i", meta, table)
     (size,) = struct.unpack_from("<H", meta, table - back)
-    place = 4 + 2 * number
-    if place + 2 > size:
+    entry = 4 + 2 * number
+    if entry + 2 > size:
         return None
-    (offset,) = struct.unpack_from("<H", meta, table - back + place)
+    (offset,) = struct.unpack_from("<H", meta, table - back + entry)
     return table + offset if offset else None
 
 
-def _follow(meta: memoryview, place: int) -> int:
-    (offset,) = struct.unpack_from("<I", meta, place)
-    return place + int(offset)
+def _follow(meta: memoryview, reference: int) -> int:
+    (offset,) = struct.unpack_from("<I", meta, reference)
+    return reference + int(offset)

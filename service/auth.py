@@ -73,8 +73,8 @@ class Authenticator:
         self._loopback = settings.loopback
         self._hosts = LOCAL_HOSTS | {host.lower() for host in settings.allowed_hosts}
         self._tokens: dict[str, Token] = {}
-        self._any = False
-        self._known: dict[bytes, Caller] = {}
+        self._any_token = False
+        self._callers: dict[bytes, Caller] = {}
         self._fresh_until = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -89,21 +89,21 @@ class Authenticator:
         if authorization is None:
             return self._without_token(host)
         digest = hashlib.sha256(authorization).digest()
-        if digest in self._known:
-            return self._known[digest]
+        if digest in self._callers:
+            return self._callers[digest]
         scheme, _, credentials = authorization.decode("latin-1").partition(" ")
         parts = credentials.strip().split("_", 2)
         token = self._tokens.get(parts[1]) if len(parts) == 3 and parts[0] == "cur" else None
-        known = token.hash if token else b"\0" * 32
-        right = hmac.compare_digest(known, _hash(parts[-1]))
-        if scheme.lower() != "bearer" or token is None or not right:
+        stored_hash = token.hash if token else b"\0" * 32
+        valid = hmac.compare_digest(stored_hash, _hash(parts[-1]))
+        if scheme.lower() != "bearer" or token is None or not valid:
             raise Refusal("no-token", "the token is unknown, revoked or malformed: send 'Authorization: Bearer cur_…'")
         caller = Caller(token.id, frozenset().union(*(_IMPLIED[scope] for scope in token.scopes)))
-        self._known[digest] = caller
+        self._callers[digest] = caller
         return caller
 
     def _without_token(self, host: bytes | None) -> Caller:
-        if self._any or self._settings.auth == "required" or not self._loopback:
+        if self._any_token or self._settings.auth == "required" or not self._loopback:
             raise Refusal("no-token", "send 'Authorization: Bearer cur_…' (curation token create makes one)")
         name = (host or b"").decode("latin-1").lower()
         name = name if name.endswith("]") else name.rsplit(":", 1)[0]
@@ -119,11 +119,11 @@ class Authenticator:
         async with self._lock:
             if time.monotonic() < self._fresh_until:
                 return
-            found = await asyncio.to_thread(self._store.tokens)
-            tokens = {token.id: token for token in found if token.revoked is None}
-            self._any = bool(found)  # a revoked token too: revoking the last one must not open the door
+            stored = await asyncio.to_thread(self._store.tokens)
+            tokens = {token.id: token for token in stored if token.revoked is None}
+            self._any_token = bool(stored)  # a revoked token too: revoking the last one must not open the door
             if tokens != self._tokens:
-                self._tokens, self._known = tokens, {}
+                self._tokens, self._callers = tokens, {}
             self._fresh_until = time.monotonic() + self._settings.token_seconds
 
 

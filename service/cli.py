@@ -1,4 +1,4 @@
-"""``curation serve`` and ``curation token``: the service's commands, which :mod:`curation.cli` mounts by name."""
+"""Commands of the service, ``curation serve`` and ``curation token``, which :mod:`curation.cli` mounts by name."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,10 +49,10 @@ def create(
     from curation.service.auth import issue_token
 
     try:
-        made, secret = issue_token(_open(store, config), name, frozenset(scope))
+        record, secret = issue_token(_open(store, config), name, frozenset(scope))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--scope") from error
-    typer.echo(f"token {made.id} for {made.name}: {' '.join(sorted(made.scopes))}. Keep it now:", err=True)
+    typer.echo(f"token {record.id} for {record.name}: {' '.join(sorted(record.scopes))}. Keep it now:", err=True)
     typer.echo(secret)
 
 
@@ -65,9 +65,10 @@ def list_tokens(store: _Store = None, config: _Config = None) -> None:
     from rich.table import Table
 
     table = Table("id", "name", "scopes", "created", "revoked")
-    for one in _open(store, config).tokens():
-        days = [f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else "" for at in (one.created, one.revoked)]
-        table.add_row(one.id, one.name, " ".join(sorted(one.scopes)), *days)
+    for record in _open(store, config).tokens():
+        times = (record.created, record.revoked)
+        days = [f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else "" for at in times]
+        table.add_row(record.id, record.name, " ".join(sorted(record.scopes)), *days)
     Console().print(table)
 
 
@@ -91,8 +92,8 @@ def _settings(config: Path | None, **flags: Any) -> Any:
     try:
         return load_settings(config, **flags)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise typer.BadParameter(found) from error
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter(mistakes) from error
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""One JSON object a line on standard error. No header, body or token is ever logged.
+"""Logs: one JSON object a line on standard error. No header, body or token is ever logged.
 
 Lines of answered requests are written together, a tenth of a second late at most: see :class:`AccessLog`.
 """

@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows. Each app has a registry of its own, so that two in one process do not mix."""
+"""Metrics, as ``/metrics`` shows them. Each app has a registry of its own, so that two in one process do not mix."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,4 +1,4 @@
-"""Several replicas on Ray Serve, over one PostgreSQL store.
+"""Ray Serve: several replicas over one PostgreSQL store.
 
 ``curation serve --ray`` deploys from here; ``serve deploy configs/serve.yaml`` through :func:`build`. Any replica may
 answer any request: what they must agree on is in the store, and each computes the same from it.
@@ -29,9 +29,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         StoreError: the store is a file, which replicas cannot share.
         InsecureError: the proxy can be reached from other machines, and the store has no token.
     """
-    given = dict(arguments)
-    replicas = int(given.pop("replicas", 2))
-    return _application(load_settings(**given), replicas)
+    settings = dict(arguments)
+    replicas = int(settings.pop("replicas", 2))
+    return _application(load_settings(**settings), replicas)
 
 
 def run_on_ray(settings: Settings, replicas: int) -> None:
@@ -39,8 +39,8 @@ def run_on_ray(settings: Settings, replicas: int) -> None:
     import ray
 
     application = _application(settings, replicas)
-    own = not ray.is_initialized()
-    if own:
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
         # Named, because Ray would otherwise look for a cluster that somebody left on this machine, dead or alive.
         ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -51,7 +51,7 @@ def run_on_ray(settings: Settings, replicas: int) -> None:
     print(f"{replicas} replicas at http://{settings.host}:{settings.port}", flush=True)
     stop.wait()
     serve.delete(NAME)
-    if own:
+    if starts_ray:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
@@ -74,6 +74,6 @@ def _application(settings: Settings, replicas: int) -> serve.Application:
     @serve.deployment(name="service", num_replicas=replicas, max_ongoing_requests=64, health_check_period_s=5)
     @serve.ingress(app)
     class Service:
-        """One replica: the app, with a writer and caches of its own."""
+        """One replica: the app, with a group commit and caches of its own."""
 
     return Service.bind()  # type: ignore[attr-defined, no-any-return]

@@ -1,4 +1,4 @@
-"""The service's settings: flags, then environment (``CURATION_*``), then a YAML file, then defaults."""
+"""Settings of the service: flags, then environment (``CURATION_*``), then a YAML file, then defaults."""
 
 from ipaddress import ip_address
 from pathlib import Path

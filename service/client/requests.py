@@ -34,7 +34,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 _RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
 _RETRIED_KINDS = frozenset({"missing-reports", "session-changed"})
 _MAX_PAUSE = 5.0
-_END = b"\xff\xff\xff\xff\0\0\0\0"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 T = TypeVar("T")
 
 
@@ -106,7 +106,11 @@ class Requests:
         if not reports:
             schema = pa.schema([], metadata)
             return Request(
-                "POST", f"/v1/sessions/{session}/steps", read_step, schema.serialize().to_pybytes() + _END, ARROW
+                "POST",
+                f"/v1/sessions/{session}/steps",
+                read_step,
+                schema.serialize().to_pybytes() + _END_OF_STREAM,
+                ARROW,
             )
         losses = [np.asarray(values, np.float32) for _, values in reports]
         offsets = np.cumsum([0, *(len(values) for values in losses)], dtype=np.int32)
@@ -115,7 +119,7 @@ class Requests:
             "losses": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(losses))),
         }
         rows = pa.record_batch(columns, metadata=metadata)
-        body = b"".join((rows.schema.serialize(), rows.serialize(), _END))
+        body = b"".join((rows.schema.serialize(), rows.serialize(), _END_OF_STREAM))
         return Request("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
 
     def choose(

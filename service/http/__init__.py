@@ -1,1 +1,1 @@
-"""HTTP: bodies, limits, problem documents, and what the routes share."""
+"""HTTP: the middleware, bodies in JSON and Arrow, problem documents, OpenAPI, and what the routes depend on."""

@@ -1,4 +1,4 @@
-"""Arrays that come with a request: columns with Arrow, lists with JSON. And the work on them, in threads."""
+"""Arrays of a request, columns in Arrow and lists in JSON; and the work on them, in threads."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.service.errors import Refusal
 from curation.service.http.bodies import is_arrow, read_json, read_tables
-from curation.service.http.problems import invalid
+from curation.service.http.problems import invalid_model
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
@@ -19,29 +19,29 @@ Matrix = list[list[float]]
 
 
 async def read_arrays(
-    request: Request, model: type[B], arrays: tuple[str, ...], most: int
+    request: Request, model: type[B], arrays: tuple[str, ...], max_bytes: int
 ) -> tuple[B, dict[str, pa.Array]]:
     """The request, and its Arrow columns; with JSON the arrays are in the model instead."""
     arrow = is_arrow(request)
     body = await request.body()
     columns: dict[str, pa.Array] = {}
     if arrow:
-        given, table = await asyncio.to_thread(read_tables, body, most)
-        unknown = sorted((set(table.column_names) | set(given)) - set(model.model_fields))
-        both = sorted(set(given) & set(arrays))
+        fields, table = await asyncio.to_thread(read_tables, body, max_bytes)
+        unknown = sorted((set(table.column_names) | set(fields)) - set(model.model_fields))
+        both = sorted(set(fields) & set(arrays))
         if unknown or both or not set(table.column_names) <= set(arrays):
             allowed = [name for name in model.model_fields if name not in arrays]
             raise Refusal("bad-body", f"columns may be {', '.join(arrays)}; the request may have {', '.join(allowed)}")
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         if any(column.null_count for column in columns.values()):
             raise Refusal("bad-body", "a column holds nulls")
-        given |= {name: [] for name in columns}
+        fields |= {name: [] for name in columns}
     else:
-        given = await asyncio.to_thread(read_json, body)
+        fields = await asyncio.to_thread(read_json, body)
     try:
-        return await asyncio.to_thread(model.model_validate, given), columns
+        return await asyncio.to_thread(model.model_validate, fields), columns
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise invalid_model(error) from error
 
 
 def matrix_of(name: str, values: Any) -> Any:
@@ -56,10 +56,10 @@ def matrix_of(name: str, values: Any) -> Any:
             raise Refusal("bad-body", f"column {name} holds nulls")
         matrix = np.array(flat.to_numpy(), np.float32).reshape(len(values), values.type.list_size)
     else:
-        widths = {len(line) for line in values}
+        widths = {len(row) for row in values}
         if len(widths) > 1:
             raise Refusal("bad-body", f"{name}: rows have {min(widths)} to {max(widths)} columns: give each as many")
-        with np.errstate(over="ignore"):  # found just below
+        with np.errstate(over="ignore"):  # an infinity is refused just below
             matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():
@@ -67,19 +67,20 @@ def matrix_of(name: str, values: Any) -> Any:
     return matrix
 
 
-def limit(name: str, given: int, most: int) -> None:
-    if given > most:
-        raise Refusal("too-large", f"{given} {name} are more than this server takes at once, {most}")
+def check_count(name: str, count: int, limit: int) -> None:
+    """Refuse more than this server takes in one request."""
+    if count > limit:
+        raise Refusal("too-large", f"{count} {name} are more than this server takes at once, {limit}")
 
 
 async def compute(slots: asyncio.Semaphore, work: Callable[[], T]) -> T:
     """Run in a thread, few at once. A request that gives up does not free its thread, and so not its slot either."""
 
-    async def held() -> T:
+    async def in_a_slot() -> T:
         async with slots:
             return await asyncio.to_thread(work)
 
-    task = asyncio.create_task(held())
+    task = asyncio.create_task(in_a_slot())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         return await asyncio.shield(task)

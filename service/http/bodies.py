@@ -1,4 +1,4 @@
-"""Bodies in and out: JSON for people, Arrow IPC streams for machines, by ``Content-Type`` and ``Accept``."""
+"""Bodies of requests and answers: JSON for people, Arrow IPC streams for machines, as the headers ask."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.arrow import read_batches, read_table, write_table
 from curation.service.errors import Refusal
-from curation.service.http.problems import invalid
+from curation.service.http.problems import invalid_model
 from curation.service.session.protocols import Losses
 from curation.service.session.session import Batch, Report, StepRequest
 
@@ -23,9 +23,9 @@ ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 
 _STEP_FIELDS = (pa.field("indices", pa.int64(), False), pa.field("weights", pa.float32(), False))
-_ALIGNED = 8
-_NOTHING = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, -1, False)
-_END = b"\xff\xff\xff\xff\0\0\0\0"
+_ALIGNMENT = 8
+_NO_BATCH = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, -1, False)
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ReportBody(BaseModel):
@@ -121,7 +121,7 @@ def read_step(body: bytes, arrow: bool, max_bytes: int) -> StepRequest:
 def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
     """The answer to a step request; without a batch where none was asked for."""
     if batch is None:
-        batch = _NOTHING
+        batch = _NO_BATCH
     indices, weights, epoch, step, epoch_end, end_of_session = batch
     if not arrow:
         answer = {
@@ -135,13 +135,15 @@ def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
             "generation": generation,
         }
         return to_json(answer)
-    schema = _schema(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation)
-    parts = (schema, _head(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
-    return b"".join((*parts, _padding(weights), _END))
+    schema = _schema_message(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation)
+    parts = (schema, _batch_message(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
+    return b"".join((*parts, _padding(weights), _END_OF_STREAM))
 
 
 @lru_cache(maxsize=1024)
-def _schema(epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_session: bool, generation: int) -> bytes:
+def _schema_message(
+    epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_session: bool, generation: int
+) -> bytes:
     """The message that a step's answer begins with: the same for all of its ranks."""
     metadata = {
         "epoch": "" if epoch < 0 else str(epoch),
@@ -208,23 +210,23 @@ def write_plan(plan: BatchPlan, arrow: bool) -> Response:
 
 
 @lru_cache(maxsize=256)
-def _head(rows: int) -> bytes:
+def _batch_message(rows: int) -> bytes:
     """The message that stands before the buffers of a batch of so many rows: the rest is numbers."""
     columns = [pa.array(np.zeros(rows, np.int64)), pa.array(np.zeros(rows, np.float32))]
     message = pa.record_batch(columns, schema=pa.schema(_STEP_FIELDS)).serialize().to_pybytes()
-    body = sum(-(-rows * width // _ALIGNED) * _ALIGNED for width in (8, 4))
+    body = sum(-(-rows * width // _ALIGNMENT) * _ALIGNMENT for width in (8, 4))
     return bytes(message[: len(message) - body])
 
 
 def _padding(values: np.ndarray[Any, Any]) -> bytes:
-    return bytes(-values.nbytes % _ALIGNED)
+    return bytes(-values.nbytes % _ALIGNMENT)
 
 
 def _step_from_json(body: bytes) -> StepRequest:
     try:
         asked = StepBody.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise invalid_model(error) from error
     reports = [Report(asked.rank, report.step, _losses(report.losses)) for report in asked.reports]
     return StepRequest(asked.rank, asked.step, reports, asked.generation)
 

@@ -1,4 +1,4 @@
-"""What every request passes: a request id, limits on its body and time, a line in the log, a place in the metrics."""
+"""Middleware that every request passes: its id, limits on its body and time, a line in the log, its metrics."""
 
 import asyncio
 import re
@@ -17,8 +17,8 @@ from curation.service.metrics import Metrics
 from curation.service.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-_GONE = 499  # for the log only: the client left before its body was whole
-_SAFETY = (
+_CLIENT_LEFT = 499  # for the log only: its body was not whole yet
+_SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -40,8 +40,8 @@ class RequestMiddleware:
             return
         start = time.perf_counter()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+        client_id = headers.get(b"x-request-id", b"")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(8).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = 0
 
@@ -49,17 +49,17 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), *_SAFETY]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), *_SECURITY_HEADERS]
             await send(message)
 
         self._metrics.open += 1
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        limit = _Limit(self._settings.body_seconds if has_body else self._settings.request_seconds)
-        body = _Body(self._settings, headers, receive, limit, whole=not has_body)
+        deadline = _Deadline(self._settings.body_seconds if has_body else self._settings.request_seconds)
+        body = _LimitedBody(self._settings, headers, receive, deadline, whole=not has_body)
         try:
-            await limit.run(self._app(scope, body, answer))
+            await deadline.run(self._app(scope, body, answer))
         except ClientDisconnect:
-            status = _GONE
+            status = _CLIENT_LEFT
         except Exception as error:
             if status:
                 raise
@@ -80,7 +80,7 @@ class RequestMiddleware:
             self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds)
 
 
-class _Limit:
+class _Deadline:
     """A time limit that may be set anew. ``asyncio.timeout`` does the same at five times the cost for each request."""
 
     def __init__(self, seconds: float) -> None:
@@ -123,7 +123,7 @@ class _Limit:
             self._task.cancel()
 
 
-class _Body:
+class _LimitedBody:
     """A ``receive`` that counts bytes. Once the body is whole, the time limit becomes that of the answer."""
 
     def __init__(
@@ -131,11 +131,11 @@ class _Body:
         settings: Settings,
         headers: Mapping[bytes, bytes],
         receive: Receive,
-        limit: _Limit,
+        deadline: _Deadline,
         *,
         whole: bool,
     ) -> None:
-        self._settings, self._receive, self._limit = settings, receive, limit
+        self._settings, self._receive, self._deadline = settings, receive, deadline
         declared = headers.get(b"content-length", b"0")
         self._refused = declared.isdigit() and int(declared) > settings.max_body_bytes
         self._seen = 0
@@ -147,7 +147,7 @@ class _Body:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             if not self.whole:
-                self._limit.set(self._settings.request_seconds)
+                self._deadline.set(self._settings.request_seconds)
             self.whole = True
         self._seen += len(message.get("body", b""))
         if self._seen > self._settings.max_body_bytes:
@@ -155,8 +155,8 @@ class _Body:
         return message
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal("too-large", f"the body is larger than {most} bytes, this server's limit (max_body_bytes)")
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal("too-large", f"the body is larger than {max_bytes} bytes, this server's limit (max_body_bytes)")
 
 
 def _too_slow(seconds: float) -> Refusal:

@@ -1,4 +1,4 @@
-"""What OpenAPI says of several routes."""
+"""OpenAPI entries that several routes share."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""Every refusal as a problem document (RFC 9457, ``application/problem+json``)."""
+"""Problem documents (RFC 9457, ``application/problem+json``): what every refusal is answered with."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -106,11 +106,16 @@ def refusal_of(error: Exception) -> Refusal:
 
 def invalid(errors: Any) -> Refusal:
     """What pydantic found wrong, with the place of each error and without the input itself."""
-    found = [
+    mistakes = [
         {"where": ".".join(str(part) for part in error["loc"]), "what": error["msg"]} for error in list(errors)[:20]
     ]
-    detail = "; ".join(f"{error['where'] or 'body'}: {error['what']}" for error in found[:3])
-    return Refusal("bad-body", detail, errors=found)
+    detail = "; ".join(f"{error['where'] or 'body'}: {error['what']}" for error in mistakes[:3])
+    return Refusal("bad-body", detail, errors=mistakes)
+
+
+def invalid_model(error: ValidationError) -> Refusal:
+    """As :func:`invalid`, of a body that a route read itself."""
+    return invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def install(app: FastAPI) -> None:

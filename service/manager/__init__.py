@@ -1,1 +1,1 @@
-"""The sessions of one server: kept, moved and committed."""
+"""Managers of a running server: its sessions, their choices and checkpoints, and the group commit of reports."""

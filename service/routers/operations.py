@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how is it doing; and which datasets there are."""
+"""``/healthz``, ``/readyz``, ``/metrics`` and ``/v1/datasets``: how the server is doing, and what it can serve."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""``/v1/select``: one choice from what is sent along; nothing is kept.
+"""``/v1/select``: a selection from what is sent along; nothing is kept.
 
 JSON has everything in one object. With Arrow, arrays are columns (a matrix is a column of fixed-size lists), and the
 rest is a JSON object in the schema's metadata, under ``request``.
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
-from curation.service.http.arrays import Matrix, compute, limit, matrix_of, read_arrays
+from curation.service.http.arrays import Matrix, check_count, compute, matrix_of, read_arrays
 from curation.service.http.bodies import ARROW, wants_arrow, write_plan, write_selection
 from curation.service.http.dependencies import App, AppState, Selector
 from curation.service.http.openapi import ARROW_BODY, problems, takes
@@ -109,8 +109,8 @@ async def zipfit(request: Request, app: App, caller: Selector) -> Response:
     arrow = wants_arrow(request)
     body, columns = await read_arrays(request, ZipFitBody, ("texts",), app.settings.max_body_bytes)
     texts = columns.get("texts", body.texts)
-    limit("texts", len(texts), app.settings.max_texts)
-    limit("texts × targets", len(texts) * len(body.targets), app.settings.max_text_pairs)
+    check_count("texts", len(texts), app.settings.max_texts)
+    check_count("texts × targets", len(texts) * len(body.targets), app.settings.max_text_pairs)
 
     def work() -> Selection:
         from curation.selectors.zipfit import ZipFit
@@ -126,7 +126,7 @@ async def acquire(request: Request, app: App, caller: Selector) -> Response:
     arrow = wants_arrow(request)
     body, columns = await read_arrays(request, AcquireBody, ("scores",), app.settings.max_body_bytes)
     scores = columns["scores"].to_numpy() if columns else np.array(body.scores, np.float64)
-    limit("scores", len(scores), app.settings.max_rows)
+    check_count("scores", len(scores), app.settings.max_rows)
 
     def work() -> Selection:
         from curation.selectors.acquisition import StochasticAcquisition
@@ -184,7 +184,7 @@ async def b3(request: Request, app: App, caller: Selector) -> Response:
 def _matrix(name: str, values: Any, app: AppState) -> Any:
     matrix = matrix_of(name, values)
     if matrix is not None:
-        limit(name, len(matrix), app.settings.max_pairs)
+        check_count(name, len(matrix), app.settings.max_pairs)
     return matrix
 
 

@@ -1,4 +1,4 @@
-"""What the routes of sessions take and answer."""
+"""Models of the routes of sessions: their bodies and their answers."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -104,4 +104,4 @@ class LossList(BaseModel):
     reports: list[StepLosses]
     bins: list[float] = Field(description="edges of the histogram")
     counts: list[int]
-    next: int | None = Field(description="the first step that is not in here; null: there are no more reports")
+    next: int | None = Field(description="the first step that is left out; null: there are no more reports")

@@ -22,7 +22,7 @@ from curation.service.http.bodies import (
 )
 from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
 from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
-from curation.service.http.problems import ProblemDocument, invalid
+from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
 from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
@@ -67,7 +67,7 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     try:
         asked = Created.model_validate(given)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise invalid_model(error) from error
     spec = SessionSpec(**asked.model_dump(exclude={"id"}))
     size, tables = await asyncio.to_thread(_candidates, app, spec, table)
     id = asked.id or secrets.token_urlsafe(12)

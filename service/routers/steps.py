@@ -1,4 +1,4 @@
-"""The one request that trainers send all day, past FastAPI, which would cost more than the step itself."""
+"""Step requests, which trainers send all day, answered past FastAPI, which would cost more than the step itself."""
 
 import re
 from types import SimpleNamespace

@@ -1,1 +1,1 @@
-"""Sessions, pure: which rows a rank gets at a step, and which reports are missing. No I/O, no asyncio."""
+"""Sessions, pure: which rows a rank gets at a step, which reports are missing, and the methods. No I/O, no asyncio."""

@@ -116,7 +116,7 @@ class Session(Generic[E]):
     any other method is open from the start.
     """
 
-    KEEP = 2
+    EPOCHS_IN_MEMORY = 2
 
     def __init__(self, spec: SessionSpec, method: Method[E], records: list[EpochRecord] | None = None) -> None:
         self.spec = spec
@@ -254,7 +254,7 @@ class Session(Generic[E]):
         return EpochRecord(number, first, layout, epoch.reweighted, missing), epoch
 
     def opened(self, record: EpochRecord, epoch: E | None = None) -> None:
-        """Take in an epoch that was opened here, or (without its order) elsewhere."""
+        """Take in an epoch that this server opened, or (without its order) another replica."""
         if record.number == len(self.records):
             self.records.append(record)
         if epoch is not None:
@@ -264,7 +264,7 @@ class Session(Generic[E]):
         """Keep an epoch in memory; the one unused for longest makes room."""
         self._epochs.pop(number, None)
         self._epochs[number] = epoch
-        while len(self._epochs) > self.KEEP:
+        while len(self._epochs) > self.EPOCHS_IN_MEMORY:
             del self._epochs[next(iter(self._epochs))]
 
     def _epoch(self, number: int) -> E:

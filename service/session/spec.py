@@ -1,4 +1,4 @@
-"""A session's specification: what a client asks for when it creates one."""
+"""Specification of a session: what a client asks for when it creates one."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""The store: what survives a crash, in SQLite or PostgreSQL."""
+"""Store: what survives a crash, in SQLite or PostgreSQL."""
 
 from typing import TYPE_CHECKING
 

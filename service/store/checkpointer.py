@@ -1,4 +1,4 @@
-"""Moves what was committed out of SQLite's write-ahead log into the database file, beside the commits.
+"""Checkpoints of SQLite: what was committed moves from the write-ahead log into the database file, beside the commits.
 
 SQLite does so by itself, within the commit that fills the log's thousandth page: one in fifty would then wait for a
 flush of the whole database. What was committed is on disk either way.
@@ -12,45 +12,45 @@ from sqlalchemy import Engine
 
 from curation.service.logs import logger
 
-EVERY = 4 << 20
-"""Bytes that are committed between two moves."""
+BYTES_BETWEEN = 4 << 20
+"""Bytes that are committed between two checkpoints."""
 MAX_PAGES = 8192
 """Pages of the log (32 MiB) after which commits wait once, so that it starts anew instead of growing."""
 
 
 class Checkpointer:
-    """The moves of one SQLite file, in a thread of their own."""
+    """The checkpoints of one SQLite file, in a thread of their own."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(1, "curation-backfill")
         self._running: Future[None] | None = None
-        self._since = 0
+        self._bytes = 0
 
     def committed(self, size: int) -> None:
         """Take note of a commit of so many bytes."""
-        self._since += size
-        if self._since >= EVERY and (self._running is None or self._running.done()):
-            self._since = 0
-            self._running = self._thread.submit(self._move)
+        self._bytes += size
+        if self._bytes >= BYTES_BETWEEN and (self._running is None or self._running.done()):
+            self._bytes = 0
+            self._running = self._thread.submit(self._checkpoint)
 
     def close(self) -> None:
-        """Wait for the move under way."""
+        """Wait for the checkpoint under way."""
         self._thread.shutdown()
 
-    def _move(self) -> None:
-        held = self._engine.raw_connection()
+    def _checkpoint(self) -> None:
+        pooled = self._engine.raw_connection()
         try:
-            connection: Any = held.driver_connection
-            if _pages(connection, "PASSIVE") > MAX_PAGES:
-                _pages(connection, "RESTART")
+            connection: Any = pooled.driver_connection
+            if _wal_checkpoint(connection, "PASSIVE") > MAX_PAGES:
+                _wal_checkpoint(connection, "RESTART")
         except Error:
             logger.exception("the write-ahead log was not moved; the next commits will try again")
         finally:
-            held.close()
+            pooled.close()
 
 
-def _pages(connection: Connection, mode: str) -> int:
+def _wal_checkpoint(connection: Connection, mode: str) -> int:
     """Pages in the log, after moving what that mode can."""
     _, pages, _ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     return int(pages)

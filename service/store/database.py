@@ -1,4 +1,4 @@
-"""The database under the store: which URLs are taken, how connections are made, and who owns a file."""
+"""Database under the store: which URLs are taken, how connections are made, and who owns a file."""
 
 import fcntl
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the reports of many requests reach a SQLite file: one statement, which is one transaction and one flush.
+"""Reports of many requests on their way to a SQLite file: one statement, which is one transaction and one flush.
 
 Written for the driver itself: each of its calls gives the interpreter away and waits to have it back, so a statement
 for each row, or one more to begin and one to commit, would cost a busy server more than the disk does.
@@ -31,7 +31,7 @@ class ReportWriter:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._held: PoolProxiedConnection | None = None
+        self._pooled: PoolProxiedConnection | None = None
         self._checkpointer = Checkpointer(engine)
 
     def add(self, writes: Sequence[Write]) -> list[bool]:
@@ -68,14 +68,14 @@ class ReportWriter:
 
     def _drop(self) -> None:
         """Close the connection, and forget what was not committed."""
-        if self._held is not None:
-            self._held.invalidate()
-            self._held = None
+        if self._pooled is not None:
+            self._pooled.invalidate()
+            self._pooled = None
 
     def _connection(self) -> Connection:
-        fresh = self._held is None
-        self._held = self._held or self._engine.raw_connection()
-        connection: Connection = cast(Connection, self._held.driver_connection)
+        fresh = self._pooled is None
+        self._pooled = self._pooled or self._engine.raw_connection()
+        connection: Connection = cast(Connection, self._pooled.driver_connection)
         if fresh:
             connection.execute("PRAGMA wal_autocheckpoint=0").close()
         return connection

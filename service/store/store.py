@@ -1,4 +1,4 @@
-"""What survives a crash: tokens, sessions, opened epochs and reports, in SQLite or PostgreSQL. Blocking calls only.
+"""Store of tokens, sessions, opened epochs and reports, which survive a crash, in SQLite or PostgreSQL; blocking.
 
 A report's losses are one blob of little-endian float32, a state one Arrow stream cut into parts; nothing is a row for
 each candidate. On SQLite every commit is on disk when it returns (WAL, ``synchronous=FULL``), and one server at a
@@ -132,7 +132,7 @@ class Store:
         base: int,
         records: Sequence[EpochRecord],
         state: State | None,
-        given: Sequence[Report],
+        restored: Sequence[Report],
         choices: Mapping[int, bytes] = MappingProxyType({}),
     ) -> SessionRow | None:
         """Store a new session that is on its way already; None where the id is taken. ``choices``: by step."""
@@ -149,8 +149,8 @@ class Store:
                 connection.execute(insert(epochs), [_epoch_row(key, record) for record in records])
             if state is not None and base > 0:
                 put_blob(connection, key, "state", base, pack_state(state))
-            if given:
-                connection.execute(insert(reports), [_report_row(key, report) for report in given])
+            if restored:
+                connection.execute(insert(reports), [_report_row(key, report) for report in restored])
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
         return SessionRow(key, id, owner, 0, spec, size, base, created)
@@ -192,8 +192,8 @@ class Store:
     def records(self, row: SessionRow) -> list[EpochRecord]:
         """The epochs opened so far, in order."""
         with self.engine.connect() as connection:
-            found = connection.execute(select(epochs).where(epochs.c.session == row.key).order_by(epochs.c.number))
-            return [_record(row.spec, epoch) for epoch in found]
+            rows = connection.execute(select(epochs).where(epochs.c.session == row.key).order_by(epochs.c.number))
+            return [_record(row.spec, epoch) for epoch in rows]
 
     def open_epoch(self, key: int, generation: int, record: EpochRecord, state: State) -> bool:
         """Store an epoch that opens, with the state it starts from; False where another replica was first.
@@ -223,13 +223,13 @@ class Store:
     def state(self, key: int, number: int) -> tuple[int, State] | None:
         """The latest stored state of an epoch up to ``number``, and which epoch's; None where none is stored."""
         with self.engine.connect() as connection:
-            found = connection.execute(
+            latest = connection.execute(
                 select(func.max(blobs.c.number)).where(
                     blobs.c.session == key, blobs.c.kind == "state", blobs.c.number <= number
                 )
             ).scalar_one()
-            data = None if found is None else get_blob(connection, key, "state", found)
-        return None if found is None or data is None else (found, unpack_state(data))
+            data = None if latest is None else get_blob(connection, key, "state", latest)
+        return None if latest is None or data is None else (latest, unpack_state(data))
 
     def rewind(self, key: int, generation: int, step: int, epoch: int) -> int:
         """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
@@ -261,11 +261,11 @@ class Store:
         if not self.shared:
             with self._one_writer:
                 done = self._report_writer.add(writes)
-            return [None if one else _outdated() for one in done]
+            return [None if stored else _outdated() for stored in done]
         keys = {"keys": list({write.key for write in writes})}
-        some = any(write.reports for write in writes)
-        query = _LOCKED_GENERATIONS if some else _GENERATIONS
-        with self._writing() if some else self.engine.connect() as connection:
+        reporting = any(write.reports for write in writes)
+        query = _LOCKED_GENERATIONS if reporting else _GENERATIONS
+        with self._writing() if reporting else self.engine.connect() as connection:
             known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
             rows = [
                 _report_row(write.key, report)
@@ -295,8 +295,8 @@ class Store:
             reports.c.session == key, reports.c.step >= first, reports.c.step < end
         )
         with self.engine.connect() as connection:
-            found = np.array([tuple(row) for row in connection.execute(query)], np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+            pairs = np.array([tuple(row) for row in connection.execute(query)], np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
 
     def progress(self, key: int) -> dict[int, tuple[int, int]]:
         """For each rank that reported: how many reports, and the last step among them."""
@@ -350,8 +350,8 @@ class Store:
 
 def _check_generation(connection: Connection, key: int, generation: int, shared: bool) -> None:
     query = select(sessions.c.generation).where(sessions.c.key == key)
-    found = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
-    if found != generation:
+    stored = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
+    if stored != generation:
         raise _outdated()
 
 

@@ -1,4 +1,4 @@
-"""The store's tables, version by version. A store of a newer version is refused, one of an older is moved on.
+"""Tables of the store, version by version. A store of a newer version is refused, one of an older is moved on.
 
 Only add to :data:`MIGRATIONS`: an entry that was released never changes.
 """

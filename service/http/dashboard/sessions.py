@@ -129,12 +129,14 @@ def curve(store: Store, entry: Entry, last: int | None) -> Curve:
         by_epoch.setdefault(epoch, []).append(losses)
         low, high = np.quantile(losses, [0.1, 0.9])
         drawn.append(Point(step=step, epoch=epoch, mean=float(losses.mean()), low=float(low), high=float(high)))
-    found = []
+    summaries = []
     for number, parts in by_epoch.items():
         losses = np.concatenate(parts)
         counts = np.histogram(np.clip(losses, edges[0], edges[-1]), edges)[0]
-        found.append(EpochLosses(number=number, mean=float(losses.mean()), values=len(losses), counts=counts.tolist()))
-    return Curve(points=drawn, epochs=found, edges=edges.tolist(), every=every, ranks=ranks)
+        summaries.append(
+            EpochLosses(number=number, mean=float(losses.mean()), values=len(losses), counts=counts.tolist())
+        )
+    return Curve(points=drawn, epochs=summaries, edges=edges.tolist(), every=every, ranks=ranks)
 
 
 def thinned(first: int, last: int, points: int) -> tuple[list[int], int]:
@@ -152,16 +154,16 @@ def weights(session: Session[Any], number: int) -> list[Weight]:
     if epoch is None:
         return []
     steps = np.unique(np.linspace(0, epoch.steps - 1, min(epoch.steps, WEIGHT_STEPS)).astype(np.int64))
-    found = np.concatenate([epoch.batch(0, int(step))[1] for step in steps])
-    values, counts = np.unique(found, return_counts=True)
+    handed_out = np.concatenate([epoch.batch(0, int(step))[1] for step in steps])
+    values, counts = np.unique(handed_out, return_counts=True)
     commonest = np.argsort(-counts, kind="stable")[:8]
-    return [Weight(weight=float(values[i]), share=float(counts[i] / len(found))) for i in commonest]
+    return [Weight(weight=float(values[i]), share=float(counts[i] / len(handed_out))) for i in commonest]
 
 
-def sizes_of(lengths: npt.NDArray[Any], most: int = 12) -> dict[str, int]:
+def sizes_of(lengths: npt.NDArray[Any], limit: int = 12) -> dict[str, int]:
     """How many batches there are of each size, the commonest sizes first."""
     sizes, counts = np.unique(lengths, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:most]
+    commonest = np.argsort(-counts, kind="stable")[:limit]
     return {str(sizes[i]): int(counts[i]) for i in commonest}
 
 
@@ -171,12 +173,12 @@ def _samples(store: Store, key: int, steps: Sequence[int], ranks: int) -> list[_
         .where(reports.c.session == key, reports.c.step.in_(steps), reports.c.rank < ranks)
         .order_by(reports.c.step, reports.c.rank)
     )
-    found: dict[int, list[npt.NDArray[np.float64]]] = {}
+    by_step: dict[int, list[npt.NDArray[np.float64]]] = {}
     with store.engine.connect() as connection:
         for step, data in connection.execute(query):
             losses = np.frombuffer(data, LOSS)
-            found.setdefault(step, []).append(losses[np.isfinite(losses)].astype(np.float64))
-    joined = [_Sample(step, np.concatenate(parts)) for step, parts in found.items()]
+            by_step.setdefault(step, []).append(losses[np.isfinite(losses)].astype(np.float64))
+    joined = [_Sample(step, np.concatenate(parts)) for step, parts in by_step.items()]
     return [sample for sample in joined if len(sample.losses)]
 
 

@@ -1,1 +1,1 @@
-"""The methods of sessions."""
+"""Methods of sessions, a file each; :mod:`curation.service.session.methods.registry` names them."""

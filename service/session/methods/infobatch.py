@@ -35,7 +35,7 @@ class InfoBatchMethod(Defaults):
     stateful = True
 
     def __post_init__(self) -> None:
-        # Made once here so that bad parameters are refused when the session is created, not at its first step.
+        # Made once now so that bad parameters are refused when the session is created, not at its first step.
         self._rule()
 
     def start(self) -> State:
@@ -69,14 +69,14 @@ class InfoBatchMethod(Defaults):
 
     def _rule(self) -> Rule:
         """What :class:`curation.InfoBatch` decides by: pure, without its copies of what the store keeps, or torch."""
-        given = self.parameters
+        parameters = self.parameters
         return Rule(
             size=self.size,
             epochs=self.spec.epochs,
-            prune_ratio=tuple(float(ratio) for ratio in np.atleast_1d(given.prune_ratio)),
-            delta=given.delta,
-            quantiles=given.quantiles,
-            form=given.form,
+            prune_ratio=tuple(float(ratio) for ratio in np.atleast_1d(parameters.prune_ratio)),
+            delta=parameters.delta,
+            quantiles=parameters.quantiles,
+            form=parameters.form,
             seed=self.spec.seed,
         )
 

@@ -103,14 +103,14 @@ class JestMethod(RandomMethod):
         needed = {"learnability": SIDES, "hard": SIDES[:2], "easy": SIDES[2:]}[self.jest.criterion]
         if self.jest.joint and part.scores is not None:
             raise Refusal("bad-report", 'scores are each row\'s own: only sessions with "joint": false take them')
-        given = set(part.sides)
+        sent = set(part.sides)
         if part.scores is not None:
             needed = ()
-        if given != set(needed):
+        if sent != set(needed):
             names = ", ".join(needed) or "scores alone"
             raise Refusal(
                 "bad-report",
-                f"criterion {self.jest.criterion!r} needs {names}; sent were {', '.join(sorted(given)) or 'none'}",
+                f"criterion {self.jest.criterion!r} needs {names}; sent were {', '.join(sorted(sent)) or 'none'}",
             )
         arrays: dict[str, npt.NDArray[Any]] = {**part.sides, **({} if part.scores is None else {"scores": part.scores})}
         for name, values in arrays.items():

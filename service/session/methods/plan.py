@@ -17,7 +17,7 @@ from curation.service.session.spec import SessionSpec
 
 
 class PlanParameters(Parameters):
-    """Where the plan is: in the request's Arrow body, in the named dataset, or here."""
+    """Where the plan is: in the request's Arrow body, in the named dataset, or ``batches``."""
 
     batches: list[list[int]] | None = Field(
         default=None, description="a small plan: a list of positions for each batch"

@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from curation.service.errors import Refusal
 from curation.service.session.session import Report
 from curation.service.session.spec import SessionSpec
-from curation.service.store import Store
-from curation.service.store import checkpointer as backfill
+from curation.service.store import Store, checkpointer
 from curation.service.store.reports import Write
 
 SPEC = SessionSpec(method="random", size=100, batch_size=4)
@@ -89,14 +88,14 @@ def test_what_fails_stores_nothing_and_the_next_group_goes_on(store: Store) -> N
 
 
 def test_the_log_is_moved_and_starts_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "MAX_PAGES", 64)
+    monkeypatch.setattr(checkpointer, "MAX_PAGES", 64)
     key, log = new_session(store, "s"), Path(f"{store.url.database}-wal")
     losses = np.zeros(4096, np.float32)
     for step in range(100):
         assert store.add_reports([Write(key, 0, [Report(0, step, losses)])]) == [None]
         if step % 20 == 19:
-            moves = backfill.Checkpointer(store.engine)
-            moves.committed(backfill.EVERY)
+            moves = checkpointer.Checkpointer(store.engine)
+            moves.committed(checkpointer.BYTES_BETWEEN)
             moves.close()
     assert log.stat().st_size < 100 * losses.nbytes / 2
     assert len(stored(store, key)) == 100
