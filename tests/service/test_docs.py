@@ -1,4 +1,4 @@
-"""The curl walk-through of docs/service.md, run as it stands."""
+"""docs/service.md: its curl walk-through, run as it stands, and its table of methods."""
 
 import re
 import shutil
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from curation.service.session.methods.registry import METHODS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "service.md"
 
@@ -28,3 +30,8 @@ def test_every_line_of_the_walk_through_runs(live: Callable[..., Any], tmp_path:
     assert '"generation":1' in answers
     assert answers.count('{"indices":[48,81,6]') == 2
     assert "urn:curation:problem:not-sent" in answers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_line(name: str) -> None:
+    assert f"\n| `{name}` | " in DOCS.read_text()
