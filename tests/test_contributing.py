@@ -65,8 +65,12 @@ def test_the_step_runs(copy: Path) -> None:
     assert '"words"' in python(copy, "-m", "curation.cli", "schema")
 
 
-def test_its_test_and_those_of_all_steps_pass(copy: Path) -> None:
-    tests = ["tests/pipelines/steps/test_words.py", "tests/pipelines/steps/test_parameters.py"]
+def test_the_tests_of_the_walks_pass(copy: Path) -> None:
+    tests = [
+        "tests/pipelines/steps/test_words.py",
+        "tests/pipelines/steps/test_parameters.py",
+        "tests/service/session/methods/test_sorted.py",
+    ]
     assert "passed" in python(copy, "-m", "pytest", "-q", "-n", "0", *tests)
 
 
