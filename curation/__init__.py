@@ -14,6 +14,7 @@ if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
+    from curation.dataset import Dataset as Dataset
     from curation.pair import Pair as Pair
     from curation.plan import BatchPlan as BatchPlan
     from curation.selection import Selection as Selection
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "B3": "curation.selectors.b3.method",
     "BatchPlan": "curation.plan",
+    "Dataset": "curation.dataset.reader",
     "InfoBatch": "curation.selectors.infobatch.method",
     "JEST": "curation.selectors.jest.method",
     "Pair": "curation.pair",
@@ -38,6 +40,7 @@ __all__ = [
     "B3",
     "JEST",
     "BatchPlan",
+    "Dataset",
     "InfoBatch",
     "Pair",
     "Selection",

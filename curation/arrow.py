@@ -1,6 +1,6 @@
-"""Arrow: which types hold what, which stand for the same column in different files, and matrices in files."""
+"""Arrow: what a column's type says of it, rows by position over record batches, and matrices in files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pyarrow as pa
 from pyarrow import types
 
 from curation.files import atomic
+
+TAKEN_ROWS = 1000
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -23,70 +25,88 @@ def plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def lossless(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether every value of one type has an equal one in the other."""
-    found = plain(found)
-    if found == wanted or types.is_null(found):
-        return True
-    if is_text(found) or _is_bytes(found):
-        return (is_text(found) and is_text(wanted)) or (_is_bytes(found) and _is_bytes(wanted))
-    if types.is_integer(found):
-        return _integer_fits(found, wanted)
-    if types.is_floating(found):
-        return bool(types.is_floating(wanted) and found.bit_width <= wanted.bit_width)
-    if _is_list(found) and _is_list(wanted):
-        return lossless(found.value_type, wanted.value_type)
-    if types.is_struct(found) and types.is_struct(wanted):
-        return [field.name for field in found] == [field.name for field in wanted] and all(
-            lossless(one.type, other.type) for one, other in zip(found, wanted, strict=True)
-        )
-    return False
-
-
-def _integer_fits(found: pa.DataType, wanted: pa.DataType) -> bool:
-    signed = types.is_signed_integer(found)
-    digits = found.bit_width - signed
-    if types.is_floating(wanted):
-        return bool(digits <= {16: 11, 32: 24, 64: 53}[wanted.bit_width])
-    if not types.is_integer(wanted):
-        return False
-    wanted_signed = types.is_signed_integer(wanted)
-    return bool(digits <= wanted.bit_width - wanted_signed and (wanted_signed or not signed))
-
-
-def holds_text(kind: pa.DataType) -> bool:
-    """Whether a type has strings in it, at any depth."""
-    if is_text(kind):
-        return True
-    return any(holds_text(kind.field(number).type) for number in range(kind.num_fields))
+def widened(schema: pa.Schema) -> pa.Schema:
+    """The schema with 64-bit offsets for text and bytes: with 32-bit ones a column ends at 2 GiB."""
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return pa.schema([field.with_type(wide.get(field.type, field.type)) for field in schema])
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text."""
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind))
+    """Whether a column of this type holds strings, dictionary-encoded or not."""
+    return _is_text(plain(kind))
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a column can be a score."""
+    """Whether a column of this type can be a score: integers, floats and booleans."""
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
 def is_vector(kind: pa.DataType) -> bool:
-    """Whether a column holds vectors: lists of floats, of fixed size or not."""
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists and types.is_floating(kind.value_type))
+    """Whether a column of this type holds vectors: lists of floats, of fixed size or not."""
+    return bool((_is_list(kind) or types.is_fixed_size_list(kind)) and types.is_floating(kind.value_type))
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a type has strings in it, at any depth."""
+    return _is_text(kind) or any(holds_text(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def lossless(kind: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether every value of type ``kind`` has an equal one in the type ``wanted``."""
+    kind = plain(kind)
+    if kind == wanted or types.is_null(kind):
+        return True
+    if _is_text(kind) or _is_bytes(kind):
+        return (_is_text(kind) and _is_text(wanted)) or (_is_bytes(kind) and _is_bytes(wanted))
+    if types.is_integer(kind):
+        return _integer_fits(kind, wanted)
+    if types.is_floating(kind):
+        return bool(types.is_floating(wanted) and kind.bit_width <= wanted.bit_width)
+    if _is_list(kind) and _is_list(wanted):
+        return lossless(kind.value_type, wanted.value_type)
+    if types.is_struct(kind) and types.is_struct(wanted):
+        return [field.name for field in kind] == [field.name for field in wanted] and all(
+            lossless(one.type, other.type) for one, other in zip(kind, wanted, strict=True)
+        )
+    return False
+
+
+def take_rows(
+    positions: npt.NDArray[np.int64], schema: pa.Schema, batches: Iterable[tuple[int, pa.RecordBatch]]
+) -> pa.Table:
+    """Rows by position, in the order asked.
+
+    Args:
+        positions: int64[k], in range; one may come up more than once.
+        schema: that of the record batches.
+        batches: record batches, each with the position of its first row. Those without a row asked for may be left
+            out.
+
+    Returns:
+        k rows, copied: memory of these rows, three times over where they are not asked for in rising order.
+
+    Raises:
+        EOFError: the batches lack some of the rows.
+    """
+    rising, order = np.unique(positions, return_inverse=True)
+    taken = []
+    for start, batch in batches:
+        low, high = np.searchsorted(rising, [start, start + batch.num_rows])
+        if low < high:
+            taken.append(batch.take(pa.array(rising[low:high] - start)))
+    table = pa.Table.from_batches(taken, schema)
+    if len(table) != len(rising):
+        raise EOFError(f"{len(rising) - len(table):,} of {len(rising):,} rows are missing")
+    if np.array_equal(rising, positions):
+        return table
+    # Arrow takes from one chunk for each column, and the text of all rows may pass 2 GiB.
+    whole = table.cast(widened(schema)).combine_chunks()
+    parts = [order[start : start + TAKEN_ROWS] for start in range(0, len(order), TAKEN_ROWS)]
+    return pa.concat_tables([whole.take(pa.array(part)).cast(schema) for part in parts])
 
 
 def save_matrices(path: Path, matrices: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write [rows, D ≥ 1] arrays of as many rows each, atomically."""
+    """Write arrays [rows, D ≥ 1] of as many rows each, atomically: one record batch, a column for each array."""
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
         for matrix in matrices.values()
@@ -97,8 +117,31 @@ def save_matrices(path: Path, matrices: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def load_matrix(path: Path, name: str) -> npt.NDArray[Any]:
-    """One of them, [rows, D], mapped and read only."""
+    """One array [rows, D] that :func:`save_matrices` wrote, mapped and read only."""
     with pa.memory_map(str(path)) as file:
         column = pa.ipc.open_file(file).get_batch(0).column(name)
-    found: npt.NDArray[Any] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-    return found
+    matrix: npt.NDArray[Any] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return matrix
+
+
+def _integer_fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
+    signed = types.is_signed_integer(kind)
+    digits = kind.bit_width - signed
+    if types.is_floating(wanted):
+        return bool(digits <= {16: 11, 32: 24, 64: 53}[wanted.bit_width])
+    if not types.is_integer(wanted):
+        return False
+    wanted_signed = types.is_signed_integer(wanted)
+    return bool(digits <= wanted.bit_width - wanted_signed and (wanted_signed or not signed))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(types.is_list(kind) or types.is_large_list(kind))

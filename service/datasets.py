@@ -1,4 +1,4 @@
-"""Curated datasets by name, from the configured roots only.
+"""Datasets by name, from the configured roots only.
 
 A name is one path segment; the folder and every file opened must, with all symbolic links followed, still lie in the
 root. So no request reads anything else of the server.
@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import BATCHES, MANIFEST, Manifest
 from curation.errors import SourceError
 from curation.plan import BatchPlan
@@ -28,14 +29,14 @@ class Datasets:
 
     def names(self) -> list[str]:
         """All of them, sorted."""
-        found = {
+        names = {
             folder.name
             for root in self._roots
             if root.is_dir()
             for folder in root.iterdir()
             if _NAME.fullmatch(folder.name) and _inside(folder / MANIFEST, root)
         }
-        return sorted(found)
+        return sorted(names)
 
     def file(self, name: str, file: str) -> Path:
         """A file of a dataset, checked to be in it.
@@ -43,14 +44,23 @@ class Datasets:
         Raises:
             Refusal: no such dataset, or it has no such file.
         """
-        if _NAME.fullmatch(name):
-            for root in self._roots:
-                if _inside(root / name / MANIFEST, root):
-                    path = root / name / file
-                    if _NAME.fullmatch(file) and _inside(path, root):
-                        return path
-                    raise Refusal("bad-dataset", f"dataset {name!r} has no {file}")
-        raise Refusal("bad-dataset", f"there is no dataset {name[:128]!r}: GET /v1/datasets lists them")
+        root = self._root(name)
+        path = root / name / file
+        if _NAME.fullmatch(file) and _inside(path, root):
+            return path
+        raise Refusal("bad-dataset", f"dataset {name!r} has no {file}")
+
+    def open(self, name: str) -> Dataset:
+        """A dataset; it raises SourceError rather than read a file that leads out of the root.
+
+        Raises:
+            Refusal: no such dataset, or its manifest cannot be read.
+        """
+        root = self._root(name)
+        try:
+            return Dataset(root / name, within=root)
+        except SourceError as error:
+            raise Refusal("bad-dataset", f"dataset {name!r} has no readable manifest") from error
 
     def manifest(self, name: str) -> Manifest:
         """What a dataset says of itself.
@@ -58,21 +68,29 @@ class Datasets:
         Raises:
             Refusal: no such dataset, or its manifest cannot be read.
         """
-        try:
-            return Manifest.load(self.file(name, MANIFEST).parent)
-        except SourceError as error:
-            raise Refusal("bad-dataset", f"dataset {name!r} has no readable manifest") from error
+        return self.open(name).manifest
 
     def plan(self, name: str) -> BatchPlan:
         """A dataset's batches.
 
         Raises:
-            Refusal: it has none.
+            Refusal: it has none, or they cannot be read.
         """
         try:
-            return BatchPlan.load(self.file(name, BATCHES))
+            plan = self.open(name).plan
         except SourceError as error:
             raise Refusal("bad-dataset", f"the batches of dataset {name!r} cannot be read") from error
+        if plan is None:
+            raise Refusal("bad-dataset", f"dataset {name!r} has no {BATCHES}")
+        return plan
+
+    def _root(self, name: str) -> Path:
+        """The root that a dataset lies in."""
+        if _NAME.fullmatch(name):
+            for root in self._roots:
+                if _inside(root / name / MANIFEST, root):
+                    return root
+        raise Refusal("bad-dataset", f"there is no dataset {name[:128]!r}: GET /v1/datasets lists them")
 
 
 def _inside(path: Path, root: Path) -> bool:

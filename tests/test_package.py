@@ -98,10 +98,17 @@ def test_gpu_knows_nothing_of_the_project(imports: set[tuple[str, str]]) -> None
     assert not wrong
 
 
-@pytest.mark.parametrize(("library", "homes"), [("ray", ("pipelines", "service")), ("fastapi", ("service",))])
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        # Of the core, a dataset alone may import Ray: when it is asked to become one of Ray's.
+        ("ray", ("curation.pipelines.", "curation.service.", "curation.dataset.reader")),
+        ("fastapi", ("curation.service.",)),
+    ],
+)
 def test_libraries_stay_in_their_folder(imports: set[tuple[str, str]], library: str, homes: tuple[str, ...]) -> None:
     users = {a for a, b in imports if b.split(".")[0] == library}
-    assert all(user.split(".")[1] in homes for user in users), users
+    assert all(user.startswith(homes) for user in users), users
 
 
 def test_sessions_are_pure(imports: set[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at things: a thin layer over ``verify``, ``inspection``, ``explain``, ``recipe``.
+"""Commands that look at things: a thin layer over ``Dataset``, ``inspect`` and ``recipe``.
 
 What is heavy is imported inside the functions, so that ``curation --help`` stays quick.
 """
@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from curation.dataset import Dataset
     from curation.dataset.decisions import Cut, Histogram
     from curation.dataset.inspect import Inspection
 
@@ -25,22 +26,23 @@ _TEXT = 2000
 def verify(out: Finished, json: Json = False) -> None:
     """Hash every file again and count every row again."""
     from curation.cli import terminal
-    from curation.dataset.manifest import Manifest
+    from curation.dataset import Dataset
     from curation.dataset.verify import findings
-    from curation.dataset.verify import verify as check
     from curation.errors import VerificationError
 
+    dataset = Dataset(out)
     if json:
         with terminal.watching(machine=True) as progress:
-            found = findings(out, progress)
-        terminal.emit({"out": str(out), "verified": not found, "findings": found})
-        if found:
+            lines = findings(dataset, progress)
+        terminal.emit({"out": str(out), "verified": not lines, "findings": lines})
+        if lines:
             raise typer.Exit(VerificationError.exit_code)
         return
     with terminal.watching(machine=False) as progress:
-        manifest: Manifest = check(out, progress)
+        dataset.verify(progress)
+    manifest = dataset.manifest
     terminal.out().print(
-        f"{out}: verified. {len(manifest.files):,} files, {manifest.rows_out:,} of {manifest.rows_in:,} rows kept.",
+        f"{out}: verified. {len(manifest.files):,} files, {len(dataset):,} of {manifest.rows_in:,} rows kept.",
         markup=False,
     )
 
@@ -61,17 +63,21 @@ def inspect(
 ) -> None:
     """Show columns, counts by reason, sample rows and score histograms; or the batches of a grouped dataset."""
     from curation.cli import terminal
-    from curation.dataset.inspect import inspect as look
+    from curation.dataset import Dataset
+    from curation.dataset.inspect import inspect_source, source_of
+    from curation.dataset.manifest import MANIFEST
 
     if batches:
-        _inspect_batches(Path(out_or_source), samples, json)
+        _inspect_batches(Dataset(out_or_source), samples, json)
         return
-
-    found = look(out_or_source, samples)
+    if (Path(out_or_source) / MANIFEST).is_file():
+        inspection = Dataset(out_or_source).inspect(samples)
+    else:
+        inspection = inspect_source(source_of(out_or_source), out_or_source, samples)
     if json:
-        terminal.emit(dataclasses.asdict(found))
+        terminal.emit(dataclasses.asdict(inspection))
         return
-    _show(found)
+    _show(inspection)
 
 
 def explain(
@@ -85,33 +91,36 @@ def explain(
     from rich.text import Text
 
     from curation.cli import terminal
-    from curation.dataset.explain import explain as ask
+    from curation.dataset import Dataset
 
-    found = ask(out, index)
+    explanation = Dataset(out).explain(index)
     if json:
-        answer = dataclasses.asdict(found)
-        for name, standing in found.scores.items():
+        answer = dataclasses.asdict(explanation)
+        for name, standing in explanation.scores.items():
             answer["scores"][name]["percentile"] = standing.percentile
         answer["cuts"] = [
-            {**dataclasses.asdict(cut), "rank": own.rank, "of": own.of, "percentile": own.percentile}
-            for cut, own in found.cuts
+            {**dataclasses.asdict(cut), "rank": standing.rank, "of": standing.of, "percentile": standing.percentile}
+            for cut, standing in explanation.cuts
         ]
         terminal.emit(answer)
         return
     console = terminal.out()
-    colour = "green" if found.kept else "yellow"
-    console.print(Text(f"Row {index:,} ", style="bold") + Text("kept" if found.kept else "dropped", style=colour))
-    console.print(Text(found.sentence))
-    if found.scores:
-        rows = [(name, f"{s.value:.6g}", s.rank, s.of, f"{s.percentile:.1f} %") for name, s in found.scores.items()]
+    colour = "green" if explanation.kept else "yellow"
+    console.print(Text(f"Row {index:,} ", style="bold") + Text("kept" if explanation.kept else "dropped", style=colour))
+    console.print(Text(explanation.sentence))
+    if explanation.scores:
+        rows = [
+            (name, f"{standing.value:.6g}", standing.rank, standing.of, f"{standing.percentile:.1f} %")
+            for name, standing in explanation.scores.items()
+        ]
         console.print()
         console.print(terminal.table("Scores", ["score", "#value", "#rank", "#of", "#above"], rows))
     console.print()
-    if found.row is None:
-        console.print(Text(f"The row itself cannot be shown: {found.note}", style="dim"))
+    if explanation.row is None:
+        console.print(Text(f"The row itself cannot be shown: {explanation.note}", style="dim"))
         return
-    console.print(Text(found.row.where, style="dim"))
-    for name, value in found.row.values.items():
+    console.print(Text(explanation.row.where, style="dim"))
+    for name, value in explanation.row.values.items():
         console.print(Text(f"{name}: ", style="bold") + _long(value))
 
 
@@ -131,18 +140,18 @@ def recipes(json: Json = False) -> None:
     from curation.cli import terminal
     from curation.recipe import shipped
 
-    found = {name: (path, shipped.describe(path)) for name, path in shipped.shipped().items()}
+    known = {name: (path, shipped.describe(path)) for name, path in shipped.shipped().items()}
     if json:
-        terminal.emit([{"name": name, "path": str(path), "about": about} for name, (path, about) in found.items()])
+        terminal.emit([{"name": name, "path": str(path), "about": about} for name, (path, about) in known.items()])
         return
-    rows = [(name, about) for name, (_, about) in found.items()]
+    rows = [(name, about) for name, (_, about) in known.items()]
     terminal.out().print(terminal.table("Recipes", ["name", "what it does"], rows))
 
 
 def version(json: Json = False) -> None:
     """Print the versions that decide results."""
     from curation.cli.terminal import emit, out, table
-    from curation.dataset.versions import versions
+    from curation.dataset.manifest import versions
 
     if json:
         emit(versions())
@@ -150,30 +159,31 @@ def version(json: Json = False) -> None:
     out().print(table("Versions", ["package", "version"], versions().items()))
 
 
-def _inspect_batches(out: Path, samples: int, json: bool) -> None:
+def _inspect_batches(dataset: "Dataset", samples: int, json: bool) -> None:
     from curation.cli import terminal
     from curation.dataset.batches import look_at_batches
-    from curation.dataset.manifest import BATCHES, Manifest
+    from curation.dataset.manifest import BATCHES
     from curation.errors import SourceError
 
-    found = look_at_batches(out, Manifest.load(out), samples)
-    if found is None:
-        raise SourceError(f"{out}: has no {BATCHES}: its recipe has no `b3` step")
+    grouping = look_at_batches(dataset, samples)
+    if grouping is None:
+        raise SourceError(f"{dataset.folder}: has no {BATCHES}: its recipe has no `b3` step")
     if json:
-        terminal.emit(dataclasses.asdict(found))
+        terminal.emit(dataclasses.asdict(grouping))
         return
     console = terminal.out()
-    console.print(f"{out}: {found.batches:,} batches", style="bold", markup=False)
+    console.print(f"{dataset.folder}: {grouping.batches:,} batches", style="bold", markup=False)
     quality = [
-        (meaning, *("–" if value is None else f"{value:.4g}" for value in values)) for meaning, *values in found.quality
+        (meaning, *("–" if value is None else f"{value:.4g}" for value in values))
+        for meaning, *values in grouping.quality
     ]
     console.print()
     console.print(terminal.table("Against random batches of the same sizes", ["", "#these", "#random"], quality))
-    sizes = [("batches", int(size), many) for size, many in found.batch_sizes.items()]
-    sizes += [("communities", int(size), many) for size, many in found.cluster_sizes.items()]
+    sizes = [("batches", int(size), many) for size, many in grouping.batch_sizes.items()]
+    sizes += [("communities", int(size), many) for size, many in grouping.cluster_sizes.items()]
     console.print()
     console.print(terminal.table("Sizes", ["of", "#rows", "#how many"], sizes))
-    for batch in found.shown:
+    for batch in grouping.shown:
         names = list(batch.texts[0]) if batch.texts else []
         lines = [
             (community if community is not None else "–", *(terminal.shorten(text[name], 100) for name in names))
@@ -184,28 +194,28 @@ def _inspect_batches(out: Path, samples: int, json: bool) -> None:
         console.print(terminal.table(title, ["#community", *names], lines))
 
 
-def _show(found: "Inspection") -> None:
+def _show(inspection: "Inspection") -> None:
     from curation.cli import terminal
 
     console = terminal.out()
-    console.print(f"{found.name}: {found.rows:,} rows", style="bold", markup=False)
+    console.print(f"{inspection.name}: {inspection.rows:,} rows", style="bold", markup=False)
     console.print()
-    console.print(terminal.table("Columns", ["name", "type"], found.schema.items()))
-    if found.files:
+    console.print(terminal.table("Columns", ["name", "type"], inspection.schema.items()))
+    if inspection.files:
         console.print()
-        files = list(found.files.items())
+        files = list(inspection.files.items())
         console.print(terminal.table("Files", ["path", "#rows"], files[:20]))
         if len(files) > 20:
             console.print(f"and {len(files) - 20:,} more", style="dim")
-    if found.counts:
-        total = sum(found.counts.values())
-        rows = [(name, count, f"{100 * count / total:.1f} %") for name, count in found.counts.items()]
+    if inspection.counts:
+        total = sum(inspection.counts.values())
+        rows = [(name, count, f"{100 * count / total:.1f} %") for name, count in inspection.counts.items()]
         console.print()
         console.print(terminal.table("Candidates by reason", ["reason", "#rows", "#share"], rows))
-    for histogram in found.histograms:
+    for histogram in inspection.histograms:
         console.print()
-        _histogram(histogram, [cut for cut in found.cuts if cut.score == histogram.name])
-    for number, sample in enumerate(found.samples, 1):
+        _histogram(histogram, [cut for cut in inspection.cuts if cut.score == histogram.name])
+    for number, sample in enumerate(inspection.samples, 1):
         console.print()
         cells = [(name, terminal.shorten(value, 300)) for name, value in sample.items()]
         console.print(terminal.table(f"Sample {number}", ["column", "value"], cells))

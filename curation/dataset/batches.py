@@ -1,18 +1,18 @@
-"""The batches of a grouped dataset, to be looked at: how hard they are, and what stands in some of them."""
+"""Batches of a grouped dataset, to be looked at: how hard they are, and what stands in some of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-from curation.dataset.lookup import is_text, text_column
-from curation.dataset.manifest import BATCHES, Manifest
-from curation.dataset.shards import shard_batches, shard_names, shard_schema
+from curation.arrow import is_text
+from curation.dataset.manifest import BATCHES
 from curation.errors import SourceError
-from curation.plan import BatchPlan
+
+if TYPE_CHECKING:
+    from curation.dataset.reader import Dataset
 
 _MEANINGS = {
     "similarity": "mean similarity of a query to the others' positives in its batch",
@@ -52,38 +52,39 @@ class Grouping:
     shown: list[ShownBatch]
 
 
-def look_at_batches(folder: Path, manifest: Manifest, batches: int = 3, rows: int = 8) -> Grouping | None:
+def look_at_batches(dataset: "Dataset", batches: int = 3, rows: int = 8) -> Grouping | None:
     """Look into the plan of a finished dataset; None where its recipe did not group.
 
     Args:
-        folder: the dataset.
-        manifest: its manifest.
+        dataset: what was grouped.
         batches: how many to show, at even distances.
         rows: how many rows of each to show.
 
     Raises:
         SourceError: the plan or a shard cannot be read.
     """
-    if not manifest.steps or manifest.steps[-1].step != "b3":
+    steps = dataset.manifest.steps
+    if not steps or steps[-1].step != "b3":
         return None
-    plan = BatchPlan.load(folder / BATCHES)
-    record = manifest.steps[-1]
-    details = record.details
+    plan = dataset.plan
+    if plan is None:
+        raise SourceError(f"{dataset.folder}: has no {BATCHES}, though its recipe groups")
+    details = steps[-1].details
     plans, randoms = (details.get("quality", {}).get(name, {}) for name in ("plan", "random"))
     numbers = sorted(set(np.linspace(0, len(plan) - 1, min(batches, len(plan))).astype(int).tolist()))
-    wanted = {number: plan[number][:rows].tolist() for number in numbers}
-    texts = _texts(folder, manifest, [row for some in wanted.values() for row in some])
+    positions = {number: plan[number][:rows] for number in numbers}
+    texts = iter(_texts(dataset, np.concatenate([*positions.values(), np.empty(0, np.int64)])))
     shown = [
         ShownBatch(
             number=number,
             rows=len(plan[number]),
-            communities=[None if plan.clusters is None else int(plan.clusters[row]) for row in some],
-            texts=[texts[row] for row in some],
+            communities=[None if plan.clusters is None else int(plan.clusters[row]) for row in some.tolist()],
+            texts=list(islice(texts, len(some))),
         )
-        for number, some in wanted.items()
+        for number, some in positions.items()
     ]
     return Grouping(
-        step=record.number,
+        step=steps[-1].number,
         details=details,
         batches=len(plan),
         batch_sizes=details.get("batch_sizes", {}),
@@ -93,25 +94,14 @@ def look_at_batches(folder: Path, manifest: Manifest, batches: int = 3, rows: in
     )
 
 
-def _texts(folder: Path, manifest: Manifest, rows: Sequence[int]) -> dict[int, dict[str, str]]:
-    """Columns of text by row of the dataset."""
-    schema = shard_schema(folder, manifest)
-    if schema is None:
-        raise SourceError(f"{folder}: {BATCHES} is there, but there are no shards")
-    step = manifest.recipe["steps"][-1]
-    names = [
+def _texts(dataset: "Dataset", positions: npt.NDArray[np.int64]) -> list[dict[str, str]]:
+    """Columns of text of some rows."""
+    schema, step = dataset.schema, dataset.manifest.recipe["steps"][-1]
+    named = [
         name
         for name in dict.fromkeys((step["queries"], step["positives"]))
         if name in schema.names and is_text(schema.field(name).type)
     ]
-    only = text_column(manifest, schema)
-    names = names or ([] if only is None else [only])
-    found: dict[int, dict[str, str]] = {}
-    start = 0
-    for shard in shard_names(manifest):
-        for batch in shard_batches(folder / shard):
-            here = [row for row in rows if start <= row < start + len(batch)]
-            values = batch.select(names).take(pa.array([row - start for row in here], pa.int64())).to_pylist()
-            found.update(zip(here, ({name: str(text) for name, text in row.items()} for row in values), strict=True))
-            start += len(batch)
-    return found
+    shown = named or ([] if dataset.text_column is None else [dataset.text_column])
+    rows = dataset.rows(positions, shown).to_pylist() if shown else [{} for _ in positions]
+    return [{name: str(text) for name, text in row.items()} for row in rows]

@@ -1,4 +1,4 @@
-"""Reading ``decisions.arrow`` of a finished dataset, a batch at a time.
+"""Decisions of a finished dataset: ``decisions.arrow``, read a record batch at a time.
 
 Memory stays that of a record batch: verify, explain, inspect and the report all look at the account through
 this module, and none of them holds a Python object for each candidate.
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.dataset.manifest import DECISIONS, KEPT, Manifest
+from curation.arrow import take_rows
+from curation.dataset.manifest import KEPT, Manifest
 from curation.errors import SourceError
 
 _NEVER = np.iinfo(np.int16).max
@@ -98,15 +99,15 @@ class Decisions:
     """``decisions.arrow`` of a finished dataset, memory-mapped.
 
     Args:
-        folder: the dataset.
-        manifest: its manifest.
+        path: the file.
+        manifest: the dataset's manifest.
 
     Raises:
-        SourceError: the file is missing or is no Arrow IPC file.
+        SourceError: the file is missing, is no Arrow IPC file, or lacks a column.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.path = folder / DECISIONS
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
         self.manifest = manifest
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
@@ -136,30 +137,19 @@ class Decisions:
         lengths = [self._reader.get_batch(number).num_rows for number in range(self._reader.num_record_batches)]
         return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
 
-    def at(self, index: Ints, names: Sequence[str]) -> dict[str, Floats]:
+    def at(self, positions: Ints, names: Sequence[str]) -> dict[str, Floats]:
         """Columns as float64 at positions in range, in their order; cheap where neighbours lie close."""
-        values = {name: np.empty(len(index)) for name in names}
-        which = np.searchsorted(self.starts, index, side="right") - 1
-        for number in np.unique(which).tolist():
-            here = np.flatnonzero(which == number)
-            batch = self._reader.get_batch(number)
-            for name in names:
-                values[name][here] = as_floats(batch.column(name))[index[here] - self.starts[number]]
-        return values
+        table = self._take(positions, names)
+        return {name: as_floats(table[name]) for name in names}
 
-    def row(self, index: int) -> dict[str, Any] | None:
+    def row(self, position: int) -> dict[str, Any] | None:
         """The row of one position, or None where there is no such candidate."""
-        return self.rows([index]).get(index)
+        return self.rows([position]).get(position)
 
-    def rows(self, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
+    def rows(self, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Rows by position; those that are no candidates are left out."""
-        wanted, found, start = sorted(set(indices)), {}, 0
-        for batch in self.batches():
-            here = [index - start for index in wanted if start <= index < start + len(batch)]
-            if here:
-                found.update({row["index"]: row for row in batch.take(pa.array(here, pa.int64())).to_pylist()})
-            start += len(batch)
-        return found
+        known = np.array([position for position in positions if 0 <= position < self.starts[-1]], np.int64)
+        return dict(zip(known.tolist(), self._take(known, self.schema.names).to_pylist(), strict=True))
 
     def counts(self) -> dict[str, int]:
         """Rows by reason, ``"kept"`` first, then in the order of the steps."""
@@ -198,7 +188,7 @@ class Decisions:
                 passed=passed[number],
                 dropped=dropped[number],
                 per=step["per"],
-                beta=None if step["kind"] in _SHARP else float(step["beta"]),
+                beta=None if step["kind"] in _SHARP or step["beta"] is None else float(step["beta"]),
             )
             for number, step in steps.items()
         ]
@@ -206,41 +196,44 @@ class Decisions:
     def histograms(self, bins: int) -> list[Histogram]:
         """A histogram of each score that any row has, in two passes."""
         ranges = {name: _range(self, name) for name in self.manifest.scores}
-        found = {name: (low, high, ends) for name, (low, high, ends) in ranges.items() if low <= high}
-        edges = {name: np.linspace(*ends, bins + 1) for name, (_, _, ends) in found.items()}
-        counts = {name: np.zeros((2, bins), np.int64) for name in found}
-        beyond = dict.fromkeys(found, 0)
+        present = {name: (low, high, ends) for name, (low, high, ends) in ranges.items() if low <= high}
+        edges = {name: np.linspace(*ends, bins + 1) for name, (_, _, ends) in present.items()}
+        counts = {name: np.zeros((2, bins), np.int64) for name in present}
+        beyond = dict.fromkeys(present, 0)
         for batch in self.batches():
             kept = as_bools(batch.column("kept"))
-            for name in found:
+            for name in present:
                 score = as_floats(batch.column(name))
-                there = ~np.isnan(score)
+                scored = ~np.isnan(score)
                 first, last = edges[name][0], edges[name][-1]
-                beyond[name] += int(((score[there] < first) | (score[there] > last)).sum())
+                beyond[name] += int(((score[scored] < first) | (score[scored] > last)).sum())
                 for side, mask in enumerate((kept, ~kept)):
-                    counts[name][side] += np.histogram(np.clip(score[there & mask], first, last), edges[name])[0]
+                    counts[name][side] += np.histogram(np.clip(score[scored & mask], first, last), edges[name])[0]
         return [
             Histogram(name, edges[name], counts[name][0], counts[name][1], low, high, beyond[name])
-            for name, (low, high, _) in found.items()
+            for name, (low, high, _) in present.items()
         ]
 
-    def standings(self, row: dict[str, Any], places: Sequence[tuple[str, int]]) -> list[Standing]:
+    def standings(self, row: dict[str, Any], fields: Sequence[tuple[str, int]]) -> list[Standing]:
         """Where a row stands, in one pass.
 
         Args:
             row: as :meth:`row` gives it.
-            places: pairs of a score that the row has and a step: ranks count the rows that reached that step.
+            fields: pairs of a score that the row has and a step: ranks count the rows that reached that step.
         """
-        above = np.zeros(len(places), np.int64)
-        of = np.zeros(len(places), np.int64)
+        above = np.zeros(len(fields), np.int64)
+        of = np.zeros(len(fields), np.int64)
         for batch in self.batches():
             earlier = batch.column("index").to_numpy() < row["index"]
             last = last_step(batch)
-            for place, (name, number) in enumerate(places):
-                score = np.where(last >= number, as_floats(batch.column(name)), np.nan)
-                of[place] += np.count_nonzero(~np.isnan(score))
-                above[place] += np.count_nonzero((score > row[name]) | ((score == row[name]) & earlier))
-        return [Standing(row[name], int(above[place]) + 1, int(of[place])) for place, (name, _) in enumerate(places)]
+            for field_number, (name, step) in enumerate(fields):
+                score = np.where(last >= step, as_floats(batch.column(name)), np.nan)
+                of[field_number] += np.count_nonzero(~np.isnan(score))
+                above[field_number] += np.count_nonzero((score > row[name]) | ((score == row[name]) & earlier))
+        return [
+            Standing(row[name], rank + 1, rows)
+            for (name, _), rank, rows in zip(fields, above.tolist(), of.tolist(), strict=True)
+        ]
 
     def extremes(self, score: str, number: int, count: int) -> dict[str, list[int]]:
         """Positions worth looking at, by one score: the ``best`` that were kept, the ``worst`` of all that have
@@ -252,16 +245,22 @@ class Decisions:
             value = as_floats(batch.column(score))
             index = batch.column("index").to_numpy()
             last = last_step(batch)
-            there = ~np.isnan(value)
+            scored = ~np.isnan(value)
             masks = {
-                "best": there & (last == _NEVER),
-                "just in": there & (last > number),
-                "just out": there & (last == number),
-                "worst": there,
+                "best": scored & (last == _NEVER),
+                "just in": scored & (last > number),
+                "just out": scored & (last == number),
+                "worst": scored,
             }
             for kind, sign in kinds.items():
                 heaps[kind].add(sign * value[masks[kind]], index[masks[kind]])
         return {kind: heap.index.tolist() for kind, heap in heaps.items()}
+
+    def _take(self, positions: Ints, names: Sequence[str]) -> pa.Table:
+        """Rows by position in range, in the order asked, of the record batches that hold them."""
+        numbers = np.unique(np.searchsorted(self.starts, positions, side="right") - 1).tolist()
+        batches = ((int(self.starts[number]), self._reader.get_batch(number).select(names)) for number in numbers)
+        return take_rows(positions, pa.schema([self.schema.field(name) for name in names]), batches)
 
 
 @dataclass
@@ -319,17 +318,28 @@ def last_step(batch: pa.RecordBatch) -> npt.NDArray[np.int16]:
 
 
 def acquire_steps(manifest: Manifest) -> dict[int, dict[str, Any]]:
-    """``acquire`` steps of the recipe by number, their ``score`` filled in where the recipe left it out."""
-    latest, found = "", {}
-    for number, step in enumerate(manifest.recipe["steps"], 1):
-        if step["step"] in ("align", "score"):
-            latest = step["name"]
-        if step["step"] == "acquire":
-            found[number] = {"per": None, "threshold": None, **step, "score": step.get("score") or latest}
-    return found
+    """The steps that cut by a score, by number: ``score``, ``kind``, ``threshold``, ``per`` and ``beta`` of each.
+
+    They are the steps whose record has ``kind`` and the name of a ``score`` among its details; where none has, as in
+    older manifests, the ``acquire`` steps of the recipe.
+    """
+    scores = manifest.scores
+    cuts = {
+        step.number: step.details
+        for step in manifest.steps
+        if "kind" in step.details and step.details.get("score") in scores
+    }
+    if not cuts:
+        latest = ""
+        for number, step in enumerate(manifest.recipe["steps"], 1):
+            if step["step"] in ("align", "score"):
+                latest = step["name"]
+            if step["step"] == "acquire":
+                cuts[number] = {**step, "score": step.get("score") or latest}
+    return {number: {"per": None, "threshold": None, "beta": None, **cut} for number, cut in cuts.items()}
 
 
-def as_floats(column: pa.Array) -> Floats:
+def as_floats(column: pa.Array | pa.ChunkedArray) -> Floats:
     """float64[rows]; nulls as NaN."""
     values: Floats = column.to_numpy(zero_copy_only=False)
     return values.astype(np.float64, copy=False)

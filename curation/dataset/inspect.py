@@ -1,30 +1,22 @@
-"""What is in a finished dataset, or in a source that nothing has been done to yet."""
+"""Inspection: what is in a finished dataset, or in a source that nothing has been done to yet."""
 
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from curation.dataset.decisions import Cut, Decisions, Histogram
-from curation.dataset.manifest import MANIFEST, Manifest
-from curation.dataset.shards import shard_batches, shard_names, shard_schema
+from curation.dataset.decisions import Cut, Histogram
+from curation.dataset.manifest import MANIFEST
 from curation.errors import SourceError
 from curation.recipe.load import load_recipe
 from curation.recipe.model import FileSource, Source, StdlibSource
 
-BINS = 20
+if TYPE_CHECKING:
+    from curation.dataset.reader import Dataset
 
-_SUFFIXES = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
+BINS = 20
 
 
 @dataclass(frozen=True)
@@ -52,40 +44,34 @@ class Inspection:
     files: dict[str, int] = field(default_factory=dict)
 
 
-def inspect(target: str, samples: int = 3) -> Inspection:
-    """Look into a finished dataset, a recipe's source, a source's files, or ``stdlib``.
-
-    Raises:
-        SourceError: it is none of them, or cannot be read.
-        RecipeError: it is a recipe with a fault.
-    """
-    if (Path(target) / MANIFEST).is_file():
-        return inspect_dataset(Path(target), samples)
-    return inspect_source(source_of(target), target, samples)
-
-
-def inspect_dataset(folder: Path, samples: int = 3) -> Inspection:
+def inspect(dataset: "Dataset", samples: int = 3) -> Inspection:
     """Look into a finished dataset.
 
+    Args:
+        dataset: what to look into.
+        samples: how many rows to show, at even distances.
+
     Raises:
-        SourceError: the folder is none.
+        SourceError: a file cannot be read.
     """
-    manifest = Manifest.load(folder)
-    decisions = Decisions(folder, manifest)
-    schema = shard_schema(folder, manifest)
     return Inspection(
-        name=str(folder),
-        rows=manifest.rows_out,
-        schema=_types(schema) if schema is not None else {},
-        samples=_shard_samples(folder, manifest, samples),
-        counts=decisions.counts(),
-        histograms=decisions.histograms(BINS),
-        cuts=decisions.cuts(),
+        name=str(dataset.folder),
+        rows=len(dataset),
+        schema=_types(dataset.schema),
+        samples=dataset.rows(_even(len(dataset), samples)).to_pylist(),
+        counts=dataset.decisions.counts(),
+        histograms=dataset.decisions.histograms(BINS),
+        cuts=dataset.decisions.cuts(),
     )
 
 
 def inspect_source(spec: Source, name: str, samples: int = 3) -> Inspection:
     """Look into a source.
+
+    Args:
+        spec: the source; see :func:`source_of`.
+        name: what to call it.
+        samples: how many rows to show, at even distances.
 
     Raises:
         SourceError: it cannot be read.
@@ -95,16 +81,16 @@ def inspect_source(spec: Source, name: str, samples: int = 3) -> Inspection:
     source = open_source(spec)
     blocks = source.blocks(1024)
     rows = sum(block.rows for block in blocks)
-    found: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     for index in _even(rows, samples):
         block = blocks[index // 1024]
         table, _ = source.read(block)
-        found += table.slice(index - block.start, 1).to_pylist()
+        shown += table.slice(index - block.start, 1).to_pylist()
     return Inspection(
         name=name,
         rows=rows,
         schema=_types(source.schema),
-        samples=found,
+        samples=shown,
         files={record.path: record.rows for record in source.inputs()},
     )
 
@@ -116,6 +102,9 @@ def source_of(target: str) -> Source:
         SourceError: nothing can be made of it.
         RecipeError: it is a recipe with a fault.
     """
+    from curation.sources import EXTENSIONS, format_of
+    from curation.sources.files import is_hidden
+
     if target == "stdlib":
         return StdlibSource(format="stdlib")
     path = Path(target)
@@ -125,37 +114,22 @@ def source_of(target: str) -> Source:
         return FileSource(format="dataset", path=target)
     names = [target]
     if path.is_dir():
-        names = [file.name for file in islice((f for f in sorted(path.rglob("*")) if _format(f.name)), 1)]
-    form = next((form for name in names if (form := _format(name))), None)
+        below = (file.relative_to(path).as_posix() for file in sorted(path.rglob("*")))
+        names = [name for name in below if not is_hidden(name)]
+    form = next((form for name in names if (form := format_of(name))), None)
     if form is None:
+        endings = ", ".join(ending for endings in EXTENSIONS.values() for ending in endings)
         raise SourceError(
             f"{target}: not a curated dataset (it has no {MANIFEST}), nor a source that can be told by its name: give "
-            f"a file or folder of {', '.join(_SUFFIXES)}, a saved Hugging Face dataset, a recipe, or the word stdlib"
+            f"a file or folder of {endings}, a saved Hugging Face dataset, a recipe, or the word stdlib"
         )
     return FileSource.model_validate({"format": form, "path": target})
 
 
-def _format(name: str) -> str | None:
-    return _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
-
-
-def _shard_samples(folder: Path, manifest: Manifest, samples: int) -> list[dict[str, Any]]:
-    wanted = _even(manifest.rows_out, samples)
-    found: list[dict[str, Any]] = []
-    start = 0
-    for name in shard_names(manifest):
-        for batch in shard_batches(folder / name):
-            here = [row - start for row in wanted if start <= row < start + len(batch)]
-            found += batch.take(pa.array(here, pa.int64())).to_pylist()
-            start += len(batch)
-    return found
-
-
 def _even(rows: int, samples: int) -> list[int]:
     """Positions at even distances, from the first to the last."""
-    if rows == 0 or samples < 1:
-        return []
-    return sorted(set(np.linspace(0, rows - 1, min(samples, rows)).astype(int).tolist()))
+    positions: list[int] = np.unique(np.linspace(0, rows - 1, max(0, min(samples, rows))).astype(int)).tolist()
+    return positions
 
 
 def _types(schema: pa.Schema) -> dict[str, str]:

@@ -6,18 +6,21 @@ A curated dataset on disk (``OUT/``)::
                                  source), `_weight` float32, and a float64 column for each score
     dataset_info.json, state.json    what datasets.load_from_disk reads
     batches.arrow                BatchPlan over the shards' rows (0..M-1), where the recipe grouped
-    decisions.arrow              Arrow IPC file, a row for each candidate in source order: DECISIONS
+    decisions.arrow              Arrow IPC file, a row for each candidate in source order: see
+                                 :func:`curation.dataset.writer.decisions_schema`
     quarantine.jsonl             bad rows, where there were any: index, file, row, reason, raw
     manifest.json, report.html
 """
 
 import hashlib
+import platform
+import zlib
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from curation.errors import SourceError
 from curation.sources.base import InputRecord
@@ -31,25 +34,24 @@ REPORT = "report.html"
 KEPT = "kept"
 BAD_ROW = "bad row"
 
-
-def decisions_schema(scores: list[str]) -> pa.Schema:
-    """Columns of ``decisions.arrow``.
-
-    ``reason`` is ``"kept"``, ``"bad row"``, or ``"<number>. <step>: <why>"`` such as ``"2. acquire: below the
-    cut"``. Scores are null for rows that never reached the step. ``duplicate_of`` is the position of the row
-    that was kept in its place, or null. ``pick`` counts from 0 in the order of the last draw; null if not kept.
-    """
-    return pa.schema(
-        [
-            pa.field("index", pa.int64(), nullable=False),
-            *(pa.field(name, pa.float64()) for name in scores),
-            pa.field("kept", pa.bool_(), nullable=False),
-            pa.field("reason", pa.dictionary(pa.int8(), pa.string()), nullable=False),
-            pa.field("weight", pa.float32(), nullable=False),
-            pa.field("pick", pa.int64()),
-            pa.field("duplicate_of", pa.int64()),
-        ]
-    )
+PACKAGES = (
+    "curation",
+    "numpy",
+    "pyarrow",
+    "datasets",
+    "ray",
+    "torch",
+    "numba",
+    "lz4",
+    "zstandard",
+    "xxhash",
+    "scikit-learn",
+    "kaminpar",
+    "pymetis",
+    "faiss-cpu",
+    "faiss-gpu",
+    "triton",
+)
 
 
 class _Record(BaseModel):
@@ -57,18 +59,31 @@ class _Record(BaseModel):
 
 
 class ReportTable(_Record):
-    """A table that the report shows of a step. A column titled ``#…`` holds numbers."""
+    """A table that the report shows of a step. A column titled ``#…`` holds numbers.
+
+    Raises:
+        ValidationError: there is no column, or a row has another number of cells than there are columns.
+    """
 
     title: str
-    columns: list[str]
+    columns: list[str] = Field(min_length=1)
     rows: list[list[str | int | float]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} of {self.title!r} has {len(row)} cells, not {len(self.columns)}")
+        return self
 
 
 class StepRecord(_Record):
     """What one step did.
 
-    ``dropped`` counts by reason; ``details`` holds choices and statistics of the step; ``did`` is what it did to the
-    rows in a few words; ``scores`` are the score columns that it made; ``tables`` are for the report.
+    ``dropped`` counts rows by reason. ``did`` says in words what was done to the rows, such as ``"freed of repeated
+    text"``. ``scores`` are the score columns that the step made. ``details`` holds choices and statistics; with
+    ``score`` and ``kind`` among them (and ``threshold``, ``per`` and ``beta`` where they apply) the step is a cut.
+    ``tables`` are for the report.
     """
 
     number: int
@@ -77,9 +92,9 @@ class StepRecord(_Record):
     rows_out: int
     dropped: dict[str, int] = {}
     seconds: float
-    details: dict[str, Any] = {}
     did: str = ""
     scores: list[str] = []
+    details: dict[str, Any] = {}
     tables: list[ReportTable] = []
 
 
@@ -111,7 +126,9 @@ class Manifest(_Record):
     @property
     def scores(self) -> list[str]:
         """Names of the score columns, in the order they were made."""
-        return [step["name"] for step in self.recipe["steps"] if step["step"] in ("align", "score")]
+        made = [name for step in self.steps for name in step.scores]
+        # Older manifests have them in the recipe alone.
+        return made or [step["name"] for step in self.recipe["steps"] if step["step"] in ("align", "score")]
 
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``; it names every other file, so it is written last."""
@@ -141,3 +158,14 @@ def sha256_of(path: Path) -> str:
     """Hash a file in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Python's version, zlib's, and those of the installed packages that decide results; nothing is imported."""
+    installed = {"python": platform.python_version(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
+    for name in PACKAGES:
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return installed

@@ -1,4 +1,4 @@
-"""Is a finished dataset still what its manifest says?
+"""Verification: is a finished dataset still what its manifest says?
 
 Every file is hashed again and every row counted again. All that is wrong is listed, not only the first thing.
 Costs one read of all files; memory of two bytes for each candidate.
@@ -7,12 +7,14 @@ Costs one read of all files; memory of two bytes for each candidate.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from curation.dataset.decisions import Decisions, as_bools, as_floats
+from curation.dataset.decisions import as_bools, as_floats
 from curation.dataset.manifest import (
     BAD_ROW,
     BATCHES,
@@ -22,58 +24,54 @@ from curation.dataset.manifest import (
     QUARANTINE,
     FileRecord,
     Manifest,
-    decisions_schema,
     sha256_of,
 )
-from curation.dataset.shards import INDEX, WEIGHT, shard_batches, shard_names
+from curation.dataset.writer import INDEX, WEIGHT, decisions_schema
 from curation.errors import CurationError, SourceError, VerificationError
 from curation.plan import BatchPlan
 from curation.progress import Progress, Silent
 from curation.recipe import Recipe
 
+if TYPE_CHECKING:
+    from curation.dataset.reader import Dataset
+
+Bools = npt.NDArray[np.bool_]
+
 _SILENT = Silent()
 
 
-def verify(folder: Path, progress: Progress = _SILENT) -> Manifest:
+def verify(dataset: "Dataset", progress: Progress = _SILENT) -> None:
     """Check a finished dataset.
 
-    Returns:
-        Its manifest.
-
     Raises:
-        SourceError: the folder has no manifest that can be read.
         VerificationError: something differs; the message lists all of it, a line each.
     """
-    found = findings(folder, progress)
-    if found:
-        things = "1 thing differs" if len(found) == 1 else f"{len(found)} things differ"
-        raise VerificationError("\n".join([f"{folder}: {things} from the manifest", *(f"  {line}" for line in found)]))
-    return Manifest.load(folder)
+    lines = findings(dataset, progress)
+    if lines:
+        things = "1 thing differs" if len(lines) == 1 else f"{len(lines)} things differ"
+        title = f"{dataset.folder}: {things} from the manifest"
+        raise VerificationError("\n".join([title, *(f"  {line}" for line in lines)]))
 
 
-def findings(folder: Path, progress: Progress = _SILENT) -> list[str]:
-    """All that differs from the manifest, a sentence each; empty where nothing does.
-
-    Raises:
-        SourceError: the folder has no manifest that can be read.
-    """
-    manifest = Manifest.load(folder)
-    found = list(_files(folder, manifest, progress))
-    found.extend(_recipe(manifest))
-    found.extend(_arithmetic(manifest))
+def findings(dataset: "Dataset", progress: Progress = _SILENT) -> list[str]:
+    """All that differs from the manifest, a sentence each; empty where nothing does."""
+    lines = list(_files(dataset, progress))
+    lines.extend(_recipe(dataset.manifest))
+    lines.extend(_arithmetic(dataset.manifest))
     try:
-        found.extend(_rows(folder, manifest, progress))
+        lines.extend(_rows(dataset, progress))
     except SourceError as error:
-        found.append(f"rows could not be counted: {error}")
-    found.extend(_plan(folder, manifest))
-    found.extend(_quarantine(folder, manifest))
-    return found
+        lines.append(f"rows could not be counted: {error}")
+    lines.extend(_plan(dataset))
+    lines.extend(_quarantine(dataset))
+    return lines
 
 
-def _files(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]:
-    progress.begin("hash files", sum(record.rows or 0 for record in manifest.files.values()))
+def _files(dataset: "Dataset", progress: Progress) -> Iterator[str]:
+    folder, files = dataset.folder, dataset.manifest.files
+    progress.begin("hash files", sum(record.rows or 0 for record in files.values()))
     root = folder.resolve()
-    for name, record in sorted(manifest.files.items()):
+    for name, record in sorted(files.items()):
         wrong = _file(folder / name, record, root)
         if wrong is not None:
             yield f"{name}: {wrong}"
@@ -81,7 +79,7 @@ def _files(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str
     progress.end()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in manifest.files and name != MANIFEST:
+        if not path.is_dir() and name not in files and name != MANIFEST:
             yield f"{name}: not in the manifest"
 
 
@@ -137,8 +135,8 @@ def _arithmetic(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _rows(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]:
-    decisions = Decisions(folder, manifest)
+def _rows(dataset: "Dataset", progress: Progress) -> Iterator[str]:
+    manifest, decisions = dataset.manifest, dataset.decisions
     schema = decisions_schema(manifest.scores)
     if not decisions.schema.remove_metadata().equals(schema):
         yield f"{DECISIONS}: columns are {_columns(decisions.schema)}, not {_columns(schema)}"
@@ -157,34 +155,27 @@ def _rows(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]
     if kept.sum() != manifest.rows_out:
         yield f"{DECISIONS}: {kept.sum():,} rows kept, rows_out is {manifest.rows_out:,}"
     yield from _reasons(decisions.counts(), manifest)
-    yield from _shards(folder, manifest, decisions, kept, progress)
+    yield from _shards(dataset, kept, progress)
 
 
 def _reasons(counted: dict[str, int], manifest: Manifest) -> Iterator[str]:
     expected = {KEPT: manifest.rows_out, BAD_ROW: manifest.bad_rows, **_dropped(manifest)}
     for reason in sorted(expected.keys() | counted.keys()):
-        here, there = counted.get(reason, 0), expected.get(reason, 0)
-        if here != there:
-            yield f"{DECISIONS}: {here:,} rows with the reason {reason!r}, the manifest counts {there:,}"
+        rows, recorded = counted.get(reason, 0), expected.get(reason, 0)
+        if rows != recorded:
+            yield f"{DECISIONS}: {rows:,} rows with the reason {reason!r}, the manifest counts {recorded:,}"
 
 
-def _shards(
-    folder: Path,
-    manifest: Manifest,
-    decisions: Decisions,
-    kept: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    progress: Progress,
-) -> Iterator[str]:
-    names = shard_names(manifest)
+def _shards(dataset: "Dataset", kept: Bools, progress: Progress) -> Iterator[str]:
+    manifest = dataset.manifest
     seen = np.zeros(len(kept), bool)
-    columns = [*manifest.scores, WEIGHT]
     total = 0
     progress.begin("count rows", manifest.rows_out)
-    for name in names:
+    for name in dataset.shards:
         rows = 0
         try:
-            for batch in shard_batches(folder / name):
-                yield from (f"{name}: {line}" for line in _batch(batch, columns, decisions, kept, seen))
+            for batch in dataset.batches(shards=[name]):
+                yield from (f"{name}: {line}" for line in _batch(batch, dataset, kept, seen))
                 rows += len(batch)
                 progress.advance(len(batch))
         except SourceError as error:
@@ -194,21 +185,16 @@ def _shards(
         total += rows
     progress.end()
     if total != manifest.rows_out:
-        yield f"{total:,} rows in {len(names)} shards, rows_out is {manifest.rows_out:,}"
+        yield f"{total:,} rows in {len(dataset.shards)} shards, rows_out is {manifest.rows_out:,}"
     lost = np.flatnonzero(kept & ~seen)
     if len(lost):
         yield f"{len(lost):,} rows are marked as kept but stand in no shard, the first at position {lost[0]:,}"
-    yield from _dataset(folder, names)
+    yield from _state(dataset)
 
 
-def _batch(
-    batch: pa.RecordBatch,
-    columns: list[str],
-    decisions: Decisions,
-    kept: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    seen: np.ndarray[tuple[int], np.dtype[np.bool_]],
-) -> Iterator[str]:
+def _batch(batch: pa.RecordBatch, dataset: "Dataset", kept: Bools, seen: Bools) -> Iterator[str]:
     """Compare rows of a shard with the decisions on them; marks them in ``seen``."""
+    columns = [*dataset.score_names, WEIGHT]
     missing = [name for name in (INDEX, *columns) if name not in batch.schema.names]
     if missing:
         yield f"has no column {', '.join(missing)}"
@@ -224,44 +210,44 @@ def _batch(
     if seen[index].any() or len(np.unique(index)) != len(index):
         yield "a row stands in the shards twice"
     seen[index] = True
-    decided = decisions.at(index, [*columns[:-1], "weight"])
-    for name, there in zip(columns, decided.values(), strict=True):
-        here = as_floats(batch.column(name))
-        differs = ~((here == there) | (np.isnan(here) & np.isnan(there)))
+    decided = dataset.decisions.at(index, [*columns[:-1], "weight"])
+    for name, expected in zip(columns, decided.values(), strict=True):
+        values = as_floats(batch.column(name))
+        differs = ~((values == expected) | (np.isnan(values) & np.isnan(expected)))
         if differs.any():
             yield f"{name} of position {index[differs][0]:,} differs from {DECISIONS}"
 
 
-def _dataset(folder: Path, names: list[str]) -> Iterator[str]:
+def _state(dataset: "Dataset") -> Iterator[str]:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(dataset.file("state.json").read_text(encoding="utf-8"))
         listed = [entry["filename"] for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"state.json: datasets.load_from_disk cannot use it: {error}"
         return
-    if listed != names:
-        yield f"state.json: lists {len(listed)} shards, the manifest {len(names)}"
+    if listed != dataset.shards:
+        yield f"state.json: lists {len(listed)} shards, the manifest {len(dataset.shards)}"
 
 
-def _plan(folder: Path, manifest: Manifest) -> Iterator[str]:
-    if BATCHES not in manifest.files:
+def _plan(dataset: "Dataset") -> Iterator[str]:
+    if BATCHES not in dataset.manifest.files:
         return
     try:
-        plan = BatchPlan.load(folder / BATCHES)
+        plan = BatchPlan.load(dataset.file(BATCHES))
     except (CurationError, ValueError) as error:
         yield f"{BATCHES}: {error}"
         return
-    if not np.array_equal(np.sort(plan.indices), np.arange(manifest.rows_out)):
-        yield f"{BATCHES}: its {len(plan.indices):,} indices are not each of 0..{manifest.rows_out - 1:,} once"
+    if not np.array_equal(np.sort(plan.indices), np.arange(len(dataset))):
+        yield f"{BATCHES}: its {len(plan.indices):,} indices are not each of 0..{len(dataset) - 1:,} once"
 
 
-def _quarantine(folder: Path, manifest: Manifest) -> Iterator[str]:
-    lines = 0
-    if QUARANTINE in manifest.files and (folder / QUARANTINE).is_file():
-        with (folder / QUARANTINE).open("rb") as file:
+def _quarantine(dataset: "Dataset") -> Iterator[str]:
+    lines, path = 0, dataset.file(QUARANTINE)
+    if QUARANTINE in dataset.manifest.files and path.is_file():
+        with path.open("rb") as file:
             lines = sum(1 for _ in file)
-    if lines != manifest.bad_rows:
-        yield f"{QUARANTINE}: {lines:,} rows, bad_rows is {manifest.bad_rows:,}"
+    if lines != dataset.manifest.bad_rows:
+        yield f"{QUARANTINE}: {lines:,} rows, bad_rows is {dataset.manifest.bad_rows:,}"
 
 
 def _dropped(manifest: Manifest) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""``report.html``: what was done to a dataset, drawn. One file, no network.
+"""Report: what was done to a dataset, drawn, as ``report.html``. One file, no network.
 
 Counts, histograms and the rows shown are read off ``decisions.arrow`` in a few streaming passes. Text from data is
 escaped, and a Content-Security-Policy allows only the page's own scripts, by their hashes.
@@ -13,13 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from curation.dataset import Dataset
 from curation.dataset.batches import look_at_batches
-from curation.dataset.decisions import Decisions
 from curation.dataset.manifest import REPORT, Manifest
 from curation.files import write_text
 from curation.report import figures
 from curation.report import sections as report_sections
-from curation.report.batches import batches
 from curation.report.facts import count_mix, pick_rows
 from curation.report.markup import seconds
 from curation.report.sections import Section
@@ -27,8 +26,8 @@ from curation.report.sections import Section
 BINS = 60
 
 
-def write_report(folder: Path, manifest: Manifest) -> None:
-    """Write ``report.html`` into a finished folder; its shards and ``decisions.arrow`` must be there.
+def write_report(dataset: Dataset) -> None:
+    """Write ``report.html`` into a folder that has its shards and ``decisions.arrow``.
 
     The bytes depend on the manifest, the dataset, the source and the installed plotly alone.
 
@@ -37,23 +36,24 @@ def write_report(folder: Path, manifest: Manifest) -> None:
             then says what it cannot show.
         OutputError: the page cannot be written.
     """
-    write_text(folder / REPORT, render(folder, manifest))
+    write_text(dataset.folder / REPORT, render(dataset))
 
 
-def render(folder: Path, manifest: Manifest) -> str:
+def render(dataset: Dataset) -> str:
     """The page, as a string."""
-    decisions = Decisions(folder, manifest)
+    manifest, decisions = dataset.manifest, dataset.decisions
     cuts = decisions.cuts()
     sections = [
         report_sections.flow(manifest, decisions.counts()),
         report_sections.scores(decisions.histograms(BINS), cuts),
-        batches(look_at_batches(folder, manifest)),
-        report_sections.mix(count_mix(folder, manifest)),
-        report_sections.rows(pick_rows(folder, manifest, decisions), cuts),
+        report_sections.batches(look_at_batches(dataset)),
+        report_sections.steps(manifest),
+        report_sections.mix(count_mix(dataset)),
+        report_sections.rows(pick_rows(dataset), cuts),
         report_sections.time(manifest),
         report_sections.inputs(manifest),
         report_sections.recipe(manifest),
-        report_sections.files(folder, manifest),
+        report_sections.files(dataset),
     ]
     return _page(manifest, [section for section in sections if section is not None])
 
@@ -61,7 +61,7 @@ def render(folder: Path, manifest: Manifest) -> str:
 def in_words(manifest: Manifest) -> str:
     """What was done, in one sentence."""
     did = [step.did or f"taken through {step.step}" for step in manifest.steps]
-    return f"{manifest.rows_in:,} rows of {_origin(manifest)} were {', then '.join(did)}."
+    return f"{manifest.rows_in:,} rows of {_origin(manifest)} were {', then '.join(did) or 'kept as they are'}."
 
 
 def _origin(manifest: Manifest) -> str:

@@ -1,17 +1,17 @@
-"""What the report needs beyond ``decisions.arrow``: the mix of sources, and texts of the rows worth looking at."""
+"""Facts for the report beyond ``decisions.arrow``: the mix of sources, and texts of the rows worth looking at."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.dataset.decisions import Decisions, acquire_steps
-from curation.dataset.lookup import Row, find_rows, is_text, text_column
+from curation.arrow import is_text
+from curation.dataset import Dataset
+from curation.dataset.decisions import acquire_steps
+from curation.dataset.explain import Row, find_rows
 from curation.dataset.manifest import Manifest
-from curation.dataset.shards import shard_batches, shard_names, shard_schema
 from curation.errors import CurationError
 from curation.recipe import Recipe
 
@@ -45,40 +45,34 @@ class Shown:
     note: str | None
 
 
-def count_mix(folder: Path, manifest: Manifest) -> Mix | None:
+def count_mix(dataset: Dataset) -> Mix | None:
     """Count a column that tells where rows come from: one the recipe groups by, one with a usual name, or the first
     column of text with few values. None where there is no such column."""
-    schema = shard_schema(folder, manifest)
-    if schema is None:
-        return None
-    shown = text_column(manifest, schema)
-    texts = [entry.name for entry in schema if is_text(entry.type) and entry.name != shown]
-    grouped = [step["per"] for step in acquire_steps(manifest).values() if step["per"]]
+    texts = [field.name for field in dataset.schema if is_text(field.type) and field.name != dataset.text_column]
+    grouped = [step["per"] for step in acquire_steps(dataset.manifest).values() if step["per"]]
     for name in dict.fromkeys([*(name for name in (*grouped, *MIX_COLUMNS) if name in texts), *texts]):
-        after = _count(batch.column(name) for shard in shard_names(manifest) for batch in shard_batches(folder / shard))
+        after = _count(batch.column(0) for batch in dataset.batches([name]))
         if after is None:
             continue
-        before, note = _before(manifest, name)
+        before, note = _before(dataset.manifest, name)
         if (before or note) and len(before or after) > 1:
             return Mix(name, before, after, note)
     return None
 
 
-def pick_rows(folder: Path, manifest: Manifest, decisions: Decisions) -> Shown | None:
-    """The best, borderline and worst rows by the score of the last ``acquire`` step, or by the last score."""
-    if not manifest.scores:
+def pick_rows(dataset: Dataset) -> Shown | None:
+    """The best, borderline and worst rows by the score of the last step that cut, or by the last score."""
+    if not dataset.score_names:
         return None
-    steps = acquire_steps(manifest)
+    steps = acquire_steps(dataset.manifest)
     number = max(steps, default=None)
-    score = manifest.scores[-1] if number is None else steps[number]["score"]
-    groups = decisions.extremes(score, number or 0, SHOWN_ROWS)
+    score = dataset.score_names[-1] if number is None else steps[number]["score"]
+    groups = dataset.decisions.extremes(score, number or 0, SHOWN_ROWS)
     if number is None:
         del groups["just in"], groups["just out"]
     indices = sorted({index for group in groups.values() for index in group})
-    rows, note = find_rows(folder, manifest, indices, trust=True)
-    schema = shard_schema(folder, manifest)
-    text = None if schema is None else text_column(manifest, schema)
-    return Shown(score, number, groups, decisions.rows(indices), rows, text, note)
+    rows, note = find_rows(dataset, indices, trust=True)
+    return Shown(score, number, groups, dataset.decisions.rows(indices), rows, dataset.text_column, note)
 
 
 def _before(manifest: Manifest, name: str) -> tuple[dict[str, int] | None, str | None]:

@@ -1,16 +1,17 @@
-"""The report's sections: facts in, HTML and figures out."""
+"""Sections of the report: facts in, HTML and figures out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from curation.dataset import Dataset
+from curation.dataset.batches import Grouping, ShownBatch
 from curation.dataset.decisions import Cut, Histogram
 from curation.dataset.explain import describe_cut
-from curation.dataset.manifest import KEPT, MANIFEST, REPORT, Manifest
+from curation.dataset.manifest import KEPT, MANIFEST, REPORT, Manifest, ReportTable
 from curation.report import figures
 from curation.report.facts import Mix, Shown
 from curation.report.figures import Figure
@@ -56,32 +57,65 @@ def scores(histograms: Sequence[Histogram], cuts: Sequence[Cut]) -> Section | No
         return None
     body, drawn = "", []
     for number, histogram in enumerate(histograms, 1):
-        own = [cut for cut in cuts if cut.score == histogram.name]
+        of_score = [cut for cut in cuts if cut.score == histogram.name]
         name = f"figure-score-{number}"
         caption = f"{histogram.rows:,} rows have this score, from {histogram.low:.4g} to {histogram.high:.4g}."
         if histogram.beyond:
             caption += f" {histogram.beyond:,} beyond the ends are counted in the end bars."
-        caption += "".join(f" Step {cut.number}: {describe_cut(cut)}." for cut in own)
+        caption += "".join(f" Step {cut.number}: {describe_cut(cut)}." for cut in of_score)
         body += f"<h3>{escape(histogram.name)}</h3>" + figure(name, caption, "kept", "dropped, here or later")
-        drawn.append(figures.histogram(histogram, own, name))
+        drawn.append(figures.histogram(histogram, of_score, name))
     return Section("scores", "Scores", body, tuple(drawn))
 
 
-def mix(found: Mix | None) -> Section | None:
-    """Shares of each value of a column, before and after."""
-    if found is None:
+def batches(grouping: Grouping | None) -> Section | None:
+    """How hard the batches are beside random ones, how large, and the first rows of some; None without any."""
+    if grouping is None:
         return None
-    counts = found.after if found.before is None else found.before
+    details = grouping.details
+    search = f"{details['engine']}, {'exact' if details['exact'] == 'true' else 'approximate'}"
+    if "recall" in details:
+        search += f", recall {float(details['recall']):.1%} on a sample"
+    body = paragraph(
+        f"{grouping.batches:,} batches, in the order of the shards. Search: {search}. The graph has "
+        f"{int(details['graph_edges']):,} edges and was cut into {int(details['communities']):,} communities by "
+        f"{details['partitioner']}."
+    )
+    measured = [[escape(meaning), _measure(plan), _measure(random)] for meaning, plan, random in grouping.quality]
+    body += table("Against random batches of the same sizes", ["measure", "#these", "#random"], measured)
+    sizes = [["batches", size, f"{many:,}"] for size, many in grouping.batch_sizes.items()]
+    sizes += [["communities", size, f"{many:,}"] for size, many in grouping.cluster_sizes.items()]
+    body += table("Sizes", ["of", "#rows", "#how many"], sizes)
+    body += "".join(map(_batch, grouping.shown))
+    return Section("batches", "Batches", body)
+
+
+def steps(manifest: Manifest) -> Section | None:
+    """What the steps have to show; None where none has anything."""
+    shown = [step for step in manifest.steps if step.tables]
+    if not shown:
+        return None
+    body = "".join(
+        f"<h3>{step.number}. {escape(step.step)}</h3>\n" + "".join(map(_step_table, step.tables)) for step in shown
+    )
+    return Section("steps", "Steps", body)
+
+
+def mix(counted: Mix | None) -> Section | None:
+    """Shares of each value of a column, before and after."""
+    if counted is None:
+        return None
+    counts = counted.after if counted.before is None else counted.before
     ranked = sorted(counts, key=lambda value: (-counts[value], value))
     others = max(0, len(ranked) - SHOWN_VALUES)
     names = ranked[:SHOWN_VALUES]
-    after = _folded(found.after, names, others > 0)
-    before = None if found.before is None else _folded(found.before, names, others > 0)
-    title = f"Mix by {found.column}"
+    after = _folded(counted.after, names, others > 0)
+    before = None if counted.before is None else _folded(counted.before, names, others > 0)
+    title = f"Mix by {counted.column}"
     has = {value: _share(after, value) for value in after}
     if before is None:
         lines = [[escape(value), f"{rows:,}", f"{has[value]:.1f} %"] for value, rows in after.items()]
-        body = paragraph(found.note or "") + table("Kept rows", [found.column, "#rows", "#share"], lines)
+        body = paragraph(counted.note or "") + table("Kept rows", [counted.column, "#rows", "#share"], lines)
         return Section("mix", title, body)
     had = {value: _share(before, value) for value in before}
     lines = [
@@ -95,11 +129,11 @@ def mix(found: Mix | None) -> Section | None:
         ]
         for value, rows in before.items()
     ]
-    caption = f"Share of each {found.column} in the source and in what was kept."
+    caption = f"Share of each {counted.column} in the source and in what was kept."
     if others:
         caption += f" The table has the {others:,} others in one row."
     body = figure("figure-mix", caption, "kept rows", "candidates")
-    columns = [found.column, "#before", "#share", "#after", "#share", "#of it kept"]
+    columns = [counted.column, "#before", "#share", "#after", "#share", "#of it kept"]
     body += table("The same in numbers", columns, lines)
     shares = [(value, had[value], has[value]) for value in ranked[:SHOWN_VALUES]]
     return Section("mix", title, body, (figures.mix(shares, "figure-mix"),))
@@ -164,19 +198,49 @@ def recipe(manifest: Manifest) -> Section:
     return Section("recipe", "Recipe", f"{about}<pre>{escape(text)}</pre>")
 
 
-def files(folder: Path, manifest: Manifest) -> Section:
+def files(dataset: Dataset) -> Section:
     """The dataset's files."""
-    there = {entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")}
-    names = sorted({*manifest.files, *there} - {REPORT, MANIFEST})
+    recorded = dataset.manifest.files
+    present = {entry.name for entry in dataset.folder.iterdir() if entry.is_file() and not entry.name.startswith(".")}
+    names = sorted({*recorded, *present} - {REPORT, MANIFEST})
     lines = []
     for name in names[:SHOWN_FILES]:
-        record = manifest.files.get(name)
-        size = record.bytes if record else (folder / name).stat().st_size
+        record = recorded.get(name)
+        size = record.bytes if record else (dataset.folder / name).stat().st_size
         count = f"{record.rows:,}" if record and record.rows is not None else ""
         lines.append([path(name), count, f"{size:,}"])
     about = f"<p>{MANIFEST} has the sha256 of each; <code>curation verify</code> hashes them again.</p>"
     caption = "Files beside this page" + _rest(len(names), SHOWN_FILES)
     return Section("files", "Files", about + table(caption, ["file", "#rows", "#bytes"], lines))
+
+
+def _batch(batch: ShownBatch) -> str:
+    names = list(batch.texts[0]) if batch.texts else []
+    rows = [
+        ["–" if community is None else f"{community:,}", *(escape(_short(text[name])) for name in names)]
+        for community, text in zip(batch.communities, batch.texts, strict=True)
+    ]
+    caption = f"Batch {batch.number:,}: the first {len(rows)} of {batch.rows:,} rows"
+    return table(caption, ["#community", *names], rows)
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= PREVIEW else f"{flat[: PREVIEW - 1]}…"
+
+
+def _measure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _step_table(given: ReportTable) -> str:
+    return table(given.title, given.columns, [[escape(_cell(cell)) for cell in row] for row in given.rows])
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _row(shown: Shown, index: int) -> str:

@@ -15,7 +15,10 @@ from curation.sources.parquet import EXTENSIONS as PARQUET
 from curation.sources.parquet import ParquetReader
 from curation.sources.stdlib import StdlibFunctions
 
-__all__ = ["FORMATS", "open_source"]
+__all__ = ["EXTENSIONS", "FORMATS", "format_of", "open_source"]
+
+EXTENSIONS: dict[str, tuple[str, ...]] = {"parquet": PARQUET, "arrow": ARROW, "jsonl": JSONL}
+"""What names of files of each format end in."""
 
 FORMATS: dict[str, Callable[[FileSource], Source]] = {
     "parquet": lambda spec: ColumnarSource(files.expand(spec.path, PARQUET), ParquetReader, spec.columns),
@@ -23,6 +26,11 @@ FORMATS: dict[str, Callable[[FileSource], Source]] = {
     "dataset": lambda spec: ColumnarSource(dataset_files(spec.path), arrow_reader, spec.columns),
     "jsonl": lambda spec: JsonlSource(files.expand(spec.path, JSONL), spec.columns),
 }
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name tells, or None."""
+    return next((form for form, endings in EXTENSIONS.items() if name.endswith(endings)), None)
 
 
 def open_source(spec: FileSource | StdlibSource | MemorySource) -> Source:

@@ -59,13 +59,17 @@ def _match(path: str, extensions: tuple[str, ...]) -> Iterator[str]:
         elif fs.isdir(inner):
             root = inner.rstrip("/") + "/"
             for name in fs.find(inner):
-                below = name.removeprefix(root).split("/")
-                if name.endswith(extensions) and not any(part.startswith((".", "_")) for part in below):
+                if name.endswith(extensions) and not is_hidden(name.removeprefix(root)):
                     yield _unstrip(fs, name)
         elif any(mark in inner for mark in "*?["):
             yield from (_unstrip(fs, name) for name in fs.glob(inner) if not fs.isdir(name))
     except Exception as error:  # remote file systems raise what their client libraries raise
         raise SourceError(f"{path}: cannot be listed: {error}") from error
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file below a source's folder is passed over: a part of its path starts with a dot or underscore."""
+    return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
 def _nothing(path: str, extensions: tuple[str, ...]) -> str:

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import (
     BAD_ROW,
     BATCHES,
     DECISIONS,
     KEPT,
-    MANIFEST,
     QUARANTINE,
     FileRecord,
     Manifest,
     StepRecord,
     now,
-    sha256_of,
+    versions,
 )
-from curation.dataset.versions import versions
+from curation.dataset.writer import shard_schema, write_dataset_files, write_manifest
 from curation.files import atomic
 from curation.pipelines.engine.ray import run_one
 from curation.pipelines.engine.workspace import Stage, save
-from curation.pipelines.output.shards import Shard, shard_schema, write_dataset_files, write_decisions
+from curation.pipelines.output.shards import Shard, write_decisions
 from curation.recipe import Recipe
 from curation.report import write_report
 from curation.sources.base import Block, InputRecord, Source
@@ -108,12 +108,8 @@ class FinishDataset:
             seconds=self.seconds,
             created=now(),
         )
-        write_report(self.dataset, manifest)
-        for path in sorted(self.dataset.iterdir()):
-            if path.name not in files and path.name != MANIFEST:
-                counted = {DECISIONS: rows, QUARANTINE: bad}.get(path.name)
-                files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path), rows=counted)
-        manifest.model_copy(update={"files": files}).save(self.dataset)
+        write_report(Dataset(self.dataset, manifest=manifest))
+        write_manifest(self.dataset, manifest, {DECISIONS: rows, QUARANTINE: bad})
 
 
 def _shard_records(stage: Stage, shards: Sequence[Shard]) -> dict[str, FileRecord]:

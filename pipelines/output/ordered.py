@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curation.arrow import widened
+from curation.dataset.writer import BATCH_ROWS, shard_name, shard_schema, write_shard
 from curation.files import atomic
 from curation.pipelines.engine.workspace import Stage, save
-from curation.pipelines.output.shards import BATCH_ROWS, Shard, finish_shard, kept_rows, shard_name, shard_schema
+from curation.pipelines.output.shards import Shard, finish_shard, kept_rows
 from curation.plan import BatchPlan
 from curation.sources.base import Block, Source
 
@@ -102,14 +104,9 @@ class JoinShard:
         table = pa.Table.from_batches(batches, _wide(schema))
         order: npt.NDArray[np.int64] = np.argsort(table[PLACE].to_numpy())
         table = table.drop_columns([PLACE])
-        with (
-            atomic(self.dataset / shard_name(shard.number, self.shards)) as path,
-            pa.OSFile(str(path), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
-        ):
-            for start in range(0, shard.rows, BATCH_ROWS):
-                rows = table.take(pa.array(order[start : start + BATCH_ROWS]))
-                writer.write_table(rows.cast(schema).combine_chunks())
+        parts = (order[start : start + BATCH_ROWS] for start in range(0, shard.rows, BATCH_ROWS))
+        rows = (table.take(pa.array(part)).cast(schema).combine_chunks() for part in parts)
+        write_shard(self.dataset / shard_name(shard.number, self.shards), schema, rows)
         finish_shard(self.stage, self.dataset, shard, self.shards)
 
     def _read(self, block: Block, shard: int) -> pa.RecordBatch | None:
@@ -121,7 +118,5 @@ class JoinShard:
 
 
 def _wide(schema: pa.Schema) -> pa.Schema:
-    # Text of a whole shard may pass 2 GiB, where 32-bit offsets end.
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-    fields = [field.with_type(wide.get(field.type, field.type)) for field in schema]
-    return pa.schema([*fields, pa.field(PLACE, pa.int64())])
+    # Text of a whole shard may pass 2 GiB.
+    return widened(schema).append(pa.field(PLACE, pa.int64()))

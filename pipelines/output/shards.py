@@ -1,21 +1,19 @@
-"""The finished dataset's files: shards, decisions, and what ``datasets`` needs to open them."""
+"""Shards and decisions of a run, gathered from the source and from what the stages left for each block."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.dataset.manifest import FileRecord, decisions_schema, sha256_of
-from curation.files import atomic, write_text
+from curation.dataset import writer
+from curation.dataset.writer import file_record, kept_table, shard_name, shard_schema, write_shard
+from curation.files import write_text
 from curation.pipelines.engine.workspace import Stage
 from curation.sources.base import Block, Source
-
-BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -42,34 +40,22 @@ class WriteShard:
     def __call__(self, shard: Shard) -> None:
         positions = np.load(self.kept, mmap_mode="r")[shard.start : shard.start + shard.rows]
         schema = shard_schema(self.source.schema, list(self.scores))
-        with (
-            atomic(self.dataset / shard_name(shard.number, self.shards)) as path,
-            pa.OSFile(str(path), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
-        ):
-            for table in self._tables(np.asarray(positions)):
-                writer.write_table(table.cast(schema), max_chunksize=BATCH_ROWS)
+        path = self.dataset / shard_name(shard.number, self.shards)
+        write_shard(path, schema, self._tables(np.asarray(positions)))
         finish_shard(self.stage, self.dataset, shard, self.shards)
 
-    def _tables(self, positions: npt.NDArray[np.int64]) -> Any:
+    def _tables(self, positions: npt.NDArray[np.int64]) -> Iterator[pa.Table]:
         starts = np.array([block.start for block in self.blocks])
         bounds = np.searchsorted(positions, np.append(starts, starts[-1] + self.blocks[-1].rows))
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             block = self.blocks[number]
-            here = positions[bounds[number] : bounds[number + 1]]
-            yield kept_rows(self.source, block, here, self.scores)
-
-
-def shard_name(number: int, shards: int) -> str:
-    """What ``datasets`` calls shard ``number`` of so many."""
-    return f"data-{number:05d}-of-{shards:05d}.arrow"
+            yield kept_rows(self.source, block, positions[bounds[number] : bounds[number + 1]], self.scores)
 
 
 def finish_shard(stage: Stage, dataset: Path, shard: Shard, shards: int) -> None:
     """Hash a written shard and mark it as done."""
     name = shard_name(shard.number, shards)
-    path = dataset / name
-    record = FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path), rows=shard.rows)
+    record = file_record(dataset / name, shard.rows)
     write_text(stage.piece(shard.number, "json"), json.dumps({name: record.model_dump()}))
 
 
@@ -77,13 +63,8 @@ def kept_rows(source: Source, block: Block, positions: npt.NDArray[np.int64], sc
     """Rows of a block by position, in that order, with ``_index``, ``_weight`` and their scores."""
     local = positions - block.start
     table, _ = source.read(block)
-    table = table.take(pa.array(local))
-    table = table.append_column("_index", pa.array(positions))
-    table = table.append_column("_weight", pa.array(np.ones(len(positions), np.float32)))
-    for name, stage in scores.items():
-        found = np.load(stage.piece(block.number), mmap_mode="r")[local]
-        table = table.append_column(name, pa.array(found, from_pandas=True))
-    return table
+    chosen = {name: np.load(stage.piece(block.number), mmap_mode="r")[local] for name, stage in scores.items()}
+    return kept_table(table.take(pa.array(local)), positions, chosen)
 
 
 def write_decisions(
@@ -96,28 +77,22 @@ def write_decisions(
     duplicates: Sequence[Path],
 ) -> None:
     """Write a row for each candidate: its scores, whether it was kept, and why."""
-    codes_of = np.load(reason, mmap_mode="r")
-    schema = decisions_schema(list(scores))
+    codes = np.load(reason, mmap_mode="r")
     picked = Lookup.from_order(np.load(pick) if pick else np.empty(0, np.int64))
     twins = np.concatenate([np.empty((0, 2), np.int64), *map(np.load, duplicates)])
     twins = twins[np.argsort(twins[:, 0])]
     leader = Lookup(twins[:, 0], twins[:, 1])
-    names = pa.array(reasons)
-    with atomic(target) as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for block in blocks:
-            codes = np.asarray(codes_of[block.start : block.start + block.rows])
-            index = np.arange(block.start, block.start + block.rows)
-            kept = codes == 0
-            columns = [
-                pa.array(index),
-                *(pa.array(np.load(stage.piece(block.number)), from_pandas=True) for stage in scores.values()),
-                pa.array(kept),
-                pa.DictionaryArray.from_arrays(pa.array(codes), names),
-                pa.array(kept.astype(np.float32)),
-                picked.column(index, kept),
-                leader.column(index, ~kept),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+    def batch(block: Block) -> pa.RecordBatch:
+        code = np.asarray(codes[block.start : block.start + block.rows])
+        index = np.arange(block.start, block.start + block.rows)
+        made = {name: np.load(stage.piece(block.number)) for name, stage in scores.items()}
+        kept = code == 0
+        return writer.decisions_batch(
+            block.start, code, reasons, made, picked.column(index, kept), leader.column(index, ~kept)
+        )
+
+    writer.write_decisions(target, list(scores), map(batch, blocks))
 
 
 @dataclass(frozen=True)
@@ -137,43 +112,8 @@ class Lookup:
         """int64 with null where there is none, or where ``mask`` is false; ``index`` is a run of positions."""
         low, high = np.searchsorted(self.positions, [index[0], index[-1] + 1])
         values = np.zeros(len(index), np.int64)
-        found = np.zeros(len(index), bool)
-        here = self.positions[low:high] - index[0]
-        values[here] = self.values[low:high]
-        found[here] = True
-        return pa.array(values, mask=~(found & mask))
-
-
-def shard_schema(source: pa.Schema, scores: Sequence[str]) -> pa.Schema:
-    """The source's columns, then ``_index``, ``_weight`` and the scores."""
-    fields = [
-        *source.remove_metadata(),
-        pa.field("_index", pa.int64()),
-        pa.field("_weight", pa.float32()),
-        *(pa.field(name, pa.float64()) for name in scores),
-    ]
-    return pa.schema(fields)
-
-
-def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], fingerprint: str) -> None:
-    """Write ``dataset_info.json`` and ``state.json`` as ``datasets.load_from_disk`` reads them."""
-    from datasets import DatasetInfo, Features
-
-    info = DatasetInfo(features=Features.from_arrow_schema(schema))
-    write_text(folder / "dataset_info.json", json.dumps(_without_none(info), indent=2, sort_keys=True))
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in shards],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_text(folder / "state.json", json.dumps(state, indent=2, sort_keys=True))
-
-
-def _without_none(info: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {key: value for key, value in asdict(info).items() if value is not None}
+        known = np.zeros(len(index), bool)
+        local = self.positions[low:high] - index[0]
+        values[local] = self.values[low:high]
+        known[local] = True
+        return pa.array(values, mask=~(known & mask))

@@ -1,7 +1,8 @@
-"""A small true finished dataset, written with pyarrow from what ``curation.dataset.manifest`` documents."""
+"""A small true finished dataset, decided by a few lines of numpy and written by ``curation.dataset.writer``."""
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.dataset.manifest import (
-    BAD_ROW,
-    DECISIONS,
-    KEPT,
-    MANIFEST,
-    QUARANTINE,
-    FileRecord,
-    Manifest,
-    StepRecord,
-    decisions_schema,
-    now,
-    sha256_of,
+from curation.dataset import Dataset
+from curation.dataset.manifest import BAD_ROW, BATCHES, DECISIONS, KEPT, QUARANTINE, Manifest, StepRecord, now, versions
+from curation.dataset.writer import (
+    decisions_batch,
+    file_record,
+    kept_table,
+    shard_name,
+    shard_schema,
+    write_dataset_files,
+    write_decisions,
+    write_manifest,
+    write_shard,
 )
-from curation.dataset.versions import versions
 from curation.plan import BatchPlan
 from curation.recipe import Recipe
-from curation.sources.base import InputRecord
+from curation.sources.base import BadRow, InputRecord
 
-Finished = Callable[..., tuple[Path, Manifest]]
+Finished = Callable[..., Dataset]
 
 SCORE = "quality"
-DUPLICATE = "2. dedup: duplicate"
+DUPLICATE = "2. dedup: same text as an earlier row"
 BELOW = "3. acquire: below the cut"
 
 
@@ -39,7 +39,7 @@ BELOW = "3. acquire: below the cut"
 def finished(tmp_path: Path) -> Finished:
     """:func:`write_finished` in this test's folder."""
 
-    def write(name: str = "made", **options: Any) -> tuple[Path, Manifest]:
+    def write(name: str = "made", **options: Any) -> Dataset:
         return write_finished(tmp_path / name, **options)
 
     return write
@@ -51,13 +51,14 @@ def write_finished(
     rows: int = 400,
     keep: int = 60,
     shards: int = 3,
+    batch_rows: int = 16,
     texts: dict[int, str] | None = None,
     kind: str = "top-k",
     bad: int | None = 7,
     plan: bool = False,
     decision_batches: int = 4,
     sources: tuple[str, ...] | None = ("web", "books", "code"),
-) -> tuple[Path, Manifest]:
+) -> Dataset:
     """Write ``home/source.parquet`` and the dataset ``home/out`` that a score, dedup, acquire recipe makes of it.
 
     Scores are random with some ties; every tenth row repeats the text of the row before it; low scores come from
@@ -67,8 +68,8 @@ def write_finished(
     rng = np.random.default_rng(0)
     score = np.round(rng.beta(2, 5, rows), 3)
     text = [f"def function_{i if i % 10 else i - 1}(): return {i if i % 10 else i - 1}" for i in range(rows)]
-    for index, own in (texts or {}).items():
-        text[index] = own
+    for index, other in (texts or {}).items():
+        text[index] = other
     columns = {
         "text": pa.array([None if i == bad else t for i, t in enumerate(text)], pa.string()),
         "source": pa.array([sources[i % len(sources) if score[i] < 0.3 else -1] for i in range(rows)])
@@ -112,54 +113,45 @@ def write_finished(
     pick = np.full(rows, -1)
     pick[picked] = np.arange(len(picked))
 
-    reasons = [KEPT, BAD_ROW, DUPLICATE, BELOW]
     code = np.select([kept, ~good, ~unique], [0, 1, 2], 3).astype(np.int8)
-    decisions = pa.table(
-        [
-            pa.array(np.arange(rows)),
-            pa.array(score, mask=~good),
-            pa.array(kept),
-            pa.DictionaryArray.from_arrays(pa.array(code), pa.array(reasons)),
-            pa.array(kept.astype(np.float32)),
-            pa.array(pick, mask=~kept),
-            pa.array(original, mask=code != 2),
-        ],
-        schema=decisions_schema([SCORE]),
-    )
     out = home / "out"
     out.mkdir()
-    with pa.OSFile(str(out / DECISIONS), "wb") as sink, pa.ipc.new_file(sink, decisions.schema) as writer:
-        writer.write_table(decisions, max_chunksize=-(-rows // decision_batches))
+
+    def decided(part: np.ndarray) -> pa.RecordBatch:
+        return decisions_batch(
+            int(part[0]),
+            code[part],
+            [KEPT, BAD_ROW, DUPLICATE, BELOW],
+            {SCORE: np.where(good, score, np.nan)[part]},
+            pa.array(pick[part], mask=~kept[part]),
+            pa.array(original[part], mask=code[part] != 2),
+        )
+
+    write_decisions(out / DECISIONS, [SCORE], map(decided, np.array_split(np.arange(rows), decision_batches)))
 
     chosen = np.flatnonzero(kept)
-    table = pa.table({**columns, "_index": np.arange(rows), "_weight": kept.astype(np.float32), SCORE: score})
-    names = [f"data-{n:05d}-of-{shards:05d}.arrow" for n in range(shards)]
-    shard_rows = {}
-    for name, part in zip(names, np.array_split(chosen, shards), strict=True):
-        shard = table.take(pa.array(part))
-        with pa.OSFile(str(out / name), "wb") as sink, pa.ipc.new_stream(sink, shard.schema) as writer:
-            writer.write_table(shard, max_chunksize=16)
-        shard_rows[name] = len(shard)
-    state = {
-        "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": "0123456789abcdef",
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    (out / "state.json").write_text(json.dumps(state))
-    (out / "dataset_info.json").write_text(json.dumps({"citation": "", "description": ""}))
+    table = pq.read_table(source)
+    schema = shard_schema(table.schema, [SCORE])
+    files = {}
+    for number, part in enumerate(np.array_split(chosen, shards)):
+        name = shard_name(number, shards)
+        shard = kept_table(table.take(pa.array(part)), part, {SCORE: score[part]})
+        write_shard(out / name, schema, [shard], batch_rows)
+        files[name] = file_record(out / name, len(shard))
+    write_dataset_files(out, schema, list(files), "0123456789abcdef")
     if bad is not None:
-        line = {"index": bad, "file": str(source), "row": bad, "reason": "text is null", "raw": None}
-        (out / QUARANTINE).write_text(json.dumps(line) + "\n")
+        line = BadRow(bad, str(source), bad, "text is null")
+        (out / QUARANTINE).write_text(json.dumps(asdict(line)) + "\n")
     if plan:
-        BatchPlan.of_size(np.arange(len(chosen)), 16).save(out / "batches.arrow")
+        BatchPlan.of_size(np.arange(len(chosen)), 16).save(out / BATCHES)
 
     count = int(good.sum())
+    cut = recipe.model_dump(mode="json")["steps"][2]
+    did = f"cut to the {keep} with the highest {SCORE}"
     steps = [
-        StepRecord(number=1, step="score", rows_in=count, rows_out=count, seconds=0.5),
+        StepRecord(
+            number=1, step="score", rows_in=count, rows_out=count, seconds=0.5, did="scored by value", scores=[SCORE]
+        ),
         StepRecord(
             number=2,
             step="dedup",
@@ -167,6 +159,7 @@ def write_finished(
             rows_out=len(pool),
             dropped={DUPLICATE: count - len(pool)},
             seconds=0.25,
+            did="freed of repeated text",
         ),
         StepRecord(
             number=3,
@@ -175,33 +168,24 @@ def write_finished(
             rows_out=len(chosen),
             dropped={BELOW: len(pool) - len(chosen)},
             seconds=0.125,
+            did=did,
+            details={**{name: cut[name] for name in ("kind", "threshold", "per", "beta")}, "score": SCORE},
         ),
     ]
+    fingerprint = f"sha256:{file_record(source).sha256}"
     manifest = Manifest(
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256(),
         seed=recipe.seed,
-        inputs=[
-            InputRecord(
-                path=str(source), bytes=source.stat().st_size, rows=rows, fingerprint=f"sha256:{sha256_of(source)}"
-            )
-        ],
+        inputs=[InputRecord(path=str(source), bytes=source.stat().st_size, rows=rows, fingerprint=fingerprint)],
         rows_in=rows,
         rows_out=len(chosen),
         bad_rows=rows - count,
         steps=steps,
-        files={
-            path.name: FileRecord(
-                bytes=path.stat().st_size,
-                sha256=sha256_of(path),
-                rows=rows if path.name == DECISIONS else shard_rows.get(path.name),
-            )
-            for path in sorted(out.iterdir())
-            if path.name != MANIFEST
-        },
+        files=files,
         versions=versions(),
         seconds={"read": 0.1, "steps": 0.9, "write": 0.3},
         created=now(),
     )
-    manifest.save(out)
-    return out, manifest
+    write_manifest(out, manifest, {DECISIONS: rows, QUARANTINE: rows - count})
+    return Dataset(out)

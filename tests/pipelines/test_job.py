@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 import ray
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 from curation.errors import BadRowError, CurationError, OutputError, RecipeError, SourceError, StepError
 from curation.pipelines.job import reselect, run
 from curation.recipe import Recipe
@@ -68,7 +68,7 @@ def test_dedup_align_top_k(corpus: Path, tmp_path: Path) -> None:
     assert [step.rows_out for step in manifest.steps] == [ROWS - len(repeated), ROWS - len(repeated), 100]
     assert manifest.steps[2].dropped == {"3. acquire: below the cut": ROWS - len(repeated) - 100}
     assert manifest.steps[2].details["lowest_kept"] == pytest.approx(scores[best[-1]])
-    verify(out)
+    Dataset(out).verify()
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -128,7 +128,7 @@ def test_reselect_scores_nothing_again(corpus: Path, tmp_path: Path) -> None:
     assert before["alignment"].equals(after["alignment"])
     best = np.argsort(-before["alignment"].to_numpy(), kind="stable")[:90]
     assert np.flatnonzero(after["kept"].to_numpy()).tolist() == sorted(best.tolist())
-    verify(tmp_path / "less")
+    Dataset(tmp_path / "less").verify()
 
 
 def test_reselect_refuses_changed_inputs(corpus: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_bad_rows_stop_the_run_or_are_set_aside(case: str, corpus: Path, tmp_pat
     assert [(row["index"], row["row"]) for row in aside] == [(100, 100)]
     assert decisions(out)["reason"][100].as_py() == "bad row"
     assert math.isclose(manifest.rows_in, ROWS)
-    verify(out)
+    Dataset(out).verify()
 
 
 def nan_for_some(table: pa.Table) -> list[float]:
@@ -244,7 +244,7 @@ def test_a_function_that_gives_nan(corpus: Path, tmp_path: Path) -> None:
     assert manifest.bad_rows == expected
     assert manifest.steps[0].dropped == {"bad row": expected}
     assert manifest.rows_out == ROWS - expected
-    verify(tmp_path / "out")
+    Dataset(tmp_path / "out").verify()
 
 
 def test_output_that_is_not_ours(corpus: Path, tmp_path: Path) -> None:

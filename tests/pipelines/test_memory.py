@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 from curation.errors import OutputError, SourceError
 from curation.pipelines import Acquire, Align, Dedup, FileSource, Recipe, Score, run
 from curation.pipelines.memory import files_behind
@@ -68,7 +68,7 @@ def test_every_kind_of_rows_gives_the_shards_that_a_file_gives(table: pa.Table, 
         assert shards(out) == shards(tmp_path / "file"), name
         assert (manifest.rows_in, manifest.rows_out) == (ROWS, expected.rows_out)
         assert not out.with_name(f"{name}.partial").exists()
-        verify(out)
+        Dataset(out).verify()
     assert Manifest.load(tmp_path / "table").inputs[0].path == "pyarrow.Table"
     assert Manifest.load(tmp_path / "table").inputs == Manifest.load(tmp_path / "chunks").inputs
     assert Manifest.load(tmp_path / "dataset on disk").recipe["source"]["format"] == "arrow"

@@ -5,13 +5,9 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from curation.dataset.lookup import text_column
 from curation.dataset.manifest import BATCHES, Manifest
-from curation.dataset.shards import shard_batches, shard_names
 from curation.errors import SourceError
 from curation.plan import BatchPlan
 from curation.service.datasets import Datasets
@@ -79,39 +75,30 @@ def read_page(datasets: Datasets, name: str, batch: int | None, start: int, limi
     """Rows ``start .. start + limit - 1`` of a batch, or of the dataset.
 
     Raises:
-        Refusal: there is no such dataset, batch or row.
+        Refusal: there is no such dataset or batch, or its files cannot be read.
     """
-    manifest = datasets.manifest(name)
-    if batch is None:
-        total = manifest.rows_out
-        positions = np.arange(min(start, total), min(start + limit, total))
-    else:
+    dataset = datasets.open(name)
+    total = len(dataset)
+    positions = np.arange(min(start, total), min(start + limit, total))
+    if batch is not None:
         plan = datasets.plan(name)
         if batch >= len(plan):
             raise Refusal("bad-dataset", f"dataset {name!r} has batches 0 to {len(plan) - 1}, not {batch}")
         total = len(plan[batch])
         positions = plan[batch][start : start + limit]
-    found: dict[int, dict[str, Any]] = {}
-    schema: pa.Schema | None = None
-    first = 0
-    for shard in shard_names(manifest):
-        rows = manifest.files[shard].rows or 0
-        wanted = positions[(positions >= first) & (positions < first + rows)]
-        if len(wanted) or schema is None:
-            try:
-                schema = _read_shard(datasets, name, shard, first, wanted, found)
-            except SourceError as error:
-                raise Refusal("bad-dataset", f"{shard} of dataset {name!r} cannot be read") from error
-        first += rows
-    if len(found) < len(positions):
-        raise Refusal("bad-dataset", f"the shards of dataset {name!r} do not hold all rows that its manifest names")
-    columns = [] if schema is None else list(schema.names)
+    try:
+        rows = dataset.rows(positions).to_pylist()
+        columns, text = dataset.schema.names, dataset.text_column
+    except (SourceError, IndexError) as error:
+        # The error names paths of the server.
+        file = next((shard for shard in dataset.shards if shard in str(error)), "a shard")
+        raise Refusal("bad-dataset", f"{file} of dataset {name!r} cannot be read") from error
     return Page(
         columns=columns,
-        text=None if schema is None else text_column(manifest, schema),
+        text=text,
         rows=[
-            ShownRow(position=position, cells=[_cell(found[position].get(column)) for column in columns])
-            for position in positions.tolist()
+            ShownRow(position=position, cells=[_cell(row[column]) for column in columns])
+            for position, row in zip(positions.tolist(), rows, strict=True)
         ],
         start=start,
         total=total,
@@ -125,26 +112,6 @@ def has_plan(datasets: Datasets, name: str) -> bool:
     except Refusal:
         return False
     return True
-
-
-def _read_shard(
-    datasets: Datasets,
-    name: str,
-    shard: str,
-    first: int,
-    wanted: npt.NDArray[np.int64],
-    found: dict[int, dict[str, Any]],
-) -> pa.Schema | None:
-    schema, start, left = None, first, len(wanted)
-    for batch in shard_batches(datasets.file(name, shard)):
-        schema = batch.schema
-        here = wanted[(wanted >= start) & (wanted < start + len(batch))]
-        found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
-        start += len(batch)
-        left -= len(here)
-        if not left:
-            break
-    return schema
 
 
 def _cell(value: Any) -> Cell:

@@ -219,7 +219,7 @@ def _dataset(app: AppState, name: str) -> DatasetView:
     return DatasetView(
         **_line(name, manifest).model_dump(),
         bad_rows=manifest.bad_rows,
-        steps=[StepLine(**step.model_dump(exclude={"dropped", "details"})) for step in manifest.steps],
+        steps=[StepLine(**step.model_dump(include=set(StepLine.model_fields))) for step in manifest.steps],
         plan=browse.plan_facts(app.datasets.plan(name), manifest) if planned else None,
     )
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from curation.dataset.manifest import Manifest
 from curation.errors import CurationError, OutputError
 from curation.recipe import Recipe
 
-Finished = Callable[..., tuple[Path, Manifest]]
+from ..conftest import Finished
 
 ROOT = Path(__file__).resolve().parents[3]
 RAY_FREE = "ray", "torch", "datasets", "pandas", "pyarrow", "numpy", "faiss", "fastapi"
@@ -59,7 +58,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 
 def test_a_real_process_fails_with_its_code_and_no_traceback(finished: Finished) -> None:
-    out, _ = finished()
+    out = finished().folder
     (out / "state.json").unlink()
     done = process("verify", str(out))
     assert done.returncode == 7
@@ -101,7 +100,7 @@ def test_unknown_commands_suggest_the_near_one() -> None:
 
 
 def test_verify_json(finished: Finished) -> None:
-    out, _ = finished()
+    out = finished().folder
     done = invoke("verify", str(out), "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout) == {"out": str(out), "verified": True, "findings": []}
@@ -121,7 +120,7 @@ def test_errors_for_machines_are_json(tmp_path: Path) -> None:
 
 
 def test_inspect(finished: Finished) -> None:
-    out, _ = finished(texts={3: "\x1b[31mred"})
+    out = finished(texts={3: "\x1b[31mred"}).folder
     done = invoke("inspect", str(out))
     assert done.exit_code == 0
     for expected in ("3. acquire: below the cut", "75.0 %", "◂ cut 0.442", "Sample 3", "█"):
@@ -136,7 +135,7 @@ def test_inspect(finished: Finished) -> None:
 
 
 def test_explain(finished: Finished) -> None:
-    out, _ = finished()
+    out = finished().folder
     done = invoke("explain", str(out), "--index", "25")
     assert done.exit_code == 0
     assert "Row 25 dropped" in done.stdout
@@ -188,7 +187,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, finished: Finished) -> list[dict[str,
     from curation.pipelines import job as run
 
     made: list[dict[str, Any]] = []
-    manifest = finished()[1]
+    manifest = finished().manifest
 
     def record(*arguments: Any, **options: Any) -> Manifest:
         made.append({"arguments": arguments, **options})
@@ -268,7 +267,7 @@ def test_errors_of_a_run_become_exit_codes(
 
 def test_ctrl_c_in_a_real_process(finished: Finished) -> None:
     """The signal is sent while a command is at work: here, reading a named pipe that nobody writes to."""
-    out, _ = finished()
+    out = finished().folder
     pipe = out / "state.json"
     pipe.unlink()
     os.mkfifo(pipe)

@@ -1,18 +1,18 @@
 """Streaming answers over ``decisions.arrow`` equal those of plain numpy over the whole table."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.dataset.decisions import Decisions, Histogram, as_floats, step_of
-from curation.dataset.manifest import DECISIONS, Manifest, decisions_schema
+from curation.dataset import Dataset
+from curation.dataset.decisions import Decisions, Histogram, acquire_steps, as_floats, step_of
+from curation.dataset.manifest import DECISIONS
+from curation.dataset.writer import decisions_schema
 from curation.errors import SourceError
 
-Finished = Callable[..., tuple[Path, Manifest]]
-SCORE = "quality"
+from ..conftest import SCORE, Finished
 
 
 def whole(out: Path) -> dict[str, np.ndarray]:
@@ -21,21 +21,22 @@ def whole(out: Path) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def with_scores(out: Path, manifest: Manifest, scores: np.ndarray, batch: int) -> Decisions:
+def with_scores(dataset: Dataset, scores: np.ndarray, batch: int) -> Decisions:
     """The same decisions on other scores."""
+    out = dataset.folder
     with pa.memory_map(str(out / DECISIONS)) as source:
         table = pa.ipc.open_file(source).read_all()
     table = table.set_column(1, SCORE, pa.array(scores, mask=np.isnan(scores))).cast(decisions_schema([SCORE]))
     (out / DECISIONS).unlink()
     with pa.OSFile(str(out / DECISIONS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=batch)
-    return Decisions(out, manifest)
+    return Dataset(out).decisions
 
 
 @pytest.mark.parametrize("batches", [1, 7, 400])
 def test_counts_and_rows(finished: Finished, batches: int) -> None:
-    out, manifest = finished(decision_batches=batches)
-    decisions, table = Decisions(out, manifest), whole(out)
+    dataset = finished(decision_batches=batches)
+    decisions, table = dataset.decisions, whole(dataset.folder)
     names, counts = np.unique(table["reason"].astype(str), return_counts=True)
     found = decisions.counts()
     assert found == dict(zip(names.tolist(), counts.tolist(), strict=True))
@@ -51,8 +52,8 @@ def test_counts_and_rows(finished: Finished, batches: int) -> None:
 
 @pytest.mark.parametrize("batches", [1, 7, 400])
 def test_values_at_positions_keep_their_order(finished: Finished, batches: int) -> None:
-    out, manifest = finished(decision_batches=batches)
-    decisions, table = Decisions(out, manifest), whole(out)
+    dataset = finished(decision_batches=batches)
+    decisions, table = dataset.decisions, whole(dataset.folder)
     index = np.random.default_rng(2).permutation(400)[:90]
     found = decisions.at(index, [SCORE, "weight"])
     np.testing.assert_array_equal(found[SCORE], table[SCORE][index])
@@ -63,9 +64,9 @@ def test_values_at_positions_keep_their_order(finished: Finished, batches: int) 
 @pytest.mark.parametrize("batches", [1, 7])
 @pytest.mark.parametrize(("kind", "sharp"), [("top-k", True), ("threshold", True), ("power", False)])
 def test_cuts(finished: Finished, batches: int, kind: str, sharp: bool) -> None:
-    out, manifest = finished(kind=kind, decision_batches=batches)
-    table = whole(out)
-    (cut,) = Decisions(out, manifest).cuts()
+    dataset = finished(kind=kind, decision_batches=batches)
+    table = whole(dataset.folder)
+    (cut,) = dataset.decisions.cuts()
     kept = table["kept"].astype(bool)
     assert cut.sharp is sharp
     assert cut.value == (0.5 if kind == "threshold" else table[SCORE][kept].min())
@@ -76,8 +77,8 @@ def test_cuts(finished: Finished, batches: int, kind: str, sharp: bool) -> None:
 
 @pytest.mark.parametrize("batches", [1, 7])
 def test_standings_are_ranks(finished: Finished, batches: int) -> None:
-    out, manifest = finished(decision_batches=batches)
-    decisions, table = Decisions(out, manifest), whole(out)
+    dataset = finished(decision_batches=batches)
+    decisions, table = dataset.decisions, whole(dataset.folder)
     score, reason = table[SCORE], table["reason"].astype(str)
     reached = (reason == "kept") | np.char.startswith(reason, "3.")
     order = np.lexsort((np.arange(400), -score))
@@ -94,8 +95,8 @@ def test_standings_are_ranks(finished: Finished, batches: int) -> None:
 
 @pytest.mark.parametrize("batches", [1, 7, 400])
 def test_extremes(finished: Finished, batches: int) -> None:
-    out, manifest = finished(kind="power", decision_batches=batches)
-    decisions, table = Decisions(out, manifest), whole(out)
+    dataset = finished(kind="power", decision_batches=batches)
+    decisions, table = dataset.decisions, whole(dataset.folder)
     score, reason = table[SCORE], table["reason"].astype(str)
 
     def lowest(mask: np.ndarray, key: np.ndarray) -> list[int]:
@@ -113,9 +114,9 @@ def test_extremes(finished: Finished, batches: int) -> None:
 
 @pytest.mark.parametrize("batches", [1, 7])
 def test_histograms_count_every_score(finished: Finished, batches: int) -> None:
-    out, manifest = finished(decision_batches=batches)
-    table = whole(out)
-    (found,) = Decisions(out, manifest).histograms(12)
+    dataset = finished(decision_batches=batches)
+    table = whole(dataset.folder)
+    (found,) = dataset.decisions.histograms(12)
     score, kept = table[SCORE], table["kept"].astype(bool)
     there = ~np.isnan(score)
     np.testing.assert_array_equal(found.kept, np.histogram(score[kept], found.edges)[0])
@@ -126,8 +127,8 @@ def test_histograms_count_every_score(finished: Finished, batches: int) -> None:
 
 
 def histogram_of(finished: Finished, scores: np.ndarray) -> list[Histogram]:
-    out, manifest = finished()
-    return with_scores(out, manifest, scores, 64).histograms(10)
+    dataset = finished()
+    return with_scores(dataset, scores, 64).histograms(10)
 
 
 def test_far_values_do_not_squeeze_the_histogram(finished: Finished) -> None:
@@ -156,10 +157,38 @@ def test_scores_come_as_floats() -> None:
 
 
 def test_missing_or_broken_decisions(finished: Finished) -> None:
-    out, manifest = finished()
+    out = finished().folder
     (out / DECISIONS).write_bytes(b"broken")
     with pytest.raises(SourceError, match=r"decisions\.arrow: cannot be read"):
-        Decisions(out, manifest)
+        Dataset(out).decisions  # noqa: B018
     (out / DECISIONS).unlink()
     with pytest.raises(SourceError, match=r"decisions\.arrow"):
-        Decisions(out, manifest)
+        Dataset(out).decisions  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["top-k", "threshold", "power"])
+def test_older_manifests_tell_cuts_by_their_recipe(finished: Finished, kind: str) -> None:
+    dataset = finished(kind=kind)
+    manifest = dataset.manifest
+    before = [step.model_copy(update={"scores": [], "did": "", "details": {}}) for step in manifest.steps]
+    older = manifest.model_copy(update={"steps": before})
+    assert older.scores == manifest.scores == [SCORE]
+    names = ("score", "kind", "threshold", "per", "beta")
+    (cut,) = acquire_steps(manifest).values()
+    (recipe,) = acquire_steps(older).values()
+    assert {name: cut[name] for name in names} == {name: recipe[name] for name in names}
+    assert Decisions(dataset.file(DECISIONS), older).cuts() == dataset.decisions.cuts()
+
+
+def test_any_step_may_cut_and_score(finished: Finished) -> None:
+    manifest = finished().manifest
+    steps = [
+        manifest.steps[0].model_copy(update={"step": "words", "scores": ["a", "b"]}),
+        manifest.steps[1].model_copy(update={"step": "half", "details": {"score": "b", "kind": "median"}}),
+        manifest.steps[2].model_copy(update={"step": "other", "details": {"score": "unknown", "kind": "top-k"}}),
+    ]
+    manifest = manifest.model_copy(update={"steps": steps})
+    assert manifest.scores == ["a", "b"]
+    assert acquire_steps(manifest) == {
+        2: {"score": "b", "kind": "median", "per": None, "threshold": None, "beta": None}
+    }

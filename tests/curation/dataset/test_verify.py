@@ -8,32 +8,33 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.dataset.manifest import DECISIONS, QUARANTINE, FileRecord, Manifest, sha256_of
-from curation.dataset.verify import findings, verify
-from curation.errors import SourceError, VerificationError
+from curation.dataset import Dataset, verify
+from curation.dataset.manifest import DECISIONS, QUARANTINE, FileRecord, Manifest
+from curation.dataset.writer import file_record
+from curation.errors import VerificationError
 from curation.plan import BatchPlan
 from curation.recipe import Recipe
 
-Finished = Callable[..., tuple[Path, Manifest]]
+from ..conftest import BELOW, DUPLICATE, SCORE, Finished
 
 SHARD = "data-00001-of-00003.arrow"
-SCORE = "quality"
-DUPLICATE = "2. dedup: duplicate"
-BELOW = "3. acquire: below the cut"
 
 
 @pytest.fixture
 def out(finished: Finished) -> Path:
-    return finished()[0]
+    return finished().folder
 
 
 def seal(out: Path, *names: str) -> None:
     """Record the present bytes of these files, so that only what is in them can be found wrong."""
     manifest = Manifest.load(out)
     for name in names:
-        rows = manifest.files[name].rows
-        manifest.files[name] = FileRecord(bytes=(out / name).stat().st_size, sha256=sha256_of(out / name), rows=rows)
+        manifest.files[name] = file_record(out / name, manifest.files[name].rows)
     manifest.save(out)
+
+
+def findings(out: Path) -> list[str]:
+    return verify.findings(Dataset(out))
 
 
 def change(out: Path, **fields: object) -> None:
@@ -68,14 +69,9 @@ def replaced(table: pa.Table, name: str, values: object) -> pa.Table:
 @pytest.mark.parametrize("kind", ["top-k", "power", "threshold"])
 @pytest.mark.parametrize("bad", [None, 7])
 def test_a_whole_dataset_has_no_findings(finished: Finished, kind: str, bad: int | None) -> None:
-    out, manifest = finished(kind=kind, bad=bad, plan=True)
-    assert findings(out) == []
-    assert verify(out) == manifest
-
-
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no manifest\.json"):
-        verify(tmp_path)
+    dataset = finished(kind=kind, bad=bad, plan=True)
+    assert verify.findings(dataset) == []
+    dataset.verify()
 
 
 def test_one_changed_byte(out: Path) -> None:
@@ -96,7 +92,7 @@ def test_everything_wrong_is_listed_at_once(out: Path) -> None:
     assert any(line.startswith("state.json: datasets.load_from_disk cannot use it") for line in found)
     assert "40 rows in 3 shards, rows_out is 60" in found
     with pytest.raises(VerificationError, match=rf"{len(found)} things differ") as caught:
-        verify(out)
+        Dataset(out).verify()
     assert all(line in str(caught.value) for line in found)
     assert caught.value.exit_code == 7
 
@@ -219,7 +215,7 @@ def test_an_infinite_beta_survives_the_manifest(out: Path) -> None:
 
 
 def test_a_plan_that_leaves_rows_out(finished: Finished) -> None:
-    out, _ = finished(plan=True)
+    out = finished(plan=True).folder
     BatchPlan.of_size(np.arange(59), 16).save(out / "batches.arrow")
     seal(out, "batches.arrow")
     assert findings(out) == ["batches.arrow: its 59 indices are not each of 0..59 once"]

@@ -4,18 +4,18 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from curation.dataset.manifest import REPORT, Manifest
+from curation.dataset import Dataset
+from curation.dataset.manifest import REPORT, ReportTable
 from curation.recipe import Recipe
 from curation.report import in_words, render, write_report
 
-Finished = Callable[..., tuple[Path, Manifest]]
+from ..conftest import Finished
 
 HOSTILE = '</script><script>alert("owned")</script><img src=x onerror=alert(1)>'
 
@@ -57,24 +57,24 @@ class Page(HTMLParser):
 
 
 def test_it_says_what_was_done(finished: Finished) -> None:
-    out, manifest = finished()
-    page = Page(render(out, manifest))
+    dataset = finished()
+    page = Page(render(dataset))
     assert "60 of 400 rows kept" in page.text
-    assert in_words(manifest) == (
+    assert in_words(dataset.manifest) == (
         "400 rows of source.parquet were scored by value, then freed of repeated text, then cut to the 60 with the "
         "highest quality."
     )
-    for reason in ("kept", "bad row", "2. dedup: duplicate", "3. acquire: below the cut"):
+    for reason in ("kept", "bad row", "2. dedup: same text as an earlier row", "3. acquire: below the cut"):
         assert reason in page.text
-    assert manifest.recipe_sha256 in page.text
-    assert manifest.inputs[0].path in page.text
-    assert all(name in page.text for name in manifest.files)
+    assert dataset.manifest.recipe_sha256 in page.text
+    assert dataset.manifest.inputs[0].path in page.text
+    assert all(name in page.text for name in dataset.manifest.files)
     assert list(page.figures) == ["figure-flow", "figure-score-1", "figure-mix"]
 
 
 def test_figures_add_up(finished: Finished) -> None:
-    out, manifest = finished()
-    figures = Page(render(out, manifest)).figures
+    dataset = finished()
+    figures = Page(render(dataset)).figures
     on, dropped = figures["figure-flow"]["data"]
     assert on["x"] == [399, 399, 360, 60]
     assert dropped["x"] == [1, 0, 39, 300]
@@ -90,17 +90,17 @@ def test_figures_add_up(finished: Finished) -> None:
 
 
 def test_a_draw_has_no_line_for_a_cut(finished: Finished) -> None:
-    out, manifest = finished(kind="softmax")
-    page = Page(render(out, manifest))
+    dataset = finished(kind="softmax")
+    page = Page(render(dataset))
     assert page.figures["figure-score-1"]["layout"]["shapes"] == []
     assert "has no single cut" in page.text
     assert "Lowest that passed" in page.text
 
 
 def test_text_from_data_does_not_act(finished: Finished) -> None:
-    out, manifest = finished(texts=dict.fromkeys((*range(0, 400, 3), *range(1, 400, 3)), HOSTILE))
-    assert HOSTILE not in render(out, manifest)
-    page = Page(render(out, manifest))
+    dataset = finished(texts=dict.fromkeys((*range(0, 400, 3), *range(1, 400, 3)), HOSTILE))
+    assert HOSTILE not in render(dataset)
+    page = Page(render(dataset))
     assert HOSTILE in page.text
     assert [tag for tag, _ in page.elements].count("script") == 3
     assert "img" not in [tag for tag, _ in page.elements]
@@ -108,15 +108,15 @@ def test_text_from_data_does_not_act(finished: Finished) -> None:
 
 
 def test_labels_from_data_do_not_act_in_figures(finished: Finished) -> None:
-    out, manifest = finished(sources=("<b>bold</b>", "</script>", "plain"))
-    page = Page(render(out, manifest))
+    dataset = finished(sources=("<b>bold</b>", "</script>", "plain"))
+    page = Page(render(dataset))
     assert len(page.scripts) == 3
     assert "&lt;b&gt;bold&lt;/b&gt;" in page.figures["figure-mix"]["layout"]["yaxis"]["ticktext"]
 
 
 def test_nothing_is_fetched_and_only_own_scripts_run(finished: Finished) -> None:
-    out, manifest = finished()
-    page = Page(render(out, manifest))
+    dataset = finished()
+    page = Page(render(dataset))
     for tag, attributes in page.elements:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
         assert "src" not in attributes
@@ -129,8 +129,8 @@ def test_nothing_is_fetched_and_only_own_scripts_run(finished: Finished) -> None
 
 
 def test_every_table_has_a_caption_and_every_link_a_target(finished: Finished) -> None:
-    out, manifest = finished()
-    page = Page(render(out, manifest))
+    dataset = finished()
+    page = Page(render(dataset))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("caption") == tags.count("table") > 4
     ids = {attributes.get("id") for _, attributes in page.elements}
@@ -139,26 +139,26 @@ def test_every_table_has_a_caption_and_every_link_a_target(finished: Finished) -
 
 
 def test_the_same_dataset_gives_the_same_bytes(finished: Finished) -> None:
-    out, manifest = finished()
-    write_report(out, manifest)
-    first = (out / REPORT).read_bytes()
-    write_report(out, manifest)
-    assert (out / REPORT).read_bytes() == first
-    assert [path.name for path in out.iterdir() if path.name.endswith(".tmp")] == []
+    dataset = finished()
+    write_report(dataset)
+    first = (dataset.folder / REPORT).read_bytes()
+    write_report(dataset)
+    assert (dataset.folder / REPORT).read_bytes() == first
+    assert [path.name for path in dataset.folder.iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_a_source_that_is_gone_leaves_a_report(finished: Finished) -> None:
-    out, manifest = finished(keep=200)
-    (out.parent / "source.parquet").unlink()
-    page = Page(render(out, manifest))
+    dataset = finished(keep=200)
+    (dataset.folder.parent / "source.parquet").unlink()
+    page = Page(render(dataset))
     assert "The source cannot be read any more" in page.text
     assert "the text cannot be shown" in page.text
     assert "figure-mix" not in page.figures
 
 
 def test_many_values_are_folded(finished: Finished) -> None:
-    out, manifest = finished(sources=tuple(f"site-{number:02d}" for number in range(30)))
-    page = Page(render(out, manifest))
+    dataset = finished(sources=tuple(f"site-{number:02d}" for number in range(30)))
+    page = Page(render(dataset))
     labels = page.figures["figure-mix"]["layout"]["yaxis"]["ticktext"]
     assert len(labels) == 12
     assert "(other)" in page.text
@@ -166,35 +166,44 @@ def test_many_values_are_folded(finished: Finished) -> None:
 
 
 def test_a_dataset_without_a_column_to_mix_by(finished: Finished) -> None:
-    out, manifest = finished(sources=None)
-    assert "figure-mix" not in Page(render(out, manifest)).figures
+    dataset = finished(sources=None)
+    assert "figure-mix" not in Page(render(dataset)).figures
 
 
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        ({"step": "acquire", "kind": "threshold", "threshold": 0.5}, "cut to s of at least 0.5"),
-        ({"step": "acquire", "fraction": 0.1, "per": "source"}, "cut to the 10 % with the highest s in each source"),
-        ({"step": "acquire", "kind": "power", "count": 9, "beta": 2}, "cut to a draw of 9 by s (power, beta 2)"),
-        ({"step": "dedup", "column": "code"}, "freed of repeated code"),
-    ],
-)
-def test_steps_in_words(finished: Finished, step: dict[str, Any], words: str) -> None:
-    _, manifest = finished()
-    align = {"step": "align", "name": "s", "targets": {"format": "stdlib", "packages": ["json"]}}
-    recipe = Recipe.model_validate({"source": {"format": "stdlib"}, "steps": [align, step]})
-    told = in_words(manifest.model_copy(update={"recipe": recipe.model_dump(mode="json")}))
-    assert told == (
-        "400 rows of the Python standard library were scored by how well their text compresses with the targets "
-        f"(ZIP-FIT, lz4), then {words}."
+def test_a_step_that_does_not_say_what_it_did_is_named(finished: Finished) -> None:
+    manifest = finished().manifest
+    steps = [manifest.steps[0].model_copy(update={"did": ""}), manifest.steps[1]]
+    assert in_words(manifest.model_copy(update={"steps": steps})) == (
+        "400 rows of source.parquet were taken through score, then freed of repeated text."
     )
 
 
-def test_a_grouping_recipe_in_words(finished: Finished) -> None:
-    _, manifest = finished()
-    source = {"format": "stdlib", "content": "pair"}
-    steps = [{"step": "embed"}, {"step": "b3", "batch_size": 64, "cluster_size": 8}]
-    recipe = Recipe.model_validate({"source": source, "steps": steps}).model_dump(mode="json")
-    assert in_words(manifest.model_copy(update={"recipe": recipe})) == (
-        "400 rows of the Python standard library were embedded by tfidf, then grouped into batches of 64 (B3)."
-    )
+def test_the_standard_library_and_many_files_in_words(finished: Finished) -> None:
+    manifest = finished().manifest
+    recipe = Recipe.model_validate({"source": {"format": "stdlib"}, "steps": [{"step": "dedup"}]})
+    stdlib = manifest.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    assert in_words(stdlib).startswith("400 rows of the Python standard library were scored by value, then")
+    assert in_words(manifest.model_copy(update={"inputs": manifest.inputs * 2})).startswith("400 rows of 2 files were")
+
+
+def test_tables_of_steps(finished: Finished) -> None:
+    dataset = finished()
+    assert "Steps" not in re.findall(r"<h2[^>]*>([^<]*)", render(dataset))
+    table = ReportTable(title=HOSTILE, columns=[HOSTILE, "#rows", "#share"], rows=[[HOSTILE, 1234567, 0.123456]])
+    empty = ReportTable(title="nothing", columns=["a"], rows=[])
+    steps = [dataset.manifest.steps[0].model_copy(update={"tables": [table, empty]}), *dataset.manifest.steps[1:]]
+    text = render(Dataset(dataset.folder, manifest=dataset.manifest.model_copy(update={"steps": steps})))
+    assert HOSTILE not in text
+    page = Page(text)
+    assert "1. score" in page.text
+    assert page.text.count(HOSTILE) == 3
+    assert "1,234,567" in page.text
+    assert "0.1235" in page.text
+    assert [a.get("class") for tag, a in page.elements if tag == "td"].count("number") >= 2
+    assert {tag for tag, a in page.elements if a.get("href") == "#steps"} == {"a"}
+
+
+@pytest.mark.parametrize(("columns", "row"), [(["a", "b"], ["x"]), (["a"], ["x", 1]), ([], [])])
+def test_a_table_has_a_cell_for_each_column(columns: list[str], row: list[str | int]) -> None:
+    with pytest.raises(ValidationError):
+        ReportTable(title="t", columns=columns, rows=[row])

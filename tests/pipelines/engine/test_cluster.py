@@ -15,8 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 
 from ..conftest import recipe
 
@@ -90,7 +90,7 @@ def test_ray_job_submit_and_address(cluster: tuple[str, str], corpus: Path, tmp_
     submitted = _submit(dashboard, [*command, "-o", str(tmp_path / "job")])
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert re.search("succeeded", submitted.stdout + submitted.stderr)
-    verify(tmp_path / "job")
+    Dataset(tmp_path / "job").verify()
 
     addressed = subprocess.run(
         [*command, "-o", str(tmp_path / "address"), "--ray-address", address],

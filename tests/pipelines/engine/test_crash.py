@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 import ray
 
+from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 from curation.pipelines.job import run
 from curation.recipe import Recipe
 
@@ -99,11 +99,11 @@ def test_killed_driver_goes_on(undisturbed: dict[str, str], corpus: Path, tmp_pa
         driver.send_signal(signal.SIGKILL)
         driver.wait()
         if out.exists():
-            verify(out)
+            Dataset(out).verify()
     driver = start_driver(spec(corpus), out)
     finish(driver, out)
     assert shards(out) == undisturbed
-    verify(out)
+    Dataset(out).verify()
     assert not partial.exists()
 
 

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from curation.dataset.decisions import Decisions
+from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 
 STEP = '''
 """Texts of enough words."""
@@ -131,14 +130,14 @@ def test_it_has_reasons_counts_progress_and_a_place_in_the_report(ray_session: N
     assert record.details["counts"] == {"words": int(words.sum())}
     assert record.did == "cut to 3 to 8 words"
     assert manifest.scores == ["words"]
-    counted = Decisions(home / "out", manifest).counts()
+    counted = Dataset(home / "out").decisions.counts()
     assert counted["1. mypackage.steps:Words: too few words"] == few
     assert {"event": "begin", "stage": "1. mypackage.steps:Words", "rows": 400, "done": 0} in progress
     report = (home / "out" / "report.html").read_text()
     assert "cut to 3 to 8 words" in report
     assert "Counted by mypackage.steps:Words" in report
     assert "too many words" in report
-    verify(home / "out")
+    Dataset(home / "out").verify()
 
 
 def test_killed_it_goes_on_where_it_was(ray_session: None, home: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from curation.dataset.manifest import FileRecord, Manifest, StepRecord, now
+from curation.dataset.writer import shard_name, write_shard
 from curation.plan import BatchPlan
 from curation.service.auth import issue_token
 from curation.service.client import Client
@@ -35,7 +36,7 @@ def curated(folder: Path) -> list[str]:
     """A dataset of two shards, whose third batch is not in the order of the rows; returns the texts."""
     folder.mkdir()
     texts = [HOSTILE if row == 0 else f"row {row}" for row in range(ROWS)]
-    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    names = [shard_name(number, 2) for number in range(2)]
     for name, first, end in zip(names, [0, 18], [18, ROWS], strict=True):
         columns = {
             "text": pa.array(texts[first:end]),
@@ -45,8 +46,7 @@ def curated(folder: Path) -> list[str]:
             "ratio": pa.array([float("nan")] * (end - first)),
         }
         table = pa.table(columns)
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=5)
+        write_shard(folder / name, table.schema, [table], batch_rows=5)
     order = np.arange(ROWS)
     order[16:24] = [23, 17, 22, 16, 21, 18, 20, 19]
     clusters = np.arange(ROWS) // 4

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.dataset import Dataset
 from curation.dataset.batches import look_at_batches
 from curation.dataset.manifest import Manifest
-from curation.dataset.verify import verify
 from curation.errors import BadRowError, CurationError, RecipeError, SourceError, StepError
 from curation.pipelines import Embed
 from curation.pipelines.job import run
@@ -93,7 +93,7 @@ def test_equals_memory_on_any_number_of_workers(pairs: Path, tmp_path: Path) -> 
     expected = B3(batch_size=32, cluster_size=8, ranks=(3, 15)).plan(left, right, seed=5)
     assert plan_of(tmp_path / "1") == [batch.tolist() for batch in expected]
     assert shards(tmp_path / "1") == shards(tmp_path / "2")
-    verify(tmp_path / "1")
+    Dataset(tmp_path / "1").verify()
 
     rows = datasets.load_from_disk(str(tmp_path / "1"))
     assert sorted(rows["_index"][:]) == list(range(ROWS))
@@ -104,7 +104,7 @@ def test_equals_memory_on_any_number_of_workers(pairs: Path, tmp_path: Path) -> 
     manifest = Manifest.load(tmp_path / "1")
     # Shards hold whole batches: 64 rows and not 70.
     assert [file.rows for name, file in manifest.files.items() if name.startswith("data-")] == [64, 64, 64, 64, 44]
-    look = look_at_batches(tmp_path / "1", manifest, batches=2, rows=3)
+    look = look_at_batches(Dataset(tmp_path / "1"), batches=2, rows=3)
     assert look is not None
     assert [shown.number for shown in look.shown] == [0, 9]
     assert [text["query"] for text in look.shown[0].texts] == [f"what is {index % 280}" for index in expected[0][:3]]
@@ -133,7 +133,7 @@ def test_every_option_equals_memory(pairs: Path, tmp_path: Path) -> None:
     assert expected.negatives is not None
     assert plan.negatives.tolist() == [[row_of.get(j, -1) for j in row] for row in expected.negatives.tolist()]
     assert manifest.steps[0].dropped == {"1. b3: last, short batch": ROWS % 32}
-    verify(tmp_path / "out")
+    Dataset(tmp_path / "out").verify()
 
 
 def test_data_sets_are_kept_apart(pairs: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_cells_bound_the_graph(pairs: Path, tmp_path: Path) -> None:
     assert all(len({index % 140 for index in batch}) == len(batch) for batch in batches)
     quality = manifest.steps[0].details["quality"]
     assert quality["plan"]["window_neighbours"] > 1.3 * quality["random"]["window_neighbours"]
-    verify(tmp_path / "out")
+    Dataset(tmp_path / "out").verify()
 
 
 def test_equal_texts_never_share_a_batch(pairs: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     driver.wait()
     finish(start_driver(recipe, out), out)
     assert shards(out) == shards(tmp_path / "undisturbed")
-    verify(out)
+    Dataset(out).verify()
 
 
 def lengths(texts: list[str]) -> list[list[int]]:
@@ -274,4 +274,4 @@ def test_bad_vectors(value: float | None, why: str, pairs: Path, tmp_path: Path)
         left = [index for batch in plan_of(tmp_path / "out") for index in batch]
         assert sorted(left) == [row for row in range(ROWS) if row != 7]
         assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["index"] == 7
-        verify(tmp_path / "out")
+        Dataset(tmp_path / "out").verify()
