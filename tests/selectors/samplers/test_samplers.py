@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from curation import JEST, BatchPlan, InfoBatch, Pair, StochasticAcquisition
 from curation.selectors.importance import Importance, chances
@@ -20,37 +18,6 @@ from curation.selectors.samplers import (
     JESTBatchSampler,
     PlanBatchSampler,
 )
-from curation.selectors.samplers.cuts import Batches, Cut, Examples, Rows
-
-
-@given(
-    left=st.integers(0, 200),
-    world=st.integers(1, 5),
-    batch=st.integers(1, 9),
-    kind=st.sampled_from(["examples", "drop", "batches", "repeat", "rows"]),
-)
-@settings(deadline=None, max_examples=300)
-def test_a_cut_shares_all_units_once(left: int, world: int, batch: int, kind: str) -> None:
-    cut: Cut = {
-        "examples": Examples(batch),
-        "drop": Examples(batch, drop_last=True),
-        "batches": Batches(),
-        "repeat": Batches(repeat=True),
-        "rows": Rows(),
-    }[kind]
-    taken, end = [], 0
-    for step in range(cut.steps(left, world)):
-        before = end
-        for rank in range(1 if kind == "rows" else world):
-            low, high, end = cut.share(left, step, rank, world)
-            assert low < high
-            taken += range(low, high)
-        assert before < end <= left
-    missing = left - len(set(taken))
-    assert set(taken) <= set(range(left))
-    assert len(taken) == len(set(taken)) or kind == "repeat"
-    limit = {"examples": world if left < world * batch else 1, "drop": world * batch, "batches": world}.get(kind, 1)
-    assert missing < limit
 
 
 class TestInfoBatchSampler:
