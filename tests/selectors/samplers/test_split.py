@@ -1,0 +1,121 @@
+"""The rule by which an epoch is split among ranks."""
+
+import subprocess
+import sys
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.selectors.samplers.split import REMAINDERS, BatchSplit, Remainder, RowSplit, SharedBatchSplit, Split
+
+
+def rows_of(split: Split) -> list[list[list[int]]]:
+    """The rows of each rank at each step; checks that positions go along with them."""
+    steps, position = [], split.start
+    for step in range(split.steps):
+        steps.append([list(range(*split.span(rank, step))) for rank in range(split.world_size)])
+        assert position < split.end(step) or split.rows == 0
+        position = split.end(step)
+    return steps
+
+
+def check_shares(split: Split, steps: list[list[list[int]]], *, repeats: bool = False) -> None:
+    """No row is lost or comes twice, and no rank gets an empty batch, where there are enough rows."""
+    flat = [row for ranks in steps for batch in ranks for row in batch]
+    everything = list(range(split.rows - split.remaining, split.rows))
+    assert set(flat) <= set(everything)
+    if repeats or (split.scarce and split.start > 0):
+        assert set(flat) == set(everything)
+    else:
+        assert flat == everything[: len(flat)]
+    if not split.scarce or split.start > 0:
+        assert all(batch for ranks in steps for batch in ranks)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    rows=st.integers(0, 300),
+    batch_size=st.integers(1, 20),
+    world_size=st.integers(1, 9),
+    drop_last=st.booleans(),
+    start=st.integers(0, 300),
+    together=st.booleans(),
+)
+def test_rows(rows: int, batch_size: int, world_size: int, drop_last: bool, start: int, together: bool) -> None:
+    start = min(start, rows)
+    batch_size += world_size if together else 0
+    split = RowSplit(rows, batch_size, world_size, drop_last, start, together)
+    steps = rows_of(split)
+    flat = [row for ranks in steps for batch in ranks for row in batch]
+    stride = batch_size if together else batch_size * world_size
+    remaining = rows - start
+    check_shares(split, steps)
+    if drop_last and (remaining >= stride or start > 0):
+        assert flat == list(range(start, start + remaining // stride * stride))
+    else:
+        assert set(flat) == set(range(start, rows))
+    sizes = [[len(batch) for batch in ranks] for ranks in steps]
+    assert all(max(ranks) - min(ranks) <= 1 for ranks in sizes)
+    assert all(sum(ranks) == stride for ranks in sizes[:-1])
+    assert sum(sizes[-1]) < stride + world_size if sizes else start > 0
+    assert split.scarce == bool(steps and remaining < world_size)
+    unions = [split.step_span(step) for step in range(split.steps)]
+    assert split.fewest == min((stop - first for first, stop in unions), default=0)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    sizes=st.lists(st.integers(1, 12), max_size=30),
+    world_size=st.integers(1, 9),
+    remainder=st.sampled_from(REMAINDERS),
+    start=st.integers(0, 30),
+)
+def test_batches(sizes: list[int], world_size: int, remainder: Remainder, start: int) -> None:
+    start = min(start, len(sizes))
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    split = BatchSplit(offsets, world_size, remainder, start)
+    steps = rows_of(split)
+    batches = [list(range(first, stop)) for first, stop in zip(offsets[:-1], offsets[1:], strict=True)][start:]
+    full, rest = divmod(len(batches), world_size)
+    # Whole batches but in the last step, which other batches join.
+    whole = len(steps) - 1 if rest and remainder == "share" else full
+    assert [batch for ranks in steps[:whole] for batch in ranks] == batches[: whole * world_size]
+    if remainder == "share":
+        check_shares(split, steps)
+        assert {row for ranks in steps for batch in ranks for row in batch} == {row for b in batches for row in b}
+        if steps and rest:
+            assert max(map(len, steps[-1])) - min(map(len, steps[-1])) <= 1
+    elif remainder == "drop":
+        assert len(steps) == (full or int(start == 0 and rest > 0))
+        check_shares(split, steps)
+    else:
+        assert len(steps) == full + (rest > 0)
+        check_shares(split, steps, repeats=True)
+        assert [batch for ranks in steps for batch in ranks][: len(batches)] == batches
+        assert not split.scarce
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    world_size=st.integers(1, 9),
+    start=st.integers(0, 29),
+)
+def test_shared_batches(sizes: list[int], world_size: int, start: int) -> None:
+    start = min(start, len(sizes) - 1)
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    split = SharedBatchSplit(offsets, world_size, start)
+    steps = rows_of(split)
+    assert [[row for batch in ranks for row in batch] for ranks in steps] == [
+        list(range(offsets[batch], offsets[batch + 1])) for batch in range(start, len(sizes))
+    ]
+    assert split.fewest == min(sizes[start:])
+
+
+def test_the_rule_needs_nothing_heavy() -> None:
+    code = (
+        "import sys, curation.selectors.samplers.split, curation.selectors.samplers.plan_order\n"
+        "assert not {'torch', 'numba', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
