@@ -83,9 +83,9 @@ class JESTBatchSampler(Sampler[list[int]]):
         fewest_chosen = sum(self.jest.rounds(fewest))
         if fewest and fewest_chosen < world_size:
             raise ValueError(
-                f"of a super-batch of {fewest} rows {fewest_chosen} are chosen for {world_size} ranks, and no batch may be "
-                "empty: make super-batches larger or filter_ratio smaller, or set the source's drop_last where only the "
-                "last one is too short"
+                f"of a super-batch of {fewest} rows {fewest_chosen} are chosen for {world_size} ranks, and no batch "
+                "may be empty: make super-batches larger or filter_ratio smaller, or set the source's drop_last where "
+                "only the last one is too short"
             )
         for super_batch in super_batches:
             chosen = super_batch[self._choose(super_batch, rank, world_size, (self.seed, *self.source.position))]

@@ -5,21 +5,26 @@ One rule, for the local samplers and for the service's sessions:
 - every rank has the same number of steps, and together they get every row once;
 - a step takes ``batch_size`` rows for each rank, or one batch of a plan for each rank;
 - what is left at the end is shared out row by row, so that the ranks' batches differ by one row at most. Where it is
-  fewer rows than ranks, the step before takes it in, so that no rank gets an empty batch;
-- what is dropped on request is what does not fill a last step, never a whole epoch: an epoch has a step at least,
-  because a session counts its steps and a trainer its batches, and neither can do anything with none.
+  fewer rows than ranks, so that a rank would get an empty batch, the step before helps out: of rows, it takes in the
+  few (one more for some ranks); of batches, which may be as large as memory allows, the rows of both steps are halved
+  and shared out. Either way the number of steps depends on sizes alone and not on the order, so that all epochs of
+  a plan have as many;
+- what is dropped on request is what does not fill a last step, never a whole epoch: an epoch has at least one step,
+  because neither a session, which counts its steps, nor a trainer can do anything with none.
 
 One case remains where a rank has nothing to do: fewer rows than ranks, and no step before (:attr:`Split.scarce`). A
 whole epoch then has one step with some empty shares. A session hands those out; a local sampler raises, because
 neither a DataLoader nor a mean loss can do anything with an empty batch, and every epoch would be as short. The rest
 of an epoch, resumed on more ranks, cannot raise: a training would stop for where it happened to be interrupted. Its
-few rows are given to several ranks each: none is lost, and no rank waits for one that has nothing.
+few rows are given to several ranks each: none is lost, and no rank waits for one that has nothing. (So are the last
+rows of a plan of such tiny batches that its last two steps cannot be halved.)
 
 A split also describes the *rest* of an epoch, from a position on, so that a sampler resumes on any number of ranks.
 Positions count rows, or batches where the split is of batches. Nothing here needs more than numpy.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -141,8 +146,8 @@ class BatchSplit:
     Args:
         offsets: int64[B + 1], batch b of the epoch's order is its rows ``offsets[b]`` to ``offsets[b + 1]``.
         world_size: ranks.
-        remainder: what becomes of the last batches, where they are fewer than ranks: ``"share"`` joins them and
-            shares out their rows, ``"drop"`` leaves them out, ``"repeat"`` fills up with the first batches.
+        remainder: what becomes of the last batches, where they are fewer than ranks: ``"share"`` shares out their
+            rows, ``"drop"`` leaves them out, ``"repeat"`` fills up with the first batches.
         start: batches that were handed out before.
     """
 
@@ -171,31 +176,40 @@ class BatchSplit:
     @property
     def steps(self) -> int:
         full, rest = divmod(self.batches - self.start, self.world_size)
-        if rest == 0:
-            return full
-        if self.remainder == "repeat":
-            return full + 1
-        if full == 0:
-            return int(self.start == 0 or self.remainder == "share")
-        tail = self.rows - int(self.offsets[-1 - rest])
-        return full + (self.remainder == "share" and tail >= self.world_size)
+        if self.remainder == "drop":
+            return full or int(self.start == 0 and rest > 0)
+        return full + (rest > 0)
 
     def end(self, step: int) -> int:
-        first = self.start + step * self.world_size
-        if step == self.steps - 1 and self.remainder == "share":
-            return self.batches
-        return min(first + self.world_size, self.batches)
+        return self._first(step + 1)
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
-        first, stop = self.start + step * self.world_size, self.end(step)
+        first, stop = self._first(step), self._first(step + 1)
         if stop - first == self.world_size:
             batch = first + rank
         elif self.remainder == "repeat":
             batch = self.start + (first - self.start + rank) % (self.batches - self.start)
         else:
-            rows = int(self.offsets[first]), int(self.offsets[stop])
-            return share(*rows, rank, self.world_size, repeat=self.start > 0 and self.scarce)
+            start, end = int(self.offsets[first]), int(self.offsets[stop])
+            return share(start, end, rank, self.world_size, repeat=first > 0 and end - start < self.world_size)
         return int(self.offsets[batch]), int(self.offsets[batch + 1])
+
+    def _first(self, step: int) -> int:
+        """The batch at which a step starts."""
+        if step == self.steps - 1:
+            return self._last
+        return min(self.start + step * self.world_size, self.batches)
+
+    @cached_property
+    def _last(self) -> int:
+        """The batch at which the last step starts."""
+        last, ranks = self.start + (self.steps - 1) * self.world_size, self.world_size
+        if self.remainder != "share" or self.steps < 2 or self.rows - self.offsets[last] >= ranks:
+            return last
+        before, rows = self.offsets[last - ranks], self.offsets[last - ranks :]
+        middle = last - ranks + int(np.argmin(np.abs(2 * rows - before - self.rows)))
+        halves = self.offsets[middle] - before, self.rows - self.offsets[middle]
+        return middle if min(halves) >= ranks else last
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from curation.service.arrow import read_table
 from curation.selectors.samplers.split import RowSplit
+from curation.service.arrow import read_table
 from curation.service.errors import Refusal
 from curation.service.manager.sessions import Entry, SessionManager
 from curation.service.session.caller import Caller

@@ -56,15 +56,17 @@ class Harness:
         self.beside: Any = None
         if kind in ("infobatch", "infobatch-plan"):
             self.beside = InfoBatch(size=SIZE, epochs=20, seed=3)
-            plan = plan_of if kind == "infobatch-plan" else None
-            self.sampler: Any = InfoBatchSampler(self.beside, batch_size=BATCH, plan=plan, **ranks)
+            plans = plan_of if kind == "infobatch-plan" else None
+            self.sampler: Any = InfoBatchSampler(self.beside, batch_size=BATCH, plan=plans, **ranks)
         elif kind == "importance":
             self.beside = Importance(size=SIZE, seed=3)
             self.sampler = ImportanceSampler(self.beside, batch_size=BATCH, **ranks)
         elif kind == "random":
             self.sampler = RandomBatchSampler(size=SIZE, batch_size=BATCH, seed=3, **ranks)
         elif kind == "plan":
-            self.sampler = PlanBatchSampler(plan_of(0), seed=3, **ranks)
+            # Twenty batches, one of them of a single row: three ranks share the rows of the last two.
+            plan = BatchPlan.of_size(plan_of(0).indices, 5)
+            self.sampler = PlanBatchSampler(plan, seed=3, **ranks)
         elif kind == "plan-drop":
             self.sampler = PlanBatchSampler(plan_of(0), seed=3, remainder="drop", **ranks)
         elif kind == "plan-rows":

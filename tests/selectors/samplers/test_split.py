@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -76,24 +77,45 @@ def test_batches(sizes: list[int], world_size: int, remainder: Remainder, start:
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     split = BatchSplit(offsets, world_size, remainder, start)
     steps = rows_of(split)
-    batches = [list(range(first, stop)) for first, stop in zip(offsets[:-1], offsets[1:], strict=True)][start:]
+    batches = [list(range(first, stop)) for first, stop in pairwise(offsets.tolist())][start:]
     full, rest = divmod(len(batches), world_size)
-    # Whole batches but in the last step, which other batches join.
-    whole = len(steps) - 1 if rest and remainder == "share" else full
-    assert [batch for ranks in steps[:whole] for batch in ranks] == batches[: whole * world_size]
-    if remainder == "share":
-        check_shares(split, steps)
-        assert {row for ranks in steps for batch in ranks for row in batch} == {row for b in batches for row in b}
-        if steps and rest:
-            assert max(map(len, steps[-1])) - min(map(len, steps[-1])) <= 1
-    elif remainder == "drop":
+    if remainder == "drop":
         assert len(steps) == (full or int(start == 0 and rest > 0))
         check_shares(split, steps)
-    else:
-        assert len(steps) == full + (rest > 0)
-        check_shares(split, steps, repeats=True)
+        assert [batch for ranks in steps for batch in ranks][: full * world_size] == batches[: full * world_size]
+        return
+    assert len(steps) == -(-len(batches) // world_size)
+    if remainder == "repeat":
         assert [batch for ranks in steps for batch in ranks][: len(batches)] == batches
+        assert all(batch in batches for ranks in steps for batch in ranks)
         assert not split.scarce
+        return
+    tail = sum(map(len, batches[full * world_size :]))
+    shared = 0 if rest == 0 else 1 if tail >= world_size or full == 0 else 2
+    whole = len(steps) - shared
+    assert [batch for ranks in steps[:whole] for batch in ranks] == batches[: whole * world_size]
+    of_shared = sum(map(len, batches[whole * world_size :]))
+    # Halves of whole batches: each lies within half a batch of the middle.
+    check_shares(split, steps, repeats=shared == 2 and of_shared < 2 * world_size + max(sizes))
+    assert {row for ranks in steps for batch in ranks for row in batch} == {row for b in batches for row in b}
+    longest = max(map(len, batches), default=0)
+    assert all(len(batch) <= longest for ranks in steps for batch in ranks)
+
+
+def test_batches_whose_last_has_fewer_rows_than_ranks() -> None:
+    """The last two steps are halved at a batch, so that positions stay whole batches."""
+    split = BatchSplit(np.array([0, 3, 6, 9, 11]), world_size=3)
+    assert rows_of(split) == [[[0, 1], [2, 3], [4, 5]], [[6], [7, 8], [9, 10]]]
+    assert [split.end(step) for step in range(2)] == [2, 4]
+    rest = BatchSplit(split.offsets, world_size=2, start=2)
+    assert rows_of(rest) == [[[6, 7, 8], [9, 10]]]
+
+
+@settings(deadline=None)
+@given(st.permutations([1, 2, 3, 3, 3, 3, 3]), st.integers(1, 9))
+def test_the_order_of_a_plan_does_not_change_how_many_steps_an_epoch_has(sizes: list[int], world_size: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    assert BatchSplit(offsets, world_size).steps == -(-7 // world_size)
 
 
 @settings(deadline=None)
