@@ -117,8 +117,8 @@ class ResumableSampler(Sampler[list[int]]):
         fetch, split, steps = self._begin(self._split, world_size)
         if steps and split.scarce:
             warnings.warn(
-                f"{split.remaining} rows are left of epoch {self._epoch} for {world_size} ranks: each is given to several "
-                "of them, so that no batch is empty",
+                f"{split.remaining} rows are left of epoch {self._epoch} for {world_size} ranks: each is given to "
+                "several of them, so that no batch is empty",
                 stacklevel=2,
             )
         yield from self._walk(fetch, split, steps, lambda step: split.span(rank, step))

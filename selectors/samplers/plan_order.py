@@ -46,7 +46,9 @@ class PlanOrder:
         if start >= stop:
             return np.empty(0, np.int64)
         first = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        last = int(np.searchsorted(self.offsets, stop, side="left"))
-        batches = [self.plan[int(batch)] for batch in self.order[first:last]]
-        rows = batches[0] if len(batches) == 1 else np.concatenate(batches)
+        if stop <= self.offsets[first + 1]:
+            rows = self.plan[int(self.order[first])]
+        else:
+            last = int(np.searchsorted(self.offsets, stop, side="left"))
+            rows = np.concatenate([self.plan[int(batch)] for batch in self.order[first:last]])
         return rows[start - self.offsets[first] : stop - self.offsets[first]]

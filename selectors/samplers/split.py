@@ -173,7 +173,7 @@ class BatchSplit:
     def scarce(self) -> bool:
         return self.steps > 0 and self.remainder != "repeat" and self.remaining < self.world_size
 
-    @property
+    @cached_property
     def steps(self) -> int:
         full, rest = divmod(self.batches - self.start, self.world_size)
         if self.remainder == "drop":
