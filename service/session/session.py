@@ -22,8 +22,6 @@ LOSS = np.dtype("<f4")
 """How a loss is stored."""
 
 
-
-
 class Batch(NamedTuple):
     """What a step hands out."""
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.pair import Pair
-from curation.selectors.samplers.split import Split
+from curation.selectors.samplers.split import Split, share
 from curation.service.errors import Refusal
 from curation.service.session.choice import SIDES, Choice, RankPart
 from curation.service.session.epochs import Ordered
@@ -59,8 +59,7 @@ class SuperBatches(Ordered):
     def share(self, rank: int, step: int) -> tuple[int, int]:
         """Which of the rows chosen at a step are this rank's, in pick order."""
         start, stop = self.bounds(step)
-        chosen, world = sum(self._jest.rounds(stop - start)), self.layout.world_size
-        return chosen * rank // world, chosen * (rank + 1) // world
+        return share(0, sum(self._jest.rounds(stop - start)), rank, self.layout.world_size)
 
     def bounds(self, step: int) -> tuple[int, int]:
         """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""

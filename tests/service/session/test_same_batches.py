@@ -19,7 +19,7 @@ from curation.selectors.samplers import (
 from curation.service.client import Client
 from curation.service.client.sampler import RemoteBatchSampler
 from curation.service.errors import Refusal
-from curation.service.session.choice import Sent
+from curation.service.session.choice import RankPart
 from curation.service.session.methods.registry import make_method
 from curation.service.session.session import Session
 from curation.service.session.spec import SessionSpec
@@ -166,8 +166,8 @@ def service_jest(case: Case) -> Epochs:
         epoch = method.epoch(number, {})
         epochs.append([[] for _ in range(case.world_size)])
         for step in range(epoch.steps):
-            sent = [sent_of(epoch.batch(rank, step)[0]) for rank in range(case.world_size)]
-            choice = method.choose(sent, (SEED, number, epoch.bounds(step)[1]))
+            parts = [part_of(epoch.batch(rank, step)[0]) for rank in range(case.world_size)]
+            choice = method.choose(parts, (SEED, number, epoch.bounds(step)[1]))
             chosen = epoch.super_batch(step)[choice.positions]
             for rank, batches in enumerate(epochs[-1]):
                 rows = chosen[slice(*epoch.share(rank, step))].tolist()
@@ -175,11 +175,11 @@ def service_jest(case: Case) -> Epochs:
     return epochs
 
 
-def sent_of(rows: npt.NDArray[np.int64]) -> Sent:
+def part_of(rows: npt.NDArray[np.int64]) -> RankPart:
     learner, reference = embeddings(rows)
     sides = {"learner_a": learner.a, "learner_b": learner.b, "reference_a": reference.a, "reference_b": reference.b}
     factors = {"learner_scale": 10.0, "learner_bias": -10.0, "reference_scale": 9.0, "reference_bias": -8.0}
-    return Sent({name: np.asarray(side) for name, side in sides.items()}, None, factors)
+    return RankPart({name: np.asarray(side) for name, side in sides.items()}, None, factors)
 
 
 METHODS: dict[str, tuple[Callable[..., Local], Callable[[Case], Epochs]]] = {
