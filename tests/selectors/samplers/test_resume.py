@@ -281,6 +281,21 @@ def test_a_state_of_something_else_is_refused(kind: str) -> None:
 
 
 @every_kind
+def test_states_of_earlier_releases_fit(kind: str) -> None:
+    """Their keys stay: whoever changes them decides what becomes of checkpoints that lie on disks."""
+    position = {"version", "epoch", "position", "over", "seed"}
+    infobatch, plan = {*position, "size", "planned"}, {*position, "shuffle"}
+    jest = {"version", "seed", "source"}
+    keys = {
+        **{"infobatch": infobatch, "infobatch-plan": infobatch, "random": {*position, "size"}},
+        **{"plan": plan, "plan-drop": plan, "plan-rows": plan, "importance": {*position, "size", "draws"}},
+        **{"jest": jest, "jest-random": jest, "jest-infobatch": jest},
+        **dict.fromkeys(("acquisition", "acquisition-epoch"), {*position, "size", "budget", "drawn"}),
+    }
+    assert set(Harness(kind).sampler.state_dict()) == keys[kind]
+
+
+@every_kind
 def test_state_is_small(kind: str) -> None:
     assert len(pickle.dumps(Harness(kind).sampler.state_dict())) < 1000
 

@@ -349,7 +349,7 @@ class TestJESTBatchSampler:
 
     @pytest.mark.parametrize("sharded", [False, True])
     def test_too_few_chosen_for_the_ranks_is_said_before_anything_is_scored(self, sharded: bool) -> None:
-        """129 super-batches of 10 rows are enough for two ranks; of a last one of 3 rows one is chosen."""
+        """Of 10 rows two are chosen, which is enough for two ranks; of the last super-batch, of 3 rows, one is."""
         for rank in range(2):
             source = RandomBatchSampler(size=93, batch_size=10)
             sampler = JESTBatchSampler(

@@ -1,8 +1,12 @@
 """The rule by which an epoch is split among ranks."""
 
+import io
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -133,6 +137,16 @@ def test_shared_batches(sizes: list[int], world_size: int, start: int) -> None:
         list(range(offsets[batch], offsets[batch + 1])) for batch in range(start, len(sizes))
     ]
     assert split.fewest == min(sizes[start:])
+
+
+def test_the_example_of_the_docs_prints_what_it_says() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    section = text.partition("## How an epoch is split among ranks")[2]
+    code, printed = re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)[:2]
+    output = io.StringIO()
+    with redirect_stdout(output):
+        exec(code, {})
+    assert output.getvalue() == printed
 
 
 def test_the_rule_needs_nothing_heavy() -> None:
