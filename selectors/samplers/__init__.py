@@ -1,7 +1,8 @@
 """Samplers that put the methods into a ``torch.utils.data.DataLoader``, as its ``batch_sampler``."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from curation.lazy import face
 
 if TYPE_CHECKING:
     from curation.selectors.samplers.acquisition import AcquisitionSampler as AcquisitionSampler
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from curation.selectors.samplers.jest import JESTBatchSampler as JESTBatchSampler
     from curation.selectors.samplers.loader import InfoBatchLoader as InfoBatchLoader
     from curation.selectors.samplers.plan import PlanBatchSampler as PlanBatchSampler
+    from curation.selectors.samplers.random import RandomBatchSampler as RandomBatchSampler
 
-_HOME = {
+_HOMES = {
     "AcquisitionSampler": "acquisition",
     "ImportanceSampler": "importance",
     "Indexed": "base",
@@ -21,6 +23,7 @@ _HOME = {
     "InfoBatchSampler": "infobatch",
     "JESTBatchSampler": "jest",
     "PlanBatchSampler": "plan",
+    "RandomBatchSampler": "random",
     "ResumableSampler": "base",
 }
 
@@ -32,11 +35,8 @@ __all__ = [
     "InfoBatchSampler",
     "JESTBatchSampler",
     "PlanBatchSampler",
+    "RandomBatchSampler",
     "ResumableSampler",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = face(__name__, _HOMES)

@@ -8,13 +8,12 @@ import numpy.typing as npt
 
 from curation.plan import BatchPlan
 from curation.selectors.infobatch import InfoBatch
-from curation.selectors.samplers.base import Fetch, ResumableSampler, check_batch_size
-from curation.selectors.samplers.cuts import Examples
+from curation.selectors.samplers.base import Fetch, RowSampler
 
 Plans = BatchPlan | Callable[[int], BatchPlan]
 
 
-class InfoBatchSampler(ResumableSampler):
+class InfoBatchSampler(RowSampler):
     """A ``batch_sampler`` over the epochs of an :class:`~curation.selectors.infobatch.method.InfoBatch`.
 
     Its state is the position alone (a StatefulDataLoader asks for it at every step); save
@@ -26,11 +25,12 @@ class InfoBatchSampler(ResumableSampler):
         plan: None visits the kept examples in random order. Or the batches of a plan (B3's), or a function
             from the epoch to one: kept examples are then visited in the plan's order, so that its
             communities stay together while batches stay full.
-        drop_last: leave out examples that do not fill a step on all ranks.
+        drop_last: leave out examples that do not fill a step on all ranks, unless they are the whole epoch.
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:
-        ValueError: a parameter is out of range, or the plan is for other candidates.
+        ValueError: a parameter is out of range, or the plan is for other candidates; or, where an epoch begins, it
+            keeps fewer examples than there are ranks.
     """
 
     def __init__(
@@ -43,14 +43,13 @@ class InfoBatchSampler(ResumableSampler):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        cut = Examples(check_batch_size(batch_size), drop_last)
-        super().__init__(cut=cut, rank=rank, world_size=world_size)
-        self.info, self.batch_size, self.drop_last, self.plan = info, batch_size, drop_last, plan
+        super().__init__(batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+        self.info, self.plan = info, plan
 
-    def _total(self, epoch: int) -> int:
+    def _rows(self, epoch: int) -> int:
         return self.info.kept(epoch) if self.plan is None else len(self._in_plan(epoch))
 
-    def _open(self, epoch: int, start: int, rank: int, world_size: int) -> Fetch:
+    def _open(self, epoch: int, start: int) -> Fetch:
         if start and self.info.current != epoch:
             raise ValueError(
                 f"the sampler stands in epoch {epoch}, at example {start}, but its InfoBatch is in epoch "
@@ -58,7 +57,7 @@ class InfoBatchSampler(ResumableSampler):
             )
         self.info.begin(epoch)
         order = self.info.order(epoch) if self.plan is None else self._in_plan(epoch)
-        return lambda low, high, end: order[low:high]
+        return lambda start, stop, end: order[start:stop]
 
     def _in_plan(self, epoch: int) -> npt.NDArray[np.int64]:
         indices = plan_of(self.plan, epoch).indices

@@ -1,4 +1,4 @@
-"""Super-batches in, jointly chosen sub-batches out. A step costs the scoring, and JEST's selection."""
+"""Batches chosen jointly out of super-batches. A step costs the scoring, and JEST's selection."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from curation.pair import Pair
-from curation.selectors.distributed import world
-from curation.selectors.samplers.base import ResumableSampler
+from curation.selectors.samplers.base import ResumableSampler, check_rank, ranks_of
+from curation.selectors.samplers.split import share
 from curation.selectors.state import check_state
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class JESTBatchSampler(Sampler[list[int]]):
     choice at a position is a function of (seed, epoch, position) and of what ``score`` returns.
 
     Args:
-        source: any other sampler of this package, which makes the super-batches: of size B, on all ranks
-            together. Its own rank and world size are not used.
+        source: any other sampler of this package, which makes the super-batches: its ``batch_size`` is B, on all
+            ranks together. Its own rank and world size are not used.
         jest: how to choose.
         score: int64[B] positions -> (learner, reference), the embeddings of both models in that order; None for
             one that the criterion does not read.
@@ -40,7 +40,8 @@ class JESTBatchSampler(Sampler[list[int]]):
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:
-        ValueError: rank or world size is out of range.
+        ValueError: rank or world size is out of range; or, where an epoch begins and on all ranks alike, fewer rows
+            would be chosen of a super-batch than there are ranks.
     """
 
     def __init__(
@@ -54,10 +55,7 @@ class JESTBatchSampler(Sampler[list[int]]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if (rank is None) != (world_size is None):
-            raise ValueError("give both rank and world_size, or neither (then torch.distributed is asked)")
-        if rank is not None and world_size is not None and not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in 0..{world_size - 1} (world_size={world_size}), not {rank}")
+        check_rank(rank, world_size)
         self.source, self.jest, self.score, self.seed, self.sharded = source, jest, score, seed, sharded
         self._rank, self._world_size = rank, world_size
 
@@ -69,9 +67,7 @@ class JESTBatchSampler(Sampler[list[int]]):
     @property
     def ranks(self) -> tuple[int, int]:
         """(rank, world size): as given, or else those of torch.distributed now, or (0, 1)."""
-        if self._rank is None or self._world_size is None:
-            return world()
-        return self._rank, self._world_size
+        return ranks_of(self._rank, self._world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one; see :meth:`ResumableSampler.set_epoch`."""
@@ -79,13 +75,21 @@ class JESTBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Super-batches left in the epoch: each gives one batch on every rank."""
-        return self.source.steps(1)
+        return self.source.super_batch_count(self.ranks[1])
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, world_size = self.ranks
-        for batch, (epoch, position) in self._super_batches():
-            chosen = batch[self._choose(batch, rank, world_size, (self.seed, epoch, position))]
-            yield chosen[len(chosen) * rank // world_size : len(chosen) * (rank + 1) // world_size].tolist()
+        fewest, super_batches = self.source.super_batches(world_size)
+        fewest_chosen = sum(self.jest.rounds(fewest))
+        if fewest and fewest_chosen < world_size:
+            raise ValueError(
+                f"of a super-batch of {fewest} rows {fewest_chosen} are chosen for {world_size} ranks, and no batch "
+                "may be empty: make super-batches larger or filter_ratio smaller, or set the source's drop_last where "
+                "only the last one is too short"
+            )
+        for super_batch in super_batches:
+            chosen = super_batch[self._choose(super_batch, rank, world_size, (self.seed, *self.source.position))]
+            yield _share_of(chosen, rank, world_size).tolist()
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
         """The source's state within this one's; ``consumed`` as in :meth:`ResumableSampler.state_dict`."""
@@ -100,19 +104,20 @@ class JESTBatchSampler(Sampler[list[int]]):
         check_state(state, {"version", "seed", "source"}, {"seed": self.seed}, type(self).__name__)
         self.source.load_state_dict(state["source"])
 
-    def _super_batches(self) -> Iterator[tuple[npt.NDArray[np.int64], tuple[int, int]]]:
-        for batch in self.source.batches(0, 1):
-            yield batch, self.source.place
-
     def _choose(
-        self, batch: npt.NDArray[np.int64], rank: int, world_size: int, seed: tuple[int, ...]
+        self, super_batch: npt.NDArray[np.int64], rank: int, world_size: int, seed: tuple[int, ...]
     ) -> npt.NDArray[np.int64]:
-        spread = self.sharded and world_size > 1
-        mine = batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size] if spread else batch
-        learner, reference = self.score(mine)
+        """The positions in the super-batch that are chosen, on all ranks, in pick order."""
+        sharded = self.sharded and world_size > 1
+        rows = _share_of(super_batch, rank, world_size) if sharded else super_batch
+        learner, reference = self.score(rows)
         for name, pair in (("learner", learner), ("reference", reference)):
-            if pair is not None and len(pair) != len(mine):
-                raise ValueError(f"score returned a {name} of {len(pair)} rows for {len(mine)} positions")
-        if spread:
+            if pair is not None and len(pair) != len(rows):
+                raise ValueError(f"score returned a {name} of {len(pair)} rows for {len(rows)} positions")
+        if sharded:
             return self.jest.select_distributed(learner, reference, seed=seed).indices
         return self.jest.select(learner, reference, generator=np.random.default_rng(seed)).indices
+
+
+def _share_of(rows: npt.NDArray[np.int64], rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    return rows[slice(*share(0, len(rows), rank, world_size))]

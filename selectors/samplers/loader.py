@@ -59,23 +59,23 @@ class InfoBatchLoader(DataLoader[Any]):
         )
         super().__init__(Indexed(dataset), batch_sampler=sampler, **options)
         self.info = info
-        self._given: int | None = None
+        self._handed_out: int | None = None
 
     @property
     def epoch(self) -> int:
         """The epoch that runs, or that comes next: where a resumed training loop goes on."""
-        place = self._place()
-        return int(place["epoch"] + place["over"])
+        progress = self._progress()
+        return int(progress["epoch"] + progress["over"])
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one; see :meth:`InfoBatchSampler.set_epoch`. Without it epochs follow each other."""
-        self._given = None
+        self._handed_out = None
         self.batch_sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._given = 0
+        self._handed_out = 0
         for batch in super().__iter__():
-            self._given += 1
+            self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class InfoBatchLoader(DataLoader[Any]):
         return {
             "version": 1,
             "info": self.info.state_dict(),
-            "sampler": self._place(),
+            "sampler": self._progress(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,6 +98,6 @@ class InfoBatchLoader(DataLoader[Any]):
         # From the end of an epoch the next one follows: no loop wants the rest of the last one, which is empty.
         self.set_epoch(self.epoch)
 
-    def _place(self) -> dict[str, Any]:
-        # Workers ask ahead: the sampler alone would say where they are, not where the training is.
-        return self.batch_sampler.state_dict(consumed=self._given)
+    def _progress(self) -> dict[str, Any]:
+        # Workers ask ahead: the sampler alone knows how far they are, not how far the training is.
+        return self.batch_sampler.state_dict(consumed=self._handed_out)

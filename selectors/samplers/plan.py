@@ -1,13 +1,11 @@
-"""The batches of a plan, such as B3's. O(batches) at an epoch's start, O(batch) a step."""
+"""Batches of a plan, such as B3's. O(batches) at an epoch's start, O(batch) a step."""
 
 from typing import Any, Literal
 
-import numpy as np
-
-from curation.plan import BatchPlan
 from curation.selectors.samplers.base import Fetch, ResumableSampler
-from curation.selectors.samplers.cuts import Batches, Cut, Rows
 from curation.selectors.samplers.infobatch import Plans, plan_of
+from curation.selectors.samplers.plan_order import PlanOrder
+from curation.selectors.samplers.split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit, Split
 
 
 class PlanBatchSampler(ResumableSampler):
@@ -20,12 +18,15 @@ class PlanBatchSampler(ResumableSampler):
         seed: of that order.
         split: ``"batches"`` gives each rank a batch of its own; ``"rows"`` shares the rows of one batch among
             the ranks, for a contrastive loss that gathers embeddings from all of them.
-        remainder: where batches do not divide by ranks: ``"drop"`` leaves out the last of the order,
-            ``"repeat"`` fills up with the first ones of it.
+        remainder: what becomes of the last batches of the order, where batches do not divide by ranks: ``"share"``
+            shares out their rows, so that none is lost (where they have fewer rows than there are ranks, together
+            with the step before); ``"drop"`` leaves them out, unless they are the whole epoch; ``"repeat"`` fills up
+            with the first batches of the order.
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:
-        ValueError: an option has another value than those named.
+        ValueError: an option has another value than those named; or, where an epoch begins, it has fewer rows than
+            ranks, or a batch has with ``split="rows"``.
     """
 
     def __init__(
@@ -35,45 +36,41 @@ class PlanBatchSampler(ResumableSampler):
         shuffle: bool = True,
         seed: int = 0,
         split: Literal["batches", "rows"] = "batches",
-        remainder: Literal["drop", "repeat"] = "drop",
+        remainder: Remainder = "share",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         if split not in ("batches", "rows"):
             raise ValueError(f'split must be "batches" or "rows", not {split!r}')
-        if remainder not in ("drop", "repeat"):
-            raise ValueError(f'remainder must be "drop" or "repeat", not {remainder!r}')
-        cut: Cut = Rows() if split == "rows" else Batches(repeat=remainder == "repeat")
-        super().__init__(cut=cut, rank=rank, world_size=world_size)
+        if remainder not in REMAINDERS:
+            raise ValueError(f'remainder must be "share", "drop" or "repeat", not {remainder!r}')
+        super().__init__(rank=rank, world_size=world_size)
         self.plan, self.shuffle, self.seed, self.split, self.remainder = plan, shuffle, seed, split, remainder
-        self._made: tuple[int, BatchPlan] | None = None
+        self._latest: tuple[int, PlanOrder] | None = None
 
-    def _total(self, epoch: int) -> int:
-        return len(self._of(epoch))
-
-    def _open(self, epoch: int, start: int, rank: int, world_size: int) -> Fetch:
-        plan = self._of(epoch)
-        if self.split == "rows" and len(plan) and np.diff(plan.offsets).min() < world_size:
+    def _split(self, epoch: int, start: int, world_size: int) -> Split:
+        if self.split == "batches":
+            return BatchSplit(self._order(epoch).offsets, world_size, self.remainder, start)
+        shared = self._shared_split(epoch, start, world_size)
+        if shared.steps and shared.fewest < world_size:
             raise ValueError(f'a batch of the plan has fewer rows than the {world_size} ranks of split="rows"')
-        order = np.arange(len(plan))
-        if self.shuffle:
-            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return shared
 
-        def fetch(low: int, high: int, end: int) -> Any:
-            rows = plan[int(order[low])]
-            if self.split == "batches":
-                return rows
-            return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+    def _shared_split(self, epoch: int, start: int, world_size: int) -> SharedBatchSplit:
+        return SharedBatchSplit(self._order(epoch).offsets, world_size, start)
 
-        return fetch
+    def _open(self, epoch: int, start: int) -> Fetch:
+        order = self._order(epoch)
+        return lambda start, stop, end: order.rows(start, stop)
 
-    def _of(self, epoch: int) -> BatchPlan:
-        if self._made is None or self._made[0] != epoch:
-            self._made = epoch, plan_of(self.plan, epoch)
-        return self._made[1]
+    def _order(self, epoch: int) -> PlanOrder:
+        if self._latest is None or self._latest[0] != epoch:
+            plan = plan_of(self.plan, epoch)
+            self._latest = epoch, PlanOrder.of(plan, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        return self._latest[1]
 
     def _identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "shuffle": self.shuffle}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_latest": None}

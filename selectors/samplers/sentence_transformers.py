@@ -1,4 +1,4 @@
-"""Predefined batches in the sentence-transformers trainers, through their ``batch_sampler`` argument."""
+"""Batches of a plan in the sentence-transformers trainers, through their ``batch_sampler`` argument."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from curation.plan import BatchPlan
 from curation.selectors.samplers.infobatch import Plans, plan_of
+from curation.selectors.samplers.plan_order import batch_order
 
 
 class MakesBatchSampler(Protocol):
@@ -66,7 +67,7 @@ class _Planned(DefaultBatchSampler):
         plan = plan_of(self._plan, self.epoch)
         order = self._order(plan)
         if self._shuffle:
-            np.random.default_rng((self.seed or 0, self.epoch)).shuffle(order)
+            order = order[batch_order(len(order), seed=self.seed or 0, epoch=self.epoch)]
         for number in order.tolist():
             yield plan[number].tolist()
 

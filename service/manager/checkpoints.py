@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from curation.selectors.samplers.split import RowSplit
 from curation.service.arrow import read_table
 from curation.service.errors import Refusal
 from curation.service.manager.sessions import Entry, SessionManager
@@ -18,7 +19,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice
 from curation.service.session.methods.registry import check_limits, make_method
 from curation.service.session.protocols import State
-from curation.service.session.session import LOSS, EpochRecord, Layout, Report, Session
+from curation.service.session.session import LOSS, EpochRecord, Report, Session
 from curation.service.session.spec import SessionSpec
 from curation.service.settings import Settings
 from curation.service.store import Store
@@ -160,6 +161,6 @@ def _epoch(record: EpochRecord) -> bytes:
 
 
 def _record(spec: SessionSpec, number: int, values: dict[str, Any]) -> EpochRecord:
-    layout = Layout(int(values["rows"]), spec.batch_size, spec.world_size, spec.drop_last)
+    layout = RowSplit(int(values["rows"]), spec.batch_size, spec.world_size, spec.drop_last)
     missing = np.array(values["missing"], np.int64).reshape(-1, 2)
     return EpochRecord(number, int(values["first_step"]), layout, int(values["reweighted"]), missing)

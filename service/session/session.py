@@ -13,52 +13,13 @@ from typing import Generic, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.protocols import E, Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
 LOSS = np.dtype("<f4")
 """How a loss is stored."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How ``rows`` ordered rows fall into steps and ranks.
-
-    Every rank gets the same number of steps. Step s takes the next ``world_size * batch_size`` rows, rank r its r-th
-    share. What is left at the end makes a shorter step with shares that differ by one row at most; where it is fewer
-    rows than ranks, it joins the step before, so that no rank gets an empty batch (unless the whole epoch is that
-    short). ``drop_last`` leaves it out instead. There is always one step.
-    """
-
-    rows: int
-    batch_size: int
-    world_size: int
-    drop_last: bool = False
-
-    @property
-    def steps(self) -> int:
-        full, rest = divmod(self.rows, self.batch_size * self.world_size)
-        if not self.drop_last and rest >= self.world_size:
-            full += 1
-        return max(full, 1)
-
-    def span(self, rank: int, step: int) -> tuple[int, int]:
-        """Where rank's batch of a step starts and stops in the epoch's order."""
-        stride = self.batch_size * self.world_size
-        start = step * stride
-        last = step == self.steps - 1
-        stop = self.rows if last and not (self.drop_last and self.rows >= stride) else start + stride
-        share = stop - start
-        return start + share * rank // self.world_size, start + share * (rank + 1) // self.world_size
-
-    def expected(self) -> npt.NDArray[np.bool_]:
-        """bool[steps, world_size]: which batches have rows, and so which reports are due."""
-        due = np.ones((self.steps, self.world_size), bool)
-        for rank in range(self.world_size):
-            start, stop = self.span(rank, self.steps - 1)
-            due[-1, rank] = stop > start
-        return due
 
 
 class Batch(NamedTuple):
@@ -100,13 +61,21 @@ class EpochRecord:
 
     number: int
     first_step: int
-    layout: Layout
+    layout: RowSplit
     reweighted: int = 0
     missing: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     @property
     def end(self) -> int:
         return self.first_step + self.layout.steps
+
+    def expected(self) -> npt.NDArray[np.bool_]:
+        """bool[steps, world_size]: which batches have rows, and so which reports are due."""
+        due = np.ones((self.layout.steps, self.layout.world_size), bool)
+        for rank in range(self.layout.world_size):
+            start, stop = self.layout.span(rank, self.layout.steps - 1)
+            due[-1, rank] = stop > start
+        return due
 
 
 class Session(Generic[E]):
@@ -238,7 +207,7 @@ class Session(Generic[E]):
     def missing(self, epoch: int, ranks: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """int64[m, 2]: (rank, step), by step, of the reports of an open epoch that are not among those given."""
         record = self.records[epoch]
-        due = record.layout.expected()
+        due = record.expected()
         due[steps - record.first_step, ranks] = False
         missing = np.argwhere(due)
         return np.stack([missing[:, 1], missing[:, 0] + record.first_step], axis=1)
@@ -250,7 +219,7 @@ class Session(Generic[E]):
         """
         epoch = self.method.epoch(number, state)
         first = self.records[number - 1].end if number else 0
-        layout = Layout(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
+        layout = RowSplit(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
         return EpochRecord(number, first, layout, epoch.reweighted, missing), epoch
 
     def opened(self, record: EpochRecord, epoch: E | None = None) -> None:

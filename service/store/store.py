@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.protocols import State
-from curation.service.session.session import LOSS, EpochRecord, Layout, Report
+from curation.service.session.session import LOSS, EpochRecord, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.blobs import get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
@@ -391,7 +392,7 @@ def _session(row: Any) -> SessionRow:
 
 
 def _record(spec: SessionSpec, row: Any) -> EpochRecord:
-    layout = Layout(row.rows, spec.batch_size, spec.world_size, spec.drop_last)
+    layout = RowSplit(row.rows, spec.batch_size, spec.world_size, spec.drop_last)
     missing = np.frombuffer(row.missing, "<i8").reshape(-1, 2)
     return EpochRecord(row.number, row.first_step, layout, row.reweighted, missing)
 

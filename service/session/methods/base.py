@@ -8,9 +8,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curation.plan import BatchPlan
+from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.protocols import Choosing, Indices, Losses, Method, State
-from curation.service.session.session import Layout
 from curation.service.session.spec import SessionSpec
 
 P = TypeVar("P", bound=BaseModel)
@@ -108,6 +108,6 @@ def check_parameters(model: type[P], spec: SessionSpec) -> P:
         raise Refusal("bad-parameters", f"{where}: {first['msg']} (parameters of {spec.method}: {known})") from error
 
 
-def layout_of(spec: SessionSpec, rows: int) -> Layout:
-    """How a spec cuts so many rows."""
-    return Layout(rows, spec.batch_size, spec.world_size, spec.drop_last)
+def layout_of(spec: SessionSpec, rows: int) -> RowSplit:
+    """How a spec splits so many rows."""
+    return RowSplit(rows, spec.batch_size, spec.world_size, spec.drop_last)

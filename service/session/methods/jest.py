@@ -15,13 +15,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.pair import Pair
+from curation.selectors.samplers.split import Split, share
 from curation.service.errors import Refusal
 from curation.service.session.choice import SIDES, Choice, RankPart
 from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import Limits, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.methods.random import RandomMethod
 from curation.service.session.protocols import ChoosingEpoch, Indices, Method
-from curation.service.session.session import Layout
 from curation.service.session.spec import SessionSpec
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class SuperBatches(Ordered):
     def share(self, rank: int, step: int) -> tuple[int, int]:
         """Which of the rows chosen at a step are this rank's, in pick order."""
         start, stop = self.bounds(step)
-        chosen, world = sum(self._jest.rounds(stop - start)), self.layout.world_size
-        return chosen * rank // world, chosen * (rank + 1) // world
+        return share(0, sum(self._jest.rounds(stop - start)), rank, self.layout.world_size)
 
     def bounds(self, step: int) -> tuple[int, int]:
         """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
@@ -90,7 +89,7 @@ class JestMethod(RandomMethod):
         layout = layout_of(self.spec, self.size)
         return (layout.steps - 1) * self._chosen(layout, 0) + self._chosen(layout, layout.steps - 1)
 
-    def _chosen(self, layout: Layout, step: int) -> int:
+    def _chosen(self, layout: Split, step: int) -> int:
         start, stop = _bounds(layout, step)
         return sum(self.jest.rounds(stop - start))
 
@@ -200,7 +199,7 @@ def check_super_batch(spec: SessionSpec, limits: Limits) -> None:
 KIND = MethodKind(make=jest, check_limits=check_super_batch)
 
 
-def _bounds(layout: Layout, step: int) -> tuple[int, int]:
+def _bounds(layout: Split, step: int) -> tuple[int, int]:
     return layout.span(0, step)[0], layout.span(layout.world_size - 1, step)[1]
 
 

@@ -9,10 +9,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.plan import BatchPlan
+from curation.selectors.samplers.plan_order import PlanOrder
+from curation.selectors.samplers.split import BatchSplit, Remainder
 from curation.service.errors import Refusal
-from curation.service.session.epochs import Batches
+from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters
-from curation.service.session.protocols import Method, State
+from curation.service.session.protocols import Indices, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
 
@@ -37,11 +39,15 @@ class PlanMethod(Stateless):
     def plan(self) -> BatchPlan:
         return self.batches
 
-    def epoch(self, number: int, state: State) -> Batches:
-        order = np.arange(len(self.batches))
-        if self.shuffle:
-            order = np.random.default_rng((self.spec.seed, number)).permutation(len(self.batches))
-        return Batches(self.batches, order, self.spec)
+    def epoch(self, number: int, state: State) -> Ordered:
+        order = PlanOrder.of(self.batches, seed=self.spec.seed, epoch=number, shuffle=self.shuffle)
+        remainder: Remainder = "drop" if self.spec.drop_last else "share"
+        layout = BatchSplit(order.offsets, self.spec.world_size, remainder)
+
+        def take(start: int, stop: int) -> tuple[Indices, Weights]:
+            return order.rows(start, stop), np.ones(stop - start, np.float32)
+
+        return Ordered(layout, take, nbytes=order.nbytes)
 
 
 def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:

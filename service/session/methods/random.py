@@ -25,7 +25,7 @@ class RandomMethod(Stateless):
     size: int
 
     def epoch(self, number: int, state: State) -> Ordered:
-        from curation.service.session.permutation import Permutation  # numba takes half a second to import
+        from curation.gpu.permutation import Permutation  # numba takes half a second to import
 
         order = Permutation(self.size, (self.spec.seed, number))
 

@@ -4,6 +4,7 @@ import multiprocessing as mp
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from curation.selectors.samplers import (
     InfoBatchSampler,
     JESTBatchSampler,
     PlanBatchSampler,
+    RandomBatchSampler,
 )
 
 SIZE, BATCH = 96, 4
@@ -54,23 +56,43 @@ class Harness:
         self.beside: Any = None
         if kind in ("infobatch", "infobatch-plan"):
             self.beside = InfoBatch(size=SIZE, epochs=20, seed=3)
-            plan = plan_of if kind == "infobatch-plan" else None
-            self.sampler: Any = InfoBatchSampler(self.beside, batch_size=BATCH, plan=plan, **ranks)
+            plans = plan_of if kind == "infobatch-plan" else None
+            self.sampler: Any = InfoBatchSampler(self.beside, batch_size=BATCH, plan=plans, **ranks)
         elif kind == "importance":
             self.beside = Importance(size=SIZE, seed=3)
             self.sampler = ImportanceSampler(self.beside, batch_size=BATCH, **ranks)
+        elif kind == "random":
+            self.sampler = RandomBatchSampler(size=SIZE, batch_size=BATCH, seed=3, **ranks)
         elif kind == "plan":
-            self.sampler = PlanBatchSampler(plan_of(0), seed=3, **ranks)
+            # Twenty batches, one of them of a single row: three ranks share the rows of the last two.
+            plan = BatchPlan.of_size(plan_of(0).indices, 5)
+            self.sampler = PlanBatchSampler(plan, seed=3, **ranks)
+        elif kind == "plan-drop":
+            self.sampler = PlanBatchSampler(plan_of(0), seed=3, remainder="drop", **ranks)
         elif kind == "plan-rows":
             self.sampler = PlanBatchSampler(plan_of, seed=3, split="rows", **ranks)
         elif kind == "acquisition":
             self.sampler = AcquisitionSampler(
                 LOSSES, StochasticAcquisition(), size=SIZE, batch_size=BATCH, seed=3, **ranks
             )
+        elif kind == "acquisition-epoch":
+            self.beside = InfoBatch(size=SIZE, epochs=20, seed=3)
+            self.sampler = AcquisitionSampler(
+                partial(getattr, self.beside, "scores"),
+                StochasticAcquisition(),
+                size=SIZE,
+                batch_size=BATCH,
+                redraw="epoch",
+                seed=3,
+                **ranks,
+            )
         elif kind == "jest":
             source = PlanBatchSampler(BatchPlan.of_size(np.arange(SIZE), 4 * BATCH), seed=3)
             jest = JEST(loss="sigmoid", filter_ratio=0.5, chunks=2)
             self.sampler = JESTBatchSampler(source, jest, embed, **ranks)
+        elif kind == "jest-random":
+            source = RandomBatchSampler(size=SIZE, batch_size=4 * BATCH, seed=3)
+            self.sampler = JESTBatchSampler(source, JEST(filter_ratio=0.5, chunks=2), embed, **ranks)
         elif kind == "jest-infobatch":
             self.beside = InfoBatch(size=SIZE, epochs=20, seed=3)
             source = InfoBatchSampler(self.beside, batch_size=4 * BATCH, drop_last=True)
@@ -107,8 +129,8 @@ class Harness:
 
 
 KINDS = [
-    *("infobatch", "infobatch-plan", "importance", "plan", "plan-rows"),
-    *("acquisition", "jest", "jest-infobatch"),
+    *("infobatch", "infobatch-plan", "importance", "random", "plan", "plan-drop", "plan-rows"),
+    *("acquisition", "acquisition-epoch", "jest", "jest-random", "jest-infobatch"),
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -208,7 +230,7 @@ def test_resumes_on_another_number_of_ranks(kind: str, before: int, after: int) 
     assert len({len(batches) for batches in rest}) == 1
     together = [i for batch in done for i in batch] + [i for part in rest for batch in part for i in batch]
     alone = [i for batch in Harness(kind).epochs(range(1))[0] for i in batch]
-    if kind == "plan":
+    if kind == "plan-drop":
         # What does not divide by the new ranks is left out, as remainder="drop" says.
         left_out = (len(alone) // BATCH - taken * before) % after
         assert len(together) == len(set(together)) == len(alone) - left_out * BATCH
@@ -256,6 +278,21 @@ def test_a_state_of_something_else_is_refused(kind: str) -> None:
     for broken in ({**state, "surplus": 1}, {**state, "version": 2}, {**state, "seed": 4}):
         with pytest.raises(ValueError, match=r"unknown|version|seed=4"):
             harness.sampler.load_state_dict(broken)
+
+
+@every_kind
+def test_states_of_earlier_releases_fit(kind: str) -> None:
+    """Their keys stay: whoever changes them decides what becomes of checkpoints that lie on disks."""
+    position = {"version", "epoch", "position", "over", "seed"}
+    infobatch, plan = {*position, "size", "planned"}, {*position, "shuffle"}
+    jest = {"version", "seed", "source"}
+    keys = {
+        **{"infobatch": infobatch, "infobatch-plan": infobatch, "random": {*position, "size"}},
+        **{"plan": plan, "plan-drop": plan, "plan-rows": plan, "importance": {*position, "size", "draws"}},
+        **{"jest": jest, "jest-random": jest, "jest-infobatch": jest},
+        **dict.fromkeys(("acquisition", "acquisition-epoch"), {*position, "size", "budget", "drawn"}),
+    }
+    assert set(Harness(kind).sampler.state_dict()) == keys[kind]
 
 
 @every_kind

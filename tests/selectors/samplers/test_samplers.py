@@ -1,15 +1,15 @@
 """What each sampler yields, beyond resuming."""
 
 import math
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from curation import JEST, BatchPlan, InfoBatch, Pair, StochasticAcquisition
 from curation.selectors.importance import Importance, chances
@@ -19,38 +19,8 @@ from curation.selectors.samplers import (
     InfoBatchSampler,
     JESTBatchSampler,
     PlanBatchSampler,
+    RandomBatchSampler,
 )
-from curation.selectors.samplers.cuts import Batches, Cut, Examples, Rows
-
-
-@given(
-    left=st.integers(0, 200),
-    world=st.integers(1, 5),
-    batch=st.integers(1, 9),
-    kind=st.sampled_from(["examples", "drop", "batches", "repeat", "rows"]),
-)
-@settings(deadline=None, max_examples=300)
-def test_a_cut_shares_all_units_once(left: int, world: int, batch: int, kind: str) -> None:
-    cut: Cut = {
-        "examples": Examples(batch),
-        "drop": Examples(batch, drop_last=True),
-        "batches": Batches(),
-        "repeat": Batches(repeat=True),
-        "rows": Rows(),
-    }[kind]
-    taken, end = [], 0
-    for step in range(cut.steps(left, world)):
-        before = end
-        for rank in range(1 if kind == "rows" else world):
-            low, high, end = cut.share(left, step, rank, world)
-            assert low < high
-            taken += range(low, high)
-        assert before < end <= left
-    missing = left - len(set(taken))
-    assert set(taken) <= set(range(left))
-    assert len(taken) == len(set(taken)) or kind == "repeat"
-    limit = {"examples": world if left < world * batch else 1, "drop": world * batch, "batches": world}.get(kind, 1)
-    assert missing < limit
 
 
 class TestInfoBatchSampler:
@@ -122,10 +92,22 @@ class TestPlanBatchSampler:
         with pytest.raises(ValueError, match="fewer rows than the 4 ranks"):
             list(PlanBatchSampler(self.plan, split="rows", rank=0, world_size=4))
 
-    @pytest.mark.parametrize(("remainder", "steps"), [("drop", 1), ("repeat", 2)])
-    def test_batches_that_do_not_divide(self, remainder: str, steps: int) -> None:
-        ranks = [PlanBatchSampler(self.plan, remainder=remainder, rank=r, world_size=2) for r in range(2)]
-        assert [len(list(sampler)) for sampler in ranks] == [steps, steps]
+    @pytest.mark.parametrize(
+        ("options", "ranks"),
+        [
+            ({}, [[[0, 1, 2], [6, 7]], [[3, 4, 5], [8, 9]]]),
+            ({"remainder": "drop"}, [[[0, 1, 2]], [[3, 4, 5]]]),
+            ({"remainder": "repeat"}, [[[0, 1, 2], [6, 7, 8, 9]], [[3, 4, 5], [0, 1, 2]]]),
+        ],
+    )
+    def test_batches_that_do_not_divide(self, options: dict[str, Any], ranks: list[list[list[int]]]) -> None:
+        samplers = [PlanBatchSampler(self.plan, shuffle=False, rank=r, world_size=2, **options) for r in range(2)]
+        assert [list(sampler) for sampler in samplers] == ranks
+
+    def test_a_last_batch_of_fewer_rows_than_ranks_is_shared_together_with_the_step_before(self) -> None:
+        plan = BatchPlan(indices=np.arange(11), offsets=np.array([0, 3, 6, 9, 11]))
+        ranks = [list(PlanBatchSampler(plan, shuffle=False, rank=r, world_size=3)) for r in range(3)]
+        assert ranks == [[[0, 1], [6]], [[2, 3], [7, 8]], [[4, 5], [9, 10]]]
 
     def test_options_are_checked(self) -> None:
         for options in ({"split": "halves"}, {"remainder": "keep"}):
@@ -133,6 +115,94 @@ class TestPlanBatchSampler:
                 PlanBatchSampler(self.plan, **options)
         with pytest.raises(TypeError, match="BatchPlan"):
             list(PlanBatchSampler([[1, 2]]))
+
+
+class TestTooFewRowsForTheRanks:
+    """No rank may get an empty batch, which no DataLoader collates, nor may one wait for another that has none."""
+
+    plan = BatchPlan(indices=np.arange(3), offsets=np.array([0, 2, 3]))
+    makers = pytest.mark.parametrize(
+        "make",
+        [
+            lambda **options: RandomBatchSampler(size=3, batch_size=2, **options),
+            lambda **options: RandomBatchSampler(size=3, batch_size=2, drop_last=True, **options),
+            lambda **options: PlanBatchSampler(TestTooFewRowsForTheRanks.plan, **options),
+            lambda **options: InfoBatchSampler(InfoBatch(size=3, epochs=2), batch_size=2, **options),
+            lambda **options: ImportanceSampler(Importance(size=9), batch_size=2, draws=3, **options),
+            lambda **options: AcquisitionSampler(
+                np.ones(9), StochasticAcquisition(), size=9, batch_size=2, budget=3, **options
+            ),
+            lambda **options: JESTBatchSampler(RandomBatchSampler(size=3, batch_size=2), JEST(), embed, **options),
+        ],
+        ids=["random", "random-drop", "plan", "infobatch", "importance", "acquisition", "jest"],
+    )
+
+    @makers
+    def test_an_epoch_raises_on_all_ranks_where_it_begins(self, make: Any) -> None:
+        for rank in range(4):
+            with pytest.raises(ValueError, match="epoch 0 has fewer rows than ranks, 3 for 4"):
+                next(iter(make(rank=rank, world_size=4)))
+            with pytest.raises(ValueError, match="train on fewer ranks"):
+                len(make(rank=rank, world_size=4))
+
+    @pytest.mark.parametrize(
+        ("make", "taken"),
+        [
+            (lambda **options: RandomBatchSampler(size=10, batch_size=4, **options), 2),
+            (lambda **options: PlanBatchSampler(BatchPlan.of_size(np.arange(10), 4), shuffle=False, **options), 2),
+            (lambda **options: InfoBatchSampler(InfoBatch(size=10, epochs=2), batch_size=4, **options), 2),
+        ],
+    )
+    def test_the_rest_of_an_epoch_on_more_ranks_goes_to_several_of_them(self, make: Any, taken: int) -> None:
+        alone = make(rank=0, world_size=1)
+        batches = iter(alone)
+        done = [row for _ in range(taken) for row in next(batches)]
+        state, rest = alone.state_dict(), next(batches)
+        ranks = []
+        for rank in range(4):
+            sampler = make(rank=rank, world_size=4)
+            sampler.load_state_dict(state)
+            if isinstance(sampler, InfoBatchSampler):
+                sampler.info.load_state_dict(alone.info.state_dict())
+            assert len(sampler) == 1
+            with pytest.warns(UserWarning, match="2 rows are left of epoch 0 for 4 ranks"):
+                ranks.append(list(sampler))
+            assert sampler.epoch == 1
+        assert ranks == [[rest[:1]], [rest[:1]], [rest[1:]], [rest[1:]]]
+        assert sorted(done + rest) == list(range(10))
+
+    def test_the_rest_of_an_epoch_on_more_ranks_is_dropped_where_that_was_asked_for(self) -> None:
+        options: dict[str, Any] = {"size": 10, "batch_size": 4, "drop_last": True}
+        alone = RandomBatchSampler(**options)
+        next(iter(alone))
+        for rank in range(4):
+            sampler = RandomBatchSampler(**options, rank=rank, world_size=4)
+            sampler.load_state_dict(alone.state_dict())
+            assert list(sampler) == []
+            assert sampler.epoch == 1
+
+
+class TestRandomBatchSampler:
+    @pytest.mark.parametrize("size", [1, 50, 70_000])
+    def test_every_candidate_comes_once_an_epoch_in_another_order(self, size: int) -> None:
+        sampler = RandomBatchSampler(size=size, batch_size=64, seed=1)
+        epochs = [[row for batch in sampler for row in batch] for _ in range(2)]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(size))] * 2
+        assert size == 1 or epochs[0] != epochs[1]
+
+    def test_an_epoch_over_a_billion_begins_at_once(self) -> None:
+        sampler = RandomBatchSampler(size=10**9, batch_size=4)
+        assert len(next(iter(sampler))) == 4
+        assert len(pickle.dumps(sampler)) < 1000
+
+    def test_a_whole_epoch_is_never_dropped(self) -> None:
+        sampler = RandomBatchSampler(size=3, batch_size=4, drop_last=True)
+        assert [len(batch) for batch in sampler] == [3]
+
+    @pytest.mark.parametrize("options", [{"size": 0}, {"batch_size": 0}, {"seed": -1}, {"rank": 1}])
+    def test_parameters_are_checked(self, options: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="must|rank"):
+            RandomBatchSampler(**({"size": 4, "batch_size": 2} | options))
 
 
 class TestAcquisitionSampler:
@@ -151,6 +221,33 @@ class TestAcquisitionSampler:
         assert next(batches, None) is None
         assert sampler.drawn.tolist() == [19, 18, 17, 16, 15, 0, 1, 2, 3, 4]
 
+    def test_an_epoch_drawn_at_once_reads_the_scores_at_its_start(self) -> None:
+        scores = np.arange(20, dtype=np.float64)
+        options: dict[str, Any] = {"size": 20, "batch_size": 5, "budget": 10, "redraw": "epoch"}
+        sampler = AcquisitionSampler(scores, StochasticAcquisition(beta=float("inf")), **options)
+        batches = iter(sampler)
+        assert next(batches) == [19, 18, 17, 16, 15]
+        assert sampler.drawn.tolist() == [19, 18, 17, 16, 15]
+        scores[:] = -np.arange(20) + 100
+        state = pickle.loads(pickle.dumps(sampler.state_dict()))
+        assert next(batches) == [14, 13, 12, 11, 10]
+        resumed = AcquisitionSampler(scores, StochasticAcquisition(beta=float("inf")), **options)
+        resumed.load_state_dict(state)
+        assert resumed.drawn.tolist() == [19, 18, 17, 16, 15]
+        assert list(resumed) == [[14, 13, 12, 11, 10]]
+        assert list(resumed) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+    def test_a_state_goes_on_with_the_other_way_to_redraw(self) -> None:
+        scores = np.random.default_rng(0).exponential(size=24)
+        for before, after in (("step", "epoch"), ("epoch", "step")):
+            first, second = (
+                AcquisitionSampler(scores, StochasticAcquisition(), size=24, batch_size=6, redraw=redraw)
+                for redraw in (before, after)
+            )
+            done = next(iter(first))
+            second.load_state_dict(first.state_dict())
+            assert sorted([*done, *(row for batch in second for row in batch)]) == list(range(24))
+
     def test_unknown_scores_come_last(self) -> None:
         info = InfoBatch(size=30, epochs=3)
         info.update([3, 4, 5], [1.0, 2.0, 3.0])
@@ -164,6 +261,8 @@ class TestAcquisitionSampler:
             list(AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=4, batch_size=2))
         with pytest.raises(ValueError, match="budget"):
             AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=3, batch_size=2, budget=4)
+        with pytest.raises(ValueError, match="redraw"):
+            AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=3, batch_size=2, redraw="never")
 
 
 class TestImportance:
@@ -247,6 +346,26 @@ class TestJESTBatchSampler:
             together = [sorted([*a, *b]) for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True)]
             assert together == [sorted(batch) for batch in jest_sampler()]
             assert all(len(a) == len(b) == 6 for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True))
+
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_too_few_chosen_for_the_ranks_is_said_before_anything_is_scored(self, sharded: bool) -> None:
+        """Of 10 rows two are chosen, which is enough for two ranks; of the last super-batch, of 3 rows, one is."""
+        for rank in range(2):
+            source = RandomBatchSampler(size=93, batch_size=10)
+            sampler = JESTBatchSampler(
+                source, JEST(filter_ratio=0.8), pytest.fail, sharded=sharded, rank=rank, world_size=2
+            )
+            with pytest.raises(ValueError, match="of a super-batch of 3 rows 1 are chosen for 2 ranks"):
+                next(iter(sampler))
+        source = RandomBatchSampler(size=93, batch_size=10, drop_last=True)
+        ranks = [JESTBatchSampler(source, JEST(filter_ratio=0.8), embed, rank=r, world_size=2) for r in range(2)]
+        assert [len(batch) for sampler in ranks for batch in sampler] == [1] * 18
+
+    def test_a_rest_of_fewer_rows_than_ranks_joins_the_super_batch_before(self) -> None:
+        source = RandomBatchSampler(size=92, batch_size=30)
+        ranks = [JESTBatchSampler(source, JEST(filter_ratio=0.5), embed, rank=r, world_size=3) for r in range(3)]
+        assert [len(sampler) for sampler in ranks] == [3, 3, 3]
+        assert [[len(batch) for batch in sampler] for sampler in ranks] == [[5, 5, 5], [5, 5, 5], [5, 5, 6]]
 
     def test_errors_say_what_is_wrong(self) -> None:
         with pytest.raises(ValueError, match="learner of 3 rows for 24"):

@@ -14,12 +14,9 @@ import torch
 
 from curation.pair import Pair
 from curation.selectors.jest import JEST
-from curation.selectors.samplers.base import Fetch, ResumableSampler
-from curation.selectors.samplers.cuts import Examples
-from curation.selectors.samplers.jest import JESTBatchSampler
+from curation.selectors.samplers import JESTBatchSampler, RandomBatchSampler
 from curation.service.client import Client, ServiceError
 from curation.service.client.jest_sampler import RemoteJESTBatchSampler
-from curation.service.session.permutation import Permutation
 
 SIZE, BATCH, EPOCHS, SEED = 90, 24, 2, 6
 SIDES = torch.randn(4, SIZE, 5, generator=torch.Generator().manual_seed(0))
@@ -32,26 +29,16 @@ def embeddings(indices: npt.NDArray[np.int64]) -> tuple[Pair, Pair]:
     return Pair(rows[0], rows[1], 10.0, -10.0), Pair(rows[2], rows[3], 9.0, -8.0)
 
 
-class Shuffled(ResumableSampler):
-    """The service's order of super-batches, here."""
-
-    def __init__(self, size: int, batch: int) -> None:
-        super().__init__(cut=Examples(batch), rank=0, world_size=1)
-        self.size = size
-
-    def _total(self, epoch: int) -> int:
-        return self.size
-
-    def _open(self, epoch: int, start: int, rank: int, world_size: int) -> Fetch:
-        order = Permutation(self.size, (SEED, epoch))
-        return lambda low, high, end: order[low:high]
-
-
 def local(world_size: int, **options: Any) -> Iterator[list[list[int]]]:
     """The batches of every rank, step by step."""
     ranks = [
         JESTBatchSampler(
-            Shuffled(SIZE, BATCH), JEST(**OPTIONS, **options), embeddings, seed=SEED, rank=rank, world_size=world_size
+            RandomBatchSampler(size=SIZE, batch_size=BATCH, seed=SEED),
+            JEST(**OPTIONS, **options),
+            embeddings,
+            seed=SEED,
+            rank=rank,
+            world_size=world_size,
         )
         for rank in range(world_size)
     ]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.service.session.permutation import SMALL, Permutation
+from curation.gpu.permutation import SMALL, Permutation
 
 
 @pytest.mark.parametrize("size", [1, 2, 97, SMALL, SMALL + 1, 100_003])
