@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curation.dataset.decisions import Cut, Standing, step_of
-from curation.dataset.manifest import BAD_ROW, QUARANTINE, Manifest, sha256_of
+from curation.dataset.manifest import BAD_ROW, QUARANTINE, sha256_of
 from curation.dataset.writer import INDEX, WEIGHT
 from curation.errors import CurationError, SourceError
-from curation.recipe import Recipe
 
 if TYPE_CHECKING:
     from curation.dataset.reader import Dataset
@@ -123,7 +122,7 @@ def find_rows(dataset: "Dataset", indices: Sequence[int], *, trust: bool = False
     if kept.all():
         return rows, None
     try:
-        others, note = _from_source(dataset.manifest, wanted[~kept].tolist(), trust)
+        others, note = _from_source(dataset, wanted[~kept].tolist(), trust)
     except (CurationError, IndexError, ValueError) as error:
         return rows, f"the source cannot be read any more: {error}"
     return rows | others, note
@@ -179,23 +178,21 @@ def _quarantined(dataset: "Dataset", index: int) -> str:
     return f"{QUARANTINE} does not say why"
 
 
-def _from_source(manifest: Manifest, indices: list[int], trust: bool) -> tuple[dict[int, Row], str | None]:
-    from curation.sources import open_source
-
-    recipe = Recipe.model_validate(manifest.recipe)
-    source = open_source(recipe.source)
-    blocks = source.blocks(recipe.block_rows)
+def _from_source(dataset: "Dataset", indices: list[int], trust: bool) -> tuple[dict[int, Row], str | None]:
+    manifest = dataset.manifest
+    source, blocks = dataset.candidates()
+    block_rows = manifest.recipe["block_rows"]
     total = sum(block.rows for block in blocks)
     if total != manifest.rows_in:
         return {}, f"the source has {total:,} rows now and had {manifest.rows_in:,} when it was read"
     recorded = {record.path: record.fingerprint for record in manifest.inputs}
     rows: dict[int, Row] = {}
     note = None
-    for number in sorted({index // recipe.block_rows for index in indices}):
+    for number in sorted({index // block_rows for index in indices}):
         block = blocks[number]
         table, _ = source.read(block)
         for index in indices:
-            if index // recipe.block_rows != number:
+            if index // block_rows != number:
                 continue
             path, row = source.locate(index)
             if not trust and _changed(path, recorded.get(path)):

@@ -11,7 +11,7 @@ from curation.dataset.decisions import Cut, Histogram
 from curation.dataset.manifest import MANIFEST
 from curation.errors import SourceError
 from curation.recipe.load import load_recipe
-from curation.recipe.model import FileSource, Source, StdlibSource
+from curation.recipe.model import FileSource, SourceSpec, StdlibSource
 
 if TYPE_CHECKING:
     from curation.dataset.reader import Dataset
@@ -65,7 +65,7 @@ def inspect(dataset: "Dataset", samples: int = 3) -> Inspection:
     )
 
 
-def inspect_source(spec: Source, name: str, samples: int = 3) -> Inspection:
+def inspect_source(spec: SourceSpec, name: str, samples: int = 3) -> Inspection:
     """Look into a source.
 
     Args:
@@ -95,7 +95,7 @@ def inspect_source(spec: Source, name: str, samples: int = 3) -> Inspection:
     )
 
 
-def source_of(target: str) -> Source:
+def source_of(target: str) -> SourceSpec:
     """The source that a path on the command line means.
 
     Raises:

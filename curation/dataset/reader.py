@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from curation.arrow import is_text, take_rows
 from curation.dataset.decisions import Decisions
@@ -22,7 +23,9 @@ from curation.dataset.writer import INDEX, shard_names
 from curation.errors import SourceError
 from curation.plan import BatchPlan
 from curation.progress import Progress, Silent
+from curation.recipe.model import SourceSpec
 from curation.selection import as_positions
+from curation.sources.base import Block, Source
 
 if TYPE_CHECKING:
     from curation.dataset.explain import Explanation
@@ -42,6 +45,7 @@ class Dataset:
     Args:
         folder: the dataset.
         manifest: its manifest, where the caller has it already, as a run has before it writes the report.
+        source: where its candidates came from, where the caller has that open. None: as its recipe says.
         within: a folder in which every file that is read must lie, with all symbolic links followed. None: anywhere.
 
     Raises:
@@ -53,9 +57,11 @@ class Dataset:
         folder: str | os.PathLike[str],
         *,
         manifest: Manifest | None = None,
+        source: Source | None = None,
         within: str | os.PathLike[str] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._source = source
         self._within = None if within is None else Path(within).resolve()
         self.manifest = Manifest.load(self.file(MANIFEST).parent) if manifest is None else manifest
 
@@ -223,6 +229,18 @@ class Dataset:
             raise IndexError(f"position {position} is out of range: {self.folder} has {len(self):,} rows, from 0 on")
         number = int(np.searchsorted(self._starts, position, "right")) - 1
         return self.shards[number], position - int(self._starts[number])
+
+    def candidates(self) -> tuple[Source, list[Block]]:
+        """The source of the candidates, kept and dropped, and its blocks as they were read.
+
+        Raises:
+            SourceError: it cannot be read any more, or was in memory.
+        """
+        from curation.sources import open_source
+
+        recipe = self.manifest.recipe
+        source = self._source or open_source(TypeAdapter[SourceSpec](SourceSpec).validate_python(recipe["source"]))
+        return source, source.blocks(recipe["block_rows"])
 
     def verify(self, progress: Progress = _SILENT) -> None:
         """Hash every file again and count every row again (see :mod:`curation.dataset.verify`).

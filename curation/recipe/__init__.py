@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from curation.recipe.model import Output as Output
     from curation.recipe.model import Recipe as Recipe
     from curation.recipe.model import Resources as Resources
-    from curation.recipe.model import Source as Source
+    from curation.recipe.model import SourceSpec as SourceSpec
     from curation.recipe.model import StdlibSource as StdlibSource
     from curation.recipe.model import StepOrderError as StepOrderError
     from curation.recipe.model import check_order as check_order
@@ -23,7 +23,7 @@ __all__ = [
     "Output",
     "Recipe",
     "Resources",
-    "Source",
+    "SourceSpec",
     "StdlibSource",
     "StepOrderError",
     "check_order",
@@ -39,7 +39,7 @@ __getattr__ = face(
         "Output": "model",
         "Recipe": "model",
         "Resources": "model",
-        "Source": "model",
+        "SourceSpec": "model",
         "StdlibSource": "model",
         "StepOrderError": "model",
         "check_order": "model",

@@ -83,7 +83,7 @@ class MemorySource(Model):
     fingerprint: str = Field(description="sha256:… of the rows, written as Arrow.")
 
 
-Source = Annotated[FileSource | StdlibSource | MemorySource, Field(discriminator="format")]
+SourceSpec = Annotated[FileSource | StdlibSource | MemorySource, Field(discriminator="format")]
 
 
 class Resources(Model):
@@ -149,7 +149,7 @@ class Output(Model):
 class Recipe(Model):
     """Source, steps, output."""
 
-    source: Source
+    source: SourceSpec
     steps: list[Annotated[RecipeStep, _StepField()]] = Field(min_length=1)
     output: Output = Output()
     seed: int = Field(default=0, ge=0)

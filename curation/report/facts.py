@@ -11,9 +11,7 @@ from curation.arrow import is_text
 from curation.dataset import Dataset
 from curation.dataset.decisions import acquire_steps
 from curation.dataset.explain import Row, find_rows
-from curation.dataset.manifest import Manifest
 from curation.errors import CurationError
-from curation.recipe import Recipe
 
 SHOWN_ROWS = 5
 MIX_ROWS = 5_000_000
@@ -54,7 +52,7 @@ def count_mix(dataset: Dataset) -> Mix | None:
         after = _count(batch.column(0) for batch in dataset.batches([name]))
         if after is None:
             continue
-        before, note = _before(dataset.manifest, name)
+        before, note = _before(dataset, name)
         if (before or note) and len(before or after) > 1:
             return Mix(name, before, after, note)
     return None
@@ -75,16 +73,12 @@ def pick_rows(dataset: Dataset) -> Shown | None:
     return Shown(score, number, groups, dataset.decisions.rows(indices), rows, dataset.text_column, note)
 
 
-def _before(manifest: Manifest, name: str) -> tuple[dict[str, int] | None, str | None]:
+def _before(dataset: "Dataset", name: str) -> tuple[dict[str, int] | None, str | None]:
     """Counts in the source, or why there are none; neither where the column has too many values."""
-    from curation.sources import open_source
-
-    if manifest.rows_in > MIX_ROWS:
+    if dataset.manifest.rows_in > MIX_ROWS:
         return None, f"The source has more than {MIX_ROWS:,} rows: only what was kept is counted."
-    recipe = Recipe.model_validate(manifest.recipe)
     try:
-        source = open_source(recipe.source)
-        blocks = source.blocks(recipe.block_rows)
+        source, blocks = dataset.candidates()
         return _count(source.read(block, [name])[0].column(name) for block in blocks), None
     except (CurationError, ValueError) as error:
         return None, f"The source cannot be read any more: {error}"

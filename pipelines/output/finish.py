@@ -108,7 +108,7 @@ class FinishDataset:
             seconds=self.seconds,
             created=now(),
         )
-        write_report(Dataset(self.dataset, manifest=manifest))
+        write_report(Dataset(self.dataset, manifest=manifest, source=self.source))
         write_manifest(self.dataset, manifest, {DECISIONS: rows, QUARANTINE: bad})
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.dataset import Dataset
+from curation import Dataset
 from curation.dataset.manifest import Manifest
 from curation.errors import OutputError, SourceError
 from curation.pipelines import Acquire, Align, Dedup, FileSource, Recipe, Score, run
@@ -113,6 +113,22 @@ def test_an_interrupted_run_goes_on_with_the_same_rows_alone(table: pa.Table, tm
 
 def missing_for_some(rows: pa.Table) -> list[float]:
     raise RuntimeError("gone")
+
+
+def test_the_report_shows_dropped_rows_too_and_explain_says_that_they_are_gone(tmp_path: Path) -> None:
+    rows = pa.table({"text": ["kept text one", "dropped text two"], "quality": [1.0, 0.0]})
+    run([Score(column="quality"), Acquire(count=1)], source=rows, out=tmp_path / "out")
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "kept text one" in report
+    assert "dropped text two" in report
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.explain(0).row is not None
+    dropped = dataset.explain(1)
+    assert dropped.row is None
+    assert dropped.note == (
+        "the source cannot be read any more: it was a pyarrow.Table in memory, which is gone with the program that "
+        "handed it over"
+    )
 
 
 def test_what_is_no_source(table: pa.Table, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_states_of_earlier_releases_fit(kind: str) -> None:
         **{"infobatch": infobatch, "infobatch-plan": infobatch, "random": {*position, "size"}},
         **{"plan": plan, "plan-drop": plan, "plan-rows": plan, "importance": {*position, "size", "draws"}},
         **{"jest": jest, "jest-random": jest, "jest-infobatch": jest},
-        **dict.fromkeys(("acquisition", "acquisition-epoch"), {*position, "size", "budget", "drawn"}),
+        **{kind: {*position, "size", "budget", "drawn"} for kind in ("acquisition", "acquisition-epoch")},
     }
     assert set(Harness(kind).sampler.state_dict()) == keys[kind]
 
