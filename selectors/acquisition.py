@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from curation.gpu.topk import best, descending_order, descending_ranks, topk
-from curation.gpu.topk.gumbel import Array, Keying, Seed, check_values, keys_of, noise_seeds
+from curation.gpu.topk import best, descending_order, descending_ranks, keys_of, topk
+from curation.gpu.topk.gumbel import Array, Keying, Seed, check_values, noise_seeds
 from curation.selection import Selection
 
 KINDS = ("power", "softmax", "soft-rank")

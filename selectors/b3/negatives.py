@@ -9,9 +9,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.random import GOLDEN
+from curation.gpu.random.cpu import mix, uniform
 from curation.gpu.threads import by_rows
 
 Int64 = npt.NDArray[np.int64]
+
+_SILVER = 0xD1B54A32D192ED03
 
 
 def hard_negatives(
@@ -52,16 +56,10 @@ def hard_negatives(
 
 
 @numba.njit(cache=True, nogil=True)
-def _uniform(key, row, candidate):  # type: ignore[no-untyped-def]
-    # SplitMix64's finaliser over the pair: one number in (0, 1] each.
-    state = key + np.uint64(row) * np.uint64(0x9E3779B97F4A7C15)
-    for step in range(2):
-        if step == 1:
-            state += np.uint64(candidate) * np.uint64(0xD1B54A32D192ED03)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return (np.float64(state >> np.uint64(11)) + 1.0) * 2.0**-53
+def _pair_uniform(key, row, candidate):  # type: ignore[no-untyped-def]
+    # The mixer over the pair: one number in (0, 1] each. Another odd factor keeps (1, 0) and (0, 1) apart.
+    bits = mix(mix(key + np.uint64(row) * np.uint64(GOLDEN)) + np.uint64(candidate) * np.uint64(_SILVER))
+    return uniform(bits) + 2.0**-53
 
 
 @numba.njit(cache=True, nogil=True)
@@ -110,7 +108,7 @@ def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out)
                         break
                 if banned:
                     continue
-                time = -np.log(_uniform(key, row, candidate)) / weights[place]
+                time = -np.log(_pair_uniform(key, row, candidate)) / weights[place]
                 spot = len(best)
                 while spot > 0 and best[spot - 1] > time:
                     spot -= 1

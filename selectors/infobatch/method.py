@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from curation.gpu.pruning.cpu import DROPPED, KEPT
+from curation.gpu.pruning import DROPPED, KEPT
 from curation.selection import Selection
 from curation.selectors.infobatch.rule import Rule
 from curation.selectors.infobatch.schedule import by_progress as by_progress

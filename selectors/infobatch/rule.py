@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.gpu.pruning.cpu import (
-    BAND,
-    DROPPED,
-    KEPT,
     Codes,
     Floats,
     Positions,
@@ -24,6 +22,7 @@ from curation.gpu.pruning.cpu import (
     finite_mean,
     shuffle_into,
 )
+from curation.gpu.random import derive_key
 
 _BUCKET = 1 << 15
 _COINS, _ORDER = 0, 1
@@ -217,8 +216,3 @@ def _position_type(size: int) -> Any:
     import torch
 
     return torch.int32 if size < 2**31 else torch.int64
-
-
-def derive_key(seed: tuple[int, ...]) -> np.uint64:
-    """uint64 from a tuple of numbers that are not negative; different tuples give unrelated keys."""
-    return np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])

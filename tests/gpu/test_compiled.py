@@ -39,10 +39,10 @@ def test_the_learnability_kernel(softmax: bool, tmp_path: Path) -> None:
     from curation.gpu.learnability import kernels as module
 
     pointers = {"taken": "*bf16", "rows": "*bf16", "out": "*fp32", "scale": "fp32", "bias": "fp32"}
-    for config in module._configs():
+    for config in module.configs():
         constants = {"D": 512, "SOFTMAX": softmax, "EVEN": True, "PRECISION": "tf32", "UPCAST": False, **config.kwargs}
         ptx, said = compiled(
-            module._sums, pointers, constants, tmp_path, num_warps=config.num_warps, num_stages=config.num_stages
+            module.sums_kernel, pointers, constants, tmp_path, num_warps=config.num_warps, num_stages=config.num_stages
         )
         assert "wgmma.mma_async" in ptx, config
         assert "wgmma.wait_group.sync.aligned \t1;" in ptx or "wgmma.wait_group.sync.aligned 1;" in ptx, config
@@ -53,19 +53,19 @@ def test_the_passes_over_scores_and_products(tmp_path: Path) -> None:
     from curation.gpu.knn import kernels as knn_kernels
     from curation.gpu.topk import kernels as topk_kernels
 
-    pointers = {"values": "*fp32", "seeds": "*i64", "bar": "*fp32", "found": "*i64", "counts": "*i32", "slope": "fp32"}
+    pointers = {"values": "*fp32", "seeds": "*i64", "bar": "*fp32", "slots": "*i64", "counts": "*i32", "slope": "fp32"}
     for log in (False, True):
         constants = {"LOG": log, "NOISE": True, "SCALED": True, "BLOCK": topk_kernels.BLOCK}
-        ptx, said = compiled(topk_kernels._filter, pointers, constants, tmp_path, num_warps=4, num_stages=3)
+        ptx, said = compiled(topk_kernels.filter_kernel, pointers, constants, tmp_path, num_warps=4, num_stages=3)
         assert "lg2.approx.ftz.f32" in ptx
         assert " 0 bytes spill stores" in said
         # 64 registers leave room for eight programs of 128 threads on a multiprocessor.
         assert int(said.split("Used ")[1].split()[0]) <= 64
     pointers = {"products": "*fp16", "offsets": "*fp32", "bars": "*fp32", "counts": "*i32", "ids": "*i32",
                 "scores": "*fp32", "factor": "fp32"}  # fmt: skip
-    _, said = compiled(knn_kernels._keep_above, pointers, {"L2": False, "WIDTH": 1024}, tmp_path, num_warps=4)
+    _, said = compiled(knn_kernels.keep_above_kernel, pointers, {"L2": False, "WIDTH": 1024}, tmp_path, num_warps=4)
     assert " 0 bytes spill stores" in said
     pointers = {"queries": "*fp32", "database": "*fp32", "ids": "*i64", "out": "*fp32"}
-    constants = {"D": 768, "L2": True, "PLACES": 64}
-    _, said = compiled(knn_kernels._scores, pointers, constants, tmp_path, num_warps=4, enable_fp_fusion=False)
+    constants = {"D": 768, "L2": True, "ENTRIES": 64}
+    _, said = compiled(knn_kernels.scores_kernel, pointers, constants, tmp_path, num_warps=4, enable_fp_fusion=False)
     assert " 0 bytes spill stores" in said

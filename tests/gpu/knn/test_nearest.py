@@ -103,9 +103,9 @@ def test_the_search_does_not_wait_in_its_loops(
 
     def search() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device.type == "cuda":
-            ids, floor, _ = module._shortlist_filtered(queries, database, None, 60)
+            ids, floor, _ = module.shortlist_filtered(queries, database, None, 60)
         else:
-            ids, floor = module._shortlist_plain(queries, database, None, 60, 1 << 24)
+            ids, floor = module.shortlist_plain(queries, database, None, 60, 1 << 24)
         return ids, floor, pair_scores(queries, database, ids, l2=False)
 
     search()
