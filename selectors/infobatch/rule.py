@@ -7,7 +7,7 @@ A code of one byte stands for an example's fate in an epoch: dropped, kept at we
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,9 +24,13 @@ from curation.gpu.pruning.cpu import (
 )
 from curation.gpu.random import derive_key
 
+Form = Literal["coins", "exact"]
+
+FORMS: tuple[str, ...] = get_args(Form)
+"""How a band's examples are dropped: each by a coin of its own, or an exact number of them."""
+MOST_BANDS = 250
 _BUCKET = 1 << 15
 _COINS, _ORDER = 0, 1
-MOST_BANDS = 250
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Rule:
             raise ValueError(f"size and epochs must be at least 1, not {self.size} and {self.epochs}")
         if not 0 <= self.delta <= 1:
             raise ValueError(f"delta must lie in [0, 1], not {self.delta}")
-        if self.form not in ("coins", "exact"):
-            raise ValueError(f'form must be "coins" or "exact", not {self.form!r}')
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
         if self.device is not None:
