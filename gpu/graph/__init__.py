@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from curation.gpu.graph.build import EDGES as EDGES
+    from curation.gpu.graph.build import Edges as Edges
     from curation.gpu.graph.build import Graph as Graph
     from curation.gpu.graph.build import build_graph as build_graph
 
-__all__ = ["EDGES", "Graph", "build_graph"]
+__all__ = ["EDGES", "Edges", "Graph", "build_graph"]
 
 
 def __getattr__(name: str) -> object:

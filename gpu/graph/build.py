@@ -12,6 +12,7 @@ import torch
 
 from curation.gpu.graph import cpu, tensor
 from curation.gpu.graph.tensor import EDGES as EDGES
+from curation.gpu.graph.tensor import Edges as Edges
 
 Int64 = npt.NDArray[np.int64]
 

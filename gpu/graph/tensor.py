@@ -8,9 +8,13 @@ O(N·m·log m) time; memory some 50 bytes for each of N·m entries, 100 where on
 number of edges, once, since the result's size depends on it.
 """
 
+from typing import Literal, get_args
+
 import torch
 
-EDGES = ("mutual", "either")
+Edges = Literal["mutual", "either"]
+
+EDGES: tuple[str, ...] = get_args(Edges)
 """Which pairs of rows are joined: those that name each other, or those of which one names the other."""
 
 

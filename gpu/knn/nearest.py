@@ -11,13 +11,14 @@ On CUDA the host waits for the device before the search and after it, and never 
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 Precision = Literal["float16", "bfloat16", "tf32", "float32"]
 
-PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+METRICS = ("ip", "l2")
 MARGIN = 32
 # A tile of products that the second-level cache holds: 32 MiB of float16 on an H100, which has 50.
 TILE = 4096
@@ -373,8 +374,8 @@ def _check(
         raise ValueError(f"queries are on {queries.device}, but the database is on {database.device}")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    if metric not in ("ip", "l2"):
-        raise ValueError(f"metric must be one of ip, l2, not {metric!r}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if exclude is not None and (exclude.shape[:1] != queries.shape[:1] or exclude.dtype != torch.int64):

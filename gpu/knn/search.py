@@ -15,7 +15,7 @@ engine copies the database into its index).
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +28,17 @@ from curation.gpu.knn.matrix import Float32, Int64, Matrix, product_error
 
 log = logging.getLogger(__name__)
 
-ENGINES = (
-    *("auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat"),
-    *("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra"),
-)
+Engine = Literal[
+    "auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat", "faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf",
+    "faiss-cagra",
+]  # fmt: skip
+Metric = Literal["ip", "l2"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+ENGINES: tuple[str, ...] = get_args(Engine)
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra")
-METRICS = ("ip", "l2")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+METRICS: tuple[str, ...] = get_args(Metric)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Above this a CPU needs hours for an exact search, so "auto" takes IVF where FAISS is installed.
 EXACT_ON_CPU = 400_000
 # Extra places on the shortlist, so that rounding in the products rarely reaches the ranks asked for.

@@ -12,7 +12,7 @@ pass over it), ``triton`` (CUDA: no tile reaches memory at all) and ``torch`` (a
 """
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -21,8 +21,8 @@ from curation.gpu.learnability.tensor import accumulate_torch
 Loss = Literal["sigmoid", "softmax"]
 Backend = Literal["auto", "numba", "torch", "triton"]
 
-LOSSES = ("sigmoid", "softmax")
-BACKENDS = ("auto", "numba", "torch", "triton")
+LOSSES: tuple[str, ...] = get_args(Loss)
+BACKENDS: tuple[str, ...] = get_args(Backend)
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 # Seen on two cores: a tile in the second-level caches feeds the matrix product best; larger ones cost it a third.
 _TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}

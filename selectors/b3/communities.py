@@ -134,5 +134,5 @@ def _induced(graph: Graph, rows: Int64) -> Graph:
     names[rows] = np.arange(len(rows))
     degrees = np.diff(graph.starts)[rows]
     starts = np.append(0, np.cumsum(degrees)).astype(np.int64)
-    places = np.arange(starts[-1]) + np.repeat(graph.starts[rows] - starts[:-1], degrees)
-    return Graph(starts, names[graph.neighbours[places]], graph.weights[places])
+    edges = np.arange(starts[-1]) + np.repeat(graph.starts[rows] - starts[:-1], degrees)
+    return Graph(starts, names[graph.neighbours[edges]], graph.weights[edges])

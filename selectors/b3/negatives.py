@@ -66,41 +66,40 @@ def _pair_uniform(key, row, candidate):  # type: ignore[no-untyped-def]
 def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out):  # type: ignore[no-untyped-def]
     for cluster in range(begin, end):
         members = order[offsets[cluster] : offsets[cluster + 1]]
-        wanted = np.empty(len(members) * window.shape[1], np.int64)
-        doubted = np.empty(len(members) * near.shape[1], np.int64)
-        for place in range(len(members)):
-            row = members[place]
+        windows = np.empty(len(members) * window.shape[1], np.int64)
+        nearest = np.empty(len(members) * near.shape[1], np.int64)
+        for i in range(len(members)):
             for rank in range(window.shape[1]):
-                wanted[place * window.shape[1] + rank] = window[row, rank]
+                windows[i * window.shape[1] + rank] = window[members[i], rank]
             for rank in range(near.shape[1]):
-                doubted[place * near.shape[1] + rank] = near[row, rank]
-        wanted.sort()
-        doubted.sort()
-        candidates = np.empty(len(wanted), np.int64)
-        weights = np.empty(len(wanted), np.float64)
-        found, start, doubt = 0, 0, 0
-        while start < len(wanted):
+                nearest[i * near.shape[1] + rank] = near[members[i], rank]
+        windows.sort()
+        nearest.sort()
+        candidates = np.empty(len(windows), np.int64)
+        weights = np.empty(len(windows), np.float64)
+        size, start, low = 0, 0, 0
+        while start < len(windows):
             stop = start
-            while stop < len(wanted) and wanted[stop] == wanted[start]:
+            while stop < len(windows) and windows[stop] == windows[start]:
                 stop += 1
-            candidate = wanted[start]
+            candidate = windows[start]
             if candidate >= 0 and clusters[candidate] != clusters[members[0]]:
-                while doubt < len(doubted) and doubted[doubt] < candidate:
-                    doubt += 1
-                after = doubt
-                while after < len(doubted) and doubted[after] == candidate:
-                    after += 1
-                weight = stop - start - 2 * (after - doubt)
+                while low < len(nearest) and nearest[low] < candidate:
+                    low += 1
+                high = low
+                while high < len(nearest) and nearest[high] == candidate:
+                    high += 1
+                weight = stop - start - 2 * (high - low)
                 if weight > 0:
-                    candidates[found] = candidate
-                    weights[found] = weight
-                    found += 1
+                    candidates[size] = candidate
+                    weights[size] = weight
+                    size += 1
             start = stop
         for row in members:
             # Exponential races: the h smallest -log(u)/w are a draw without replacement in proportion to w.
             best = np.full(out.shape[1], np.inf)
-            for place in range(found):
-                candidate = candidates[place]
+            for i in range(size):
+                candidate = candidates[i]
                 banned = False
                 for column in range(len(columns)):
                     if columns[column, row] >= 0 and columns[column, row] == columns[column, candidate]:
@@ -108,13 +107,13 @@ def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out)
                         break
                 if banned:
                     continue
-                time = -np.log(_pair_uniform(key, row, candidate)) / weights[place]
-                spot = len(best)
-                while spot > 0 and best[spot - 1] > time:
-                    spot -= 1
-                if spot < len(best):
-                    for later in range(len(best) - 1, spot, -1):
+                time = -np.log(_pair_uniform(key, row, candidate)) / weights[i]
+                rank = len(best)
+                while rank > 0 and best[rank - 1] > time:
+                    rank -= 1
+                if rank < len(best):
+                    for later in range(len(best) - 1, rank, -1):
                         best[later] = best[later - 1]
                         out[row, later] = out[row, later - 1]
-                    best[spot] = time
-                    out[row, spot] = candidate
+                    best[rank] = time
+                    out[row, rank] = candidate

@@ -110,8 +110,8 @@ def _similarity(plan: BatchPlan, left: Matrix, right: Matrix, rows: int = 65_536
 def _together(begin: Any, end: Any, batch_of: Any, neighbours: Any) -> Any:
     total = 0
     for row in range(begin, end):
-        for place in range(neighbours.shape[1]):
-            other = neighbours[row, place]
+        for rank in range(neighbours.shape[1]):
+            other = neighbours[row, rank]
             if other >= 0 and batch_of[row] >= 0 and other != row and batch_of[other] == batch_of[row]:
                 total += 1
     return total
