@@ -9,12 +9,12 @@ Cost: O(N + draws) at an epoch's start, O(batch) a step. Memory: 8 bytes a candi
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from curation.gpu.compiled import compiled
 from curation.gpu.pruning.cpu import finite_mean
 from curation.selectors.infobatch.rule import shuffled_kept
 from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
@@ -169,7 +169,7 @@ def chances(scores: npt.NDArray[np.float32], uniform: float) -> npt.NDArray[np.f
     return share
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _pick(chances: npt.NDArray[np.float32], points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """For each of the rising ``points``, the first position whose running sum of ``chances`` exceeds it."""
     picked = np.empty(len(points), np.int64)

@@ -6,10 +6,10 @@ needs the rows, a flag for each of their entries and the result: 10^6 rows of 10
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.threads import by_rows
 
 
@@ -43,7 +43,7 @@ def build_csr(
     return starts, columns, weights
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _classify(begin, end, rows, kinds):  # type: ignore[no-untyped-def]
     for row in range(begin, end):
         for entry in range(rows.shape[1]):
@@ -60,7 +60,7 @@ def _classify(begin, end, rows, kinds):  # type: ignore[no-untyped-def]
             kinds[row, entry] = 2 if low < rows.shape[1] and rows[other, low] == row else 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _count(rows, kinds, either, named, naming):  # type: ignore[no-untyped-def]
     for row in range(len(rows)):
         for entry in range(rows.shape[1]):
@@ -71,7 +71,7 @@ def _count(rows, kinds, either, named, naming):  # type: ignore[no-untyped-def]
                 naming[rows[row, entry]] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _fill(rows, kinds, either, heads, tails, columns, weights):  # type: ignore[no-untyped-def]
     # What a row names comes first, then what names it alone; each part rises.
     for row in range(len(rows)):
@@ -87,7 +87,7 @@ def _fill(rows, kinds, either, heads, tails, columns, weights):  # type: ignore[
                     tails[other] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _merge(begin, end, starts, named, columns, weights):  # type: ignore[no-untyped-def]
     for row in range(begin, end):
         first, stop = starts[row], starts[row + 1]
@@ -102,7 +102,7 @@ def _merge(begin, end, starts, named, columns, weights):  # type: ignore[no-unty
                 right += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def weight_inside(starts, columns, weights, clusters):  # type: ignore[no-untyped-def]
     """(the edges' weight that joins rows of one cluster, all of it), each edge counted from both of its ends."""
     within, total = 0, 0

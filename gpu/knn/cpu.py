@@ -1,9 +1,9 @@
 """Search by blocks of queries and tiles of matrix products, on the host or by torch; memory is bounded by the tile."""
 
-import numba
 import numpy as np
 import torch
 
+from curation.gpu.compiled import compiled
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
 from curation.gpu.threads import by_rows
 
@@ -78,7 +78,7 @@ def rank_rows(
     return ids, best
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _keep_best(ids, best, fill, keep):  # type: ignore[no-untyped-def]
     # Hoare's selection on the two arrays together: the first `keep` of `fill` become the largest ones.
     low, high = 0, fill - 1
@@ -103,7 +103,7 @@ def _keep_best(ids, best, fill, keep):  # type: ignore[no-untyped-def]
             return
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _scan(begin, end, scores, start, keep, ids, best, fill, floor):  # type: ignore[no-untyped-def]
     room = ids.shape[1]
     for query in range(begin, end):
@@ -123,7 +123,7 @@ def _scan(begin, end, scores, start, keep, ids, best, fill, floor):  # type: ign
         fill[query], floor[query] = count, limit
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _compact(begin, end, keep, ids, best, fill):  # type: ignore[no-untyped-def]
     for query in range(begin, end):
         if fill[query] > keep:

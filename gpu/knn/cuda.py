@@ -7,7 +7,7 @@ import torch
 
 from curation.gpu.knn.exclusions import Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
-from curation.gpu.knn.nearest import Precision, nearest
+from curation.gpu.knn.nearest import ProductPrecision, nearest
 
 # A query that may not be given this many rows and more is left to the search by blocks.
 MOST_EXCLUDED = 256
@@ -36,7 +36,9 @@ def search(
         return None
     first = _tensor(queries, left, device)
     second = first if database is queries else _tensor(database, right, device)
-    products: Precision | None = None if precision == "float32" else "tf32" if precision == "tf32" else "bfloat16"
+    products: ProductPrecision | None = (
+        None if precision == "float32" else "tf32" if precision == "tf32" else "bfloat16"
+    )
     ranks = nearest(
         first, second, count=need, metric=metric, precision=products, memory_budget=memory_budget,
         exclude=torch.from_numpy(banned).to(device) if banned.size else None,

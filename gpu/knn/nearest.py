@@ -15,10 +15,11 @@ from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["float16", "bfloat16", "tf32", "float32"]
+Metric = Literal["ip", "l2"]
+ProductPrecision = Literal["float16", "bfloat16", "tf32", "float32"]
 
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-METRICS = ("ip", "l2")
+PRODUCT_PRECISIONS: tuple[str, ...] = get_args(ProductPrecision)
+METRICS: tuple[str, ...] = get_args(Metric)
 MARGIN = 32
 # A tile of products that the second-level cache holds: 32 MiB of float16 on an H100, which has 50.
 TILE = 4096
@@ -62,7 +63,7 @@ def nearest(
     count: int,
     metric: str = "ip",
     exclude: torch.Tensor | None = None,
-    precision: Precision | None = None,
+    precision: ProductPrecision | None = None,
     memory_budget: int = 1 << 30,
 ) -> Nearest:
     """The ``count`` best database rows of every query.
@@ -111,7 +112,9 @@ def nearest(
     return Nearest(ids, scores, (second if precision != "float32" else 0, len(remaining)))
 
 
-def shorten(rows: torch.Tensor, precision: Precision, order: torch.Tensor | None = None) -> tuple[Shortened, int]:
+def shorten(
+    rows: torch.Tensor, precision: ProductPrecision, order: torch.Tensor | None = None
+) -> tuple[Shortened, int]:
     """Rows in the type of the products, in another order where one is given, and the exponent they were raised by.
 
     Raises:
@@ -148,7 +151,7 @@ def _search(
     database: torch.Tensor,
     banned: torch.Tensor | None,
     l2: bool,
-    precision: Precision,
+    precision: ProductPrecision,
     budget: int,
     out_ids: torch.Tensor,
     out_scores: torch.Tensor,
@@ -208,7 +211,7 @@ def _product_error(
     take: slice,
     longest: torch.Tensor,
     cut: torch.Tensor,
-    precision: Precision,
+    precision: ProductPrecision,
     width: int,
 ) -> torch.Tensor:
     """float32[Q]: how far a product may be from the true one, by Cauchy and Schwarz from what was cut off."""
@@ -376,8 +379,8 @@ def _check(
         raise ValueError(f"count must be at least 1, not {count}")
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision is not None and precision not in PRODUCT_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRODUCT_PRECISIONS)}, not {precision!r}")
     if exclude is not None and (exclude.shape[:1] != queries.shape[:1] or exclude.dtype != torch.int64):
         raise ValueError(f"exclude must be int64[{len(queries)}, e], not {exclude.dtype}{list(exclude.shape)}")
 

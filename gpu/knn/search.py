@@ -25,6 +25,8 @@ from curation.gpu.knn import faiss
 from curation.gpu.knn.cpu import rank_rows, shortlist
 from curation.gpu.knn.exclusions import Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix, product_error
+from curation.gpu.knn.nearest import METRICS as METRICS
+from curation.gpu.knn.nearest import Metric as Metric
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,10 @@ Engine = Literal[
     "auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat", "faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf",
     "faiss-cagra",
 ]  # fmt: skip
-Metric = Literal["ip", "l2"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 ENGINES: tuple[str, ...] = get_args(Engine)
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra")
-METRICS: tuple[str, ...] = get_args(Metric)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Above this a CPU needs hours for an exact search, so "auto" takes IVF where FAISS is installed.
 EXACT_ON_CPU = 400_000

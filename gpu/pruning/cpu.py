@@ -6,10 +6,10 @@ are a function of (key, position), so an outcome depends on nothing else.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.gpu.random.cpu import number, uniform
 
@@ -21,7 +21,7 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _U32 = np.uint64(32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def finite_mean(scores: Floats) -> float:
     """Mean of the finite scores in float64, NaN where there are none."""
     total, count = 0.0, 0
@@ -32,7 +32,7 @@ def finite_mean(scores: Floats) -> float:
     return total / count if count else np.nan
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def _band(score: float, cuts: Floats) -> int:
     """The band of a score; ``len(cuts)`` where it lies above all or is unknown."""
     if not np.isfinite(score):
@@ -43,7 +43,7 @@ def _band(score: float, cuts: Floats) -> int:
     return len(cuts)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def band_sizes(scores: Floats, cuts: Floats) -> npt.NDArray[np.int64]:
     """int64[bands]: how many scores each band holds."""
     sizes = np.zeros(len(cuts) + 1, np.int64)
@@ -52,7 +52,7 @@ def band_sizes(scores: Floats, cuts: Floats) -> npt.NDArray[np.int64]:
     return sizes[: len(cuts)]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def draw_by_coins(scores: Floats, cuts: Floats, ratios: npt.NDArray[np.float64], key: np.uint64) -> Codes:
     """uint8[N]: codes by a coin for each example of a band, dropped with its ``ratios``' probability."""
     codes = np.empty(len(scores), np.uint8)
@@ -65,7 +65,7 @@ def draw_by_coins(scores: Floats, cuts: Floats, ratios: npt.NDArray[np.float64],
     return codes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def draw_exactly(
     scores: Floats,
     cuts: Floats,
@@ -90,7 +90,7 @@ def draw_exactly(
     return codes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def shuffle_into(codes: Codes, key: np.uint64, order: Positions, buckets: int) -> None:
     """Fill ``order`` with the kept positions in random order: through ``buckets`` (a power of two), each shuffled."""
     mask = np.uint64(buckets - 1)

@@ -6,11 +6,11 @@ nearly all logarithms.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from curation.gpu.compiled import compiled
 from curation.gpu.random import GOLDEN
 from curation.gpu.random.cpu import fine_uniform, mix
 from curation.gpu.topk.gumbel import BELOW_ONE, HIGH, LIMIT, LOW, Array, Keying, raise_if_bad
@@ -110,7 +110,8 @@ def _keys_above(
     return keys, offsets, bad
 
 
-def _scan_python(
+@compiled(nogil=True, error_model="numpy")
+def _scan(
     values: Any,
     first_position: int,
     first: Any,
@@ -168,10 +169,3 @@ def _scan_python(
         offsets[count] = i
         count += 1
     return keys[:count], offsets[:count], -1
-
-
-try:
-    _scan = numba.njit(nogil=True, cache=True, error_model="numpy")(_scan_python)
-except RuntimeError:
-    # numba finds no folder to write its cache to (a read-only container): compile anew in each process.
-    _scan = numba.njit(nogil=True, error_model="numpy")(_scan_python)

@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.gpu.graph import Graph, build_graph
-from curation.selectors.b3.conflicts import conflict_columns, separate_clusters
+from curation.selectors.b3.conflicts import separate_clusters
 from curation.selectors.b3.partition import partition
 from curation.selectors.b3.ranking import RankWindow, by_dataset
-
-__all__ = ["Communities", "conflict_columns", "find_communities", "join_cells"]
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ rows that share an id with either side only.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.graph import Graph
 
 Int64 = npt.NDArray[np.int64]
@@ -128,7 +128,7 @@ def _deal(offsets: Int64, ids: Int64, rng: np.random.Generator) -> Int64 | None:
     return np.argsort(batch, kind="stable")
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _clashes(row: Any, other_bin: Any, skip: Any, bins: Any, columns: Any, members: Any, starts: Any) -> Any:
     # Rows of `other_bin`, but `row` and `skip`, that share an id with `row`: how many, and one of them.
     clashes, last = 0, -1
@@ -143,7 +143,7 @@ def _clashes(row: Any, other_bin: Any, skip: Any, bins: Any, columns: Any, membe
     return clashes, last
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _swap_into(
     row: Any, target: Any, begin: Any, rows: Any, offsets: Any, bins: Any, positions: Any, columns: Any,
     members: Any, starts: Any,
@@ -162,7 +162,7 @@ def _swap_into(
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _separate(
     rows: Any, offsets: Any, columns: Any, members: Any, starts: Any, begin: Any, edge_starts: Any,
     neighbours: Any, weights: Any,

@@ -20,12 +20,11 @@ from curation.gpu.graph import EDGES, Edges
 from curation.gpu.knn import ENGINES, METRICS, PRECISIONS, Metric
 from curation.plan import BatchPlan
 from curation.selectors.b3.batches import LAST, Last, regroup
-from curation.selectors.b3.communities import Communities, conflict_columns, find_communities
+from curation.selectors.b3.communities import Communities, find_communities
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.negatives import hard_negatives
 from curation.selectors.b3.partition import PARTITIONERS, Partitioner
 from curation.selectors.b3.ranking import RankWindow, rank_window
-
-__all__ = ["B3", "Communities", "RankWindow", "rank_window", "text_ids"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -162,7 +161,7 @@ class B3:
 
         Args:
             ranking: N rows.
-            apart: int64[c, N], as :func:`curation.selectors.b3.communities.conflict_columns` gives them.
+            apart: int64[c, N], as :func:`curation.selectors.b3.conflict_columns` gives them.
             datasets: int64[N] ids 0.., within which the ranks are.
             seed: of the partition.
         """

@@ -5,10 +5,10 @@ for all, in compiled code and in parallel; a draw is a function of (seed, epoch,
 does not depend on the number of threads.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.random import GOLDEN
 from curation.gpu.random.cpu import mix, uniform
 from curation.gpu.threads import by_rows
@@ -55,14 +55,14 @@ def hard_negatives(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _pair_uniform(key, row, candidate):  # type: ignore[no-untyped-def]
     # The mixer over the pair: one number in (0, 1] each. Another odd factor keeps (1, 0) and (0, 1) apart.
     bits = mix(mix(key + np.uint64(row) * np.uint64(GOLDEN)) + np.uint64(candidate) * np.uint64(_SILVER))
     return uniform(bits) + 2.0**-53
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out):  # type: ignore[no-untyped-def]
     for cluster in range(begin, end):
         members = order[offsets[cluster] : offsets[cluster + 1]]

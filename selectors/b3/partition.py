@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.graph import Graph
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _memory_folder(size: int) -> str | None:
     return str(shared) if roomy else None
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _weight_inside(starts: Any, columns: Any, weights: Any, labels: Any) -> Any:
     out = np.zeros(len(labels), np.int64)
     for row in range(len(labels)):
@@ -187,7 +187,7 @@ def _weight_inside(starts: Any, columns: Any, weights: Any, labels: Any) -> Any:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _settle(starts: Any, columns: Any, weights: Any, labels: Any, room: Any) -> None:
     gain = np.zeros(len(room), np.int64)
     for row in range(len(labels)):
@@ -216,7 +216,7 @@ def _settle(starts: Any, columns: Any, weights: Any, labels: Any, room: Any) -> 
             room[part] -= 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _grow(starts: Any, columns: Any, weights: Any, labels: Any, size: Any) -> Any:
     # Chunks of `size` within each label: from the lowest free row, always the free neighbour tied most to it.
     out = np.full(len(labels), -1, np.int64)

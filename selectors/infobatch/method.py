@@ -21,9 +21,6 @@ import torch.distributed as dist
 from curation.gpu.pruning import DROPPED, KEPT
 from curation.selection import Selection
 from curation.selectors.infobatch.rule import Form, Rule
-from curation.selectors.infobatch.schedule import by_progress as by_progress
-from curation.selectors.infobatch.schedule import cosine as cosine
-from curation.selectors.infobatch.schedule import one_cycle as one_cycle
 from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
 from curation.selectors.state import check_state, restored
 

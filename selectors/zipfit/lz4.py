@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.selectors.zipfit.addresses import (
-    compiled,
     copy_bytes,
     equal_ahead,
     equal_behind,
