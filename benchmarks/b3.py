@@ -26,7 +26,7 @@ from curation.gpu.graph import EDGES, Graph, build_graph
 from curation.gpu.knn import knn
 from curation.selectors.b3 import B3, RankWindow, rank_window, text_ids
 from curation.selectors.b3.batches import regroup
-from curation.selectors.b3.communities import conflict_columns
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.partition import LOUVAIN_LIMIT, PARTITIONERS, exact_sizes, partition
 from curation.selectors.b3.quality import plan_quality, random_plan
 

@@ -271,8 +271,8 @@ def knn(bench: Bench) -> None:
     count, width, ranks = bench.pick(1_000_000, 70), bench.pick(768, 8), bench.pick(130, 10)
     if bench.dry:
         # The kernels' path, which CPU tensors do not take by themselves.
-        module._kernels_run = lambda rows: True  # type: ignore[assignment]
-        module._TILE = 32
+        module.kernels_run = lambda rows: True  # type: ignore[assignment]
+        module.TILE = 32
     rows = bench.normal(count, width, torch.float32)
     own = torch.arange(count, device=bench.device)
     found = nearest(rows, rows, count=ranks, exclude=own)
@@ -315,7 +315,7 @@ def knn(bench: Bench) -> None:
     bench.rows.append(Row("kNN exact", size, seconds, flop, "FLOP", "fp16", slow, note))
 
     half = shorten(rows, "float16")[0].rows
-    tile = module._TILE
+    tile = module.TILE
     out = torch.empty(min(tile, count), min(tile, count), dtype=half.dtype, device=bench.device)
 
     def product() -> None:
@@ -368,9 +368,9 @@ def _faiss(bench: Bench, rows: torch.Tensor, few: torch.Tensor, ranks: int, shar
 
 def gumbel(bench: Bench) -> None:
     """The top 1,000 of 10^9 scores under Gumbel noise."""
-    from curation.gpu.topk import _device_best
-    from curation.gpu.topk.gumbel import Keying, keys_at, noise_seeds
+    from curation.gpu.topk.gumbel import Keying, noise_seeds
     from curation.gpu.topk.kernels import PROGRAMS, SAMPLE, best_by_bar
+    from curation.gpu.topk.tensor import best, keys_at
 
     k, sample, programs = bench.pick(1000, 20), bench.pick(SAMPLE, 4096), bench.pick(PROGRAMS, 5)
     for dtype, count in ((torch.float32, bench.pick(10**9, 17_000)), (torch.float64, bench.pick(10**9, 17_000))):
@@ -378,7 +378,7 @@ def gumbel(bench: Bench) -> None:
         keying = Keying(scale=1.0, log=True, seeds=noise_seeds((5, 1)))
         less = values[: bench.pick(50_000_000, 17_000)]
         fast = best_by_bar(less, k, 0, keying, sample=sample, programs=programs)
-        slow = _device_best(less, k, 0, keying)
+        slow = best(less, k, 0, keying)
         equal = fast is not None and torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
         whole = best_by_bar(values, k, 0, keying, sample=sample, programs=programs)
         top = whole or slow

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import torch
 from scipy import stats
 
-from benchmarks._jest_task import Texts, Training
 from benchmarks.common import data_dir
+from benchmarks.tasks.jest import Texts, Training
 from curation import JEST
 from curation.selectors.jest.reference import EmbeddingCache
 

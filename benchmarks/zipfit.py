@@ -93,7 +93,7 @@ def contenders(commands: dict[str, list[str]]) -> Iterator[dict[str, Contender]]
 
 
 def work(job: dict[str, Any], threads: int | None) -> None:
-    """Our side of :mod:`benchmarks.zipfit_peer`."""
+    """Our side of :mod:`benchmarks.peers.zipfit`."""
     from curation import ZipFit
 
     scores = np.empty(0)
@@ -121,7 +121,7 @@ def exact(options: argparse.Namespace) -> float:
             job = Path(folder) / "job.json"
             fields = {"sources": sources, "targets": targets, "codec": codec, "level": LEVELS[codec]}
             job.write_text(json.dumps(fields))
-            peer = str(Path(__file__).with_name("zipfit_peer.py"))
+            peer = str(Path(__file__).parent / "peers" / "zipfit.py")
             commands = {
                 "zip-fit": [options.peer_python, peer, str(job)],
                 "curation": [sys.executable, "-m", "benchmarks.zipfit", "--work", str(job)],

@@ -1,4 +1,4 @@
-"""How many 4-grams of bytes texts share with each of some targets: a sparse product, on any device.
+"""Counts of the 4-grams of bytes that texts share with each of some targets: a sparse product, on any device.
 
 A text's distinct 4-grams are its non-zero entries among the targets' 4-grams; their product with the targets'
 0/1 columns counts what is shared. The counts are exact: grams are compared as the 32-bit numbers that they are,
@@ -50,10 +50,10 @@ def target_grams(data: torch.Tensor, offsets: torch.Tensor) -> Grams:
     """
     owners, grams, new = _distinct(data, offsets)
     owners, grams = owners[new], grams[new]
-    vocabulary, places = torch.unique(grams, return_inverse=True)
+    vocabulary, columns = torch.unique(grams, return_inverse=True)
     count = len(offsets) - 1
     held = torch.zeros(len(vocabulary) + 1, count, device=data.device)
-    held[places, owners] = 1
+    held[columns, owners] = 1
     return Grams(vocabulary, held, torch.bincount(owners, minlength=count))
 
 
@@ -76,10 +76,10 @@ def shared_grams(data: torch.Tensor, offsets: torch.Tensor, targets: Grams) -> t
     count = len(targets.vocabulary)
     if count == 0 or len(grams) == 0:
         return torch.zeros(len(offsets) - 1, targets.targets, device=data.device), _per_text(new, offsets)
-    place = torch.searchsorted(targets.vocabulary, grams)
-    found = new & (targets.vocabulary[place.clamp(max=count - 1)] == grams)
-    place = torch.where(found, place, count)
-    shared = torch.nn.functional.embedding_bag(place, targets.held, offsets, mode="sum", include_last_offset=True)
+    entries = torch.searchsorted(targets.vocabulary, grams)
+    known = new & (targets.vocabulary[entries.clamp(max=count - 1)] == grams)
+    entries = torch.where(known, entries, count)
+    shared = torch.nn.functional.embedding_bag(entries, targets.held, offsets, mode="sum", include_last_offset=True)
     return shared, _per_text(new, offsets)
 
 
@@ -114,13 +114,13 @@ def _distinct(data: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, 
             f"{offsets.dtype}{list(offsets.shape)}"
         )
     n = len(data)
-    here = torch.arange(n, device=data.device)
-    owner = torch.searchsorted(offsets, here, right=True) - 1
+    positions = torch.arange(n, device=data.device)
+    owner = torch.searchsorted(offsets, positions, right=True) - 1
     gram = torch.zeros(n, dtype=torch.int64, device=data.device)
-    for place in range(GRAM):
-        if n > place:
-            gram[: n - place] |= data[place:].long() << (8 * place)
-    gram = torch.where(here + GRAM <= offsets[owner + 1], gram, _MISS)
+    for byte in range(GRAM):
+        if n > byte:
+            gram[: n - byte] |= data[byte:].long() << (8 * byte)
+    gram = torch.where(positions + GRAM <= offsets[owner + 1], gram, _MISS)
     # Owner and gram in one key: 33 bits for the gram, so that what is none comes after all that are.
     keys = (owner << 33 | gram).sort().values
     new = torch.ones(n, dtype=torch.bool, device=data.device)

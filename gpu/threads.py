@@ -1,4 +1,4 @@
-"""Threads for compiled row loops, and for work in order. They serve because what runs in them lets go of the GIL.
+"""Threads for compiled row loops, and for work in order; what runs in them releases the GIL.
 
 Numba's own ``parallel=True`` costs half a minute to compile where a plain kernel costs a second, and its
 default thread pool may not be entered from two threads. Kernels here release the GIL and take a row range.

@@ -3,7 +3,7 @@
 Decides: which k of a scored pool to take next. The top k of a score are often near copies of each other; noise
 on the scores before ranking gives a batch about as good as BatchBALD's in the time of a sort (Kirsch et al. 2023,
 arXiv 2106.12059, section 3). Scores are better the higher they are: those of
-:mod:`curation.selectors.uncertainty` all are; turn others round before they come here.
+:mod:`curation.selectors.uncertainty` all are; negate others first.
 
 Cost: O(N) time and O(k) memory for ``power`` and ``softmax``; ``soft-rank`` sorts. The noise is a pure function
 of (seed, position), so shards draw alone and their candidates, merged, are the global draw.
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from curation.gpu.topk import best, descending_order, descending_ranks, topk
-from curation.gpu.topk.gumbel import Array, Keying, Seed, check_values, keys_of, noise_seeds
+from curation.gpu.topk import best, descending_order, descending_ranks, keys_of, topk
+from curation.gpu.topk.gumbel import Array, Keying, Seed, check_values, noise_seeds
 from curation.selection import Selection
 
 KINDS = ("power", "softmax", "soft-rank")
@@ -123,8 +123,8 @@ class StochasticAcquisition:
         check_values(scores)
         if k > len(scores):
             raise ValueError(f"k is {k}, but there are only {len(scores)} scores")
-        ranks = descending_ranks(scores) if self._needs_ranks else None
-        return self.local(scores, k, seed=_one_source(generator, seed), ranks=ranks)
+        ranks = descending_ranks(scores) if self.needs_ranks else None
+        return self.local(scores, k, seed=_source_of(generator, seed), ranks=ranks)
 
     def local(self, scores: Array, k: int, *, seed: Seed | None, start: int = 0, ranks: Array | None = None) -> Draw:
         """One shard's candidates for a global draw: see :meth:`merge`.
@@ -173,7 +173,8 @@ class StochasticAcquisition:
         return keys_of(values, keying, start=start)
 
     @property
-    def _needs_ranks(self) -> bool:
+    def needs_ranks(self) -> bool:
+        """Whether a draw goes by the scores' ranks, which :meth:`local` and :meth:`keys` then must be given."""
         return self.kind == "soft-rank" and 0 < self.beta < np.inf
 
     def _keyed(self, scores: Array, seed: Seed | None, ranks: Array | None) -> tuple[Array, Keying]:
@@ -184,7 +185,7 @@ class StochasticAcquisition:
             return scores, Keying(log=log)
         if seed is None:
             raise ValueError("a seed or a generator is needed unless beta is inf: pass one, so that the draw repeats")
-        if not self._needs_ranks:
+        if not self.needs_ranks:
             return scores, Keying(scale=self.beta, log=log, seeds=noise_seeds(seed))
         if ranks is None:
             raise ValueError("soft-rank needs each score's rank among all shards: pass ranks (descending_ranks)")
@@ -249,12 +250,12 @@ def select_per_group(
         raise ValueError(f"groups has shape {tuple(codes.shape)}, but there are {len(scores)} scores")
     if codes.is_floating_point() or codes.is_complex():
         raise TypeError(f"groups must be integers, not {codes.dtype}")
-    ranks = _places_in_groups(_to_tensor(scores), codes)[0] + 1 if method._needs_ranks else None
+    ranks = _ranks_in_groups(_to_tensor(scores), codes)[0] + 1 if method.needs_ranks else None
     keys = _to_tensor(method.keys(scores, seed=seed, ranks=ranks))
-    places, sizes = _places_in_groups(keys, codes)
+    ranks_within, sizes = _ranks_in_groups(keys, codes)
     quotas = sizes.clamp(max=count) if fraction is None else count_of(fraction, sizes)
     order = keys.argsort(descending=True, stable=True)
-    indices = order[(places < quotas)[order]]
+    indices = order[(ranks_within < quotas)[order]]
     values = _to_tensor(scores)[indices]
     return Selection(indices=_to_numpy(indices), scores=_to_numpy(values), size=len(scores))
 
@@ -280,19 +281,19 @@ def count_of(fraction: float, size: Any) -> Any:
     return counts if isinstance(size, torch.Tensor) else int(counts)
 
 
-def _places_in_groups(keys: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64[N] each candidate's place in its group by descending key, from 0, and int64[N] its group's size."""
+def _ranks_in_groups(keys: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64[N] each candidate's rank in its group by descending key, from 0, and int64[N] its group's size."""
     order = keys.argsort(descending=True, stable=True)
     order = order[codes[order].argsort(stable=True)]
     sizes = torch.unique_consecutive(codes[order], return_counts=True)[1]
     starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    places, members = torch.empty_like(order), torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device) - starts
-    members[order] = sizes.repeat_interleave(sizes)
-    return places, members
+    ranks, group_sizes = torch.empty_like(order), torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device) - starts
+    group_sizes[order] = sizes.repeat_interleave(sizes)
+    return ranks, group_sizes
 
 
-def _one_source(generator: np.random.Generator | torch.Generator | None, seed: Seed | None) -> Seed | None:
+def _source_of(generator: np.random.Generator | torch.Generator | None, seed: Seed | None) -> Seed | None:
     if generator is not None and seed is not None:
         raise ValueError("give a generator or a seed, not both")
     return seed if generator is None else generator

@@ -56,10 +56,10 @@ class PairGather:
             row[1 + self.capacity : 1 + self.capacity + len(indices)] = losses.view(np.int32)
         nccl = dist.get_backend(self.group) == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        mine = torch.from_numpy(row).to(device)
-        everyone = [torch.empty_like(mine) for _ in range(size)]
-        dist.all_gather(everyone, mine, group=self.group)
-        return torch.stack(everyone).cpu().numpy()
+        part = torch.from_numpy(row).to(device)
+        parts = [torch.empty_like(part) for _ in range(size)]
+        dist.all_gather(parts, part, group=self.group)
+        return torch.stack(parts).cpu().numpy()
 
     def __getstate__(self) -> dict[str, int]:
         # A process group belongs to its process; a copy elsewhere uses the default one.

@@ -9,19 +9,20 @@ Cost: O(N + draws) at an epoch's start, O(batch) a step. Memory: 8 bytes a candi
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from curation.gpu.compiled import compiled
 from curation.gpu.pruning.cpu import finite_mean
-from curation.selectors.distributed import PairGather
 from curation.selectors.infobatch.rule import shuffled_kept
-from curation.selectors.losses import checked_losses, checked_positions
+from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
 from curation.selectors.state import check_state, restored
 
 _DRAW, _ORDER = 2, 3
+_NOT_COUNTED: dict[str, Any] = {"nonfinite": 0, "pending_indices": [], "pending_losses": []}
+_STATE = {"version", "epoch", "scores", "chances", *_NOT_COUNTED}
 
 
 class Importance:
@@ -33,6 +34,8 @@ class Importance:
         size: N, the number of examples.
         uniform: the share of the uniform distribution in p, in (0, 1]; it bounds weights by 1 / uniform.
         seed: the draws of an epoch are a function of the losses at its start, the seed and the epoch.
+        sync: with several ranks, ``"step"`` gathers losses in every :meth:`update` (one all-gather);
+            ``"epoch"`` keeps them until the next epoch begins, or :meth:`synchronize`.
         group: the process group of the ranks that share the examples; None is the default group.
 
     Raises:
@@ -40,7 +43,13 @@ class Importance:
     """
 
     def __init__(
-        self, *, size: int, uniform: float = 0.2, seed: int = 0, group: dist.ProcessGroup | None = None
+        self,
+        *,
+        size: int,
+        uniform: float = 0.2,
+        seed: int = 0,
+        sync: Sync = "step",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, not {size}")
@@ -50,23 +59,32 @@ class Importance:
             raise ValueError(f"seed must not be negative, but is {seed}")
         self.size, self.uniform, self.seed = size, uniform, seed
         self.current: int | None = None
-        self._scores = np.full(size, np.nan, np.float32)
+        self._losses = RunningLosses(size, sync=sync, group=group, owner="Importance")
         self._renew(np.full(size, 1 / size, np.float32))
-        self._gather = PairGather(group)
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
         """float32[N], the last loss of each example, NaN where none is known; a live view, not to be written."""
-        view = self._scores.view()
-        view.flags.writeable = False
-        return view
+        return self._losses.view
+
+    @property
+    def nonfinite(self) -> int:
+        """How many losses were NaN or infinite."""
+        return self._losses.nonfinite
 
     def begin(self, epoch: int) -> None:
-        """Take the present losses as the probabilities of ``epoch``, unless it is the current one already."""
+        """Take the present losses as the probabilities of ``epoch``, unless it is the current one already.
+
+        With ``sync="epoch"`` it is collective: pending losses are merged first.
+
+        Raises:
+            ValueError: the epoch is negative.
+        """
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, but is {epoch}")
         if epoch != self.current:
-            self._renew(chances(self._scores, self.uniform))
+            self.synchronize()
+            self._renew(chances(self._losses.values, self.uniform))
             self.current = epoch
 
     def draw(self, epoch: int, count: int) -> npt.NDArray[np.int64]:
@@ -87,17 +105,23 @@ class Importance:
     def update(self, indices: Any, losses: Any) -> Any:
         """Record the losses of a batch and return them weighted, as :meth:`InfoBatch.update` does.
 
+        A loss that is NaN or infinite counts as unknown, is counted in :attr:`nonfinite`, and is warned of once.
+
         Raises:
             ValueError: losses are averaged already, shapes differ, or an index is out of range.
             TypeError: indices are not integers.
         """
         positions, values = checked_losses(indices, losses, self.size)
         weights = self.weights(positions)
-        positions, values = self._gather(positions, values)
-        self._scores[positions] = np.where(np.isfinite(values), values, np.float32(np.nan))
-        if isinstance(losses, torch.Tensor):
-            return losses * torch.from_numpy(weights).to(losses.device)
-        return np.asarray(losses) * weights
+        self._losses.take(positions, values)
+        return weighted(losses, weights)
+
+    def synchronize(self) -> None:
+        """Merge losses that ``sync="epoch"`` still holds back; collective, and nothing otherwise.
+
+        Call it on all ranks before saving :meth:`state_dict` in the middle of an epoch.
+        """
+        self._losses.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything: tensors and plain values."""
@@ -105,21 +129,26 @@ class Importance:
             "version": 1,
             **self._identity(),
             "epoch": self.current,
-            "scores": torch.from_numpy(self._scores.copy()),
+            **self._losses.state(),
             "chances": torch.from_numpy(self._chances.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` gave, also before it counted losses that are not finite.
 
         Raises:
             ValueError: keys are missing or unknown, or the state belongs to other parameters.
         """
+        if isinstance(state, dict):
+            state = {**_NOT_COUNTED, **state}
         identity = self._identity()
-        check_state(state, {"version", "epoch", "scores", "chances", *identity}, identity, "Importance")
+        check_state(state, {*_STATE, *identity}, identity, "Importance")
+        renewed = restored(state["chances"], np.float32)
+        if renewed.shape != (self.size,):
+            raise ValueError(f"chances has shape {renewed.shape}, not ({self.size},)")
+        self._losses.restore(state)
+        self._renew(renewed)
         self.current = state["epoch"]
-        self._scores = restored(state["scores"], np.float32)
-        self._renew(restored(state["chances"], np.float32))
 
     def _renew(self, chances: npt.NDArray[np.float32]) -> None:
         self._chances, self._total = chances, float(chances.sum(dtype=np.float64))
@@ -140,7 +169,7 @@ def chances(scores: npt.NDArray[np.float32], uniform: float) -> npt.NDArray[np.f
     return share
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _pick(chances: npt.NDArray[np.float32], points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """For each of the rising ``points``, the first position whose running sum of ``chances`` exceeds it."""
     picked = np.empty(len(points), np.int64)

@@ -1,7 +1,7 @@
-"""The last loss of every example, brought to all ranks."""
+"""Running losses: the last loss of every example, brought to all ranks."""
 
 import warnings
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,11 @@ import torch.distributed as dist
 from curation.selection import as_positions
 from curation.selectors.distributed import PairGather, world
 from curation.selectors.state import restored
+
+Sync = Literal["step", "epoch"]
+
+SYNCS: tuple[str, ...] = get_args(Sync)
+"""When several ranks merge their losses: as they come, or at the next epoch's start."""
 
 _EMPTY = np.empty(0, np.int64), np.empty(0, np.float32)
 
@@ -22,12 +27,18 @@ class RunningLosses:
         size: N.
         sync: with several ranks, ``"step"`` merges losses as they come, ``"epoch"`` at :meth:`synchronize`.
         group: the process group of the ranks; None is the default group.
+        owner: the class whose losses they are, as warnings call it.
+
+    Raises:
+        ValueError: ``sync`` is neither.
     """
 
-    def __init__(self, size: int, *, sync: str, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, size: int, *, sync: str, group: dist.ProcessGroup | None, owner: str) -> None:
+        if sync not in SYNCS:
+            raise ValueError(f"sync must be one of {', '.join(SYNCS)}, not {sync!r}")
         self.values = np.full(size, np.nan, np.float32)
         self.nonfinite = 0
-        self.sync = sync
+        self.sync, self.owner = sync, owner
         self._pending: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
         self._gather = PairGather(group)
 
@@ -35,6 +46,13 @@ class RunningLosses:
     def ranks(self) -> int:
         """How many share the examples."""
         return world(self._gather.group)[1]
+
+    @property
+    def view(self) -> npt.NDArray[np.float32]:
+        """``values``, live and not to be written."""
+        view = self.values.view()
+        view.flags.writeable = False
+        return view
 
     def take(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> int:
         """Record this rank's losses, or hold them back; how many examples all ranks brought in this step."""
@@ -81,13 +99,20 @@ class RunningLosses:
             if self.nonfinite == 0:
                 warnings.warn(
                     f"the loss of example {positions[bad][0]} is {losses[bad][0]}: it stays in training, and takes "
-                    "no part in the mean. InfoBatch.nonfinite counts such losses; this is said once.",
+                    f"no part in the mean. {self.owner}.nonfinite counts such losses; this is said once.",
                     RuntimeWarning,
                     stacklevel=4,
                 )
             self.nonfinite += int(bad.sum())
         # Of a position that repeats, the last one counts: the order is the ranks', so all agree.
         self.values[positions] = np.where(bad, np.float32(np.nan), losses)
+
+
+def weighted(losses: Any, weights: npt.NDArray[np.float32]) -> Any:
+    """``losses`` times float32[b] weights: a tensor on its device, with its gradient, or a numpy array."""
+    if isinstance(losses, torch.Tensor):
+        return losses * torch.from_numpy(weights).to(losses.device)
+    return np.asarray(losses) * weights
 
 
 def checked_positions(indices: Any, size: int) -> npt.NDArray[np.int64]:

@@ -14,9 +14,9 @@ def restored(values: Any, dtype: type[Any]) -> npt.NDArray[Any]:
 def check_state(state: Any, keys: set[str], identity: dict[str, Any], owner: str) -> None:
     """Raise ``ValueError`` unless ``state`` has these keys and agrees with ``identity``."""
     if not isinstance(state, dict) or set(state) != keys:
-        got = set(state) if isinstance(state, dict) else set()
+        present = set(state) if isinstance(state, dict) else set()
         raise ValueError(
-            f"not a state of {owner}: missing {sorted(keys - got)}, unknown {sorted(map(str, got - keys))}"
+            f"not a state of {owner}: missing {sorted(keys - present)}, unknown {sorted(map(str, present - keys))}"
         )
     if state["version"] != 1:
         raise ValueError(f"a state of {owner} in version {state['version']}; this release reads version 1")

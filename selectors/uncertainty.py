@@ -225,8 +225,8 @@ def _stream(
     as_numpy = True
     for chunk in _chunks(predictions, chunk_bytes, dimensions):
         as_numpy = not isinstance(chunk, torch.Tensor)
-        found, valid = of_chunk(_tensor(chunk))
-        scores.append(found)
+        part, valid = of_chunk(_tensor(chunk))
+        scores.append(part)
         validity.append(valid)
     if not scores:
         empty = np.empty(0, np.float32)

@@ -1,4 +1,4 @@
-"""From rows of neighbours to an undirected graph in compressed rows, on any device, by sorting and gathers.
+"""From rows of neighbours to compressed rows by tensor operations on any device: sorts and gathers.
 
 Each row is sorted once; whether j also names i is a binary search in row j, for all entries at a time. Where both
 ends must name each other the entries that remain are in order already; where one is enough the one-way edges are
@@ -8,14 +8,17 @@ O(N·m·log m) time; memory some 50 bytes for each of N·m entries, 100 where on
 number of edges, once, since the result's size depends on it.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 Edges = Literal["mutual", "either"]
 
+EDGES: tuple[str, ...] = get_args(Edges)
+"""Which pairs of rows are joined: those that name each other, or those of which one names the other."""
 
-def build_csr(neighbours: torch.Tensor, edges: Edges = "mutual") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def build_csr(neighbours: torch.Tensor, edges: str = "mutual") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Join i and j where each names the other (``"mutual"``) or where one does (``"either"``).
 
     Args:
@@ -31,8 +34,8 @@ def build_csr(neighbours: torch.Tensor, edges: Edges = "mutual") -> tuple[torch.
         ValueError: the shape or ``edges`` is not allowed, or a neighbour is outside 0..N-1.
         TypeError: neighbours are not integers.
     """
-    if edges not in ("mutual", "either"):
-        raise ValueError(f"edges must be one of mutual, either, not {edges!r}")
+    if edges not in EDGES:
+        raise ValueError(f"edges must be one of {', '.join(EDGES)}, not {edges!r}")
     if neighbours.ndim != 2:
         raise ValueError(f"neighbours must have shape [N, m], not {tuple(neighbours.shape)}")
     if neighbours.is_floating_point() or neighbours.is_complex() or neighbours.dtype == torch.bool:
@@ -50,15 +53,15 @@ def build_csr(neighbours: torch.Tensor, edges: Edges = "mutual") -> tuple[torch.
     if low < -1 or high >= count:
         raise ValueError(f"neighbours must be rows 0..{count - 1}, or -1 for none")
     ordered = neighbours.to(kind).sort(dim=1).values
-    own = torch.arange(count, device=device, dtype=kind)[:, None]
-    named = (ordered >= 0) & (ordered != own)
+    row = torch.arange(count, device=device, dtype=kind)[:, None]
+    named = (ordered >= 0) & (ordered != row)
     named[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
     both = named & _names_back(ordered)
     if edges == "mutual":
         columns = ordered[both]
         return _compressed(both.sum(1), columns, torch.full_like(columns, 2, dtype=torch.uint8))
-    rows, places = torch.nonzero(named, as_tuple=True)
-    others, mutual = ordered[rows, places].long(), both[rows, places]
+    rows, entries = torch.nonzero(named, as_tuple=True)
+    others, mutual = ordered[rows, entries].long(), both[rows, entries]
     # Keys are (row, column, both ways): a sort puts the edges in order and carries their weight.
     keys = torch.cat([(rows * count + others) * 2 + mutual, (others * count + rows)[~mutual] * 2]).sort().values
     pairs = keys >> 1
@@ -71,16 +74,16 @@ def _names_back(ordered: torch.Tensor) -> torch.Tensor:
     count, width = ordered.shape
     flat = ordered.reshape(-1)
     base = ordered.clamp(min=0).long() * width
-    own = torch.arange(count, device=ordered.device, dtype=ordered.dtype)[:, None]
+    row = torch.arange(count, device=ordered.device, dtype=ordered.dtype)[:, None]
     low = torch.zeros_like(base, dtype=torch.int32)
     high = torch.full_like(low, width)
     for _ in range(width.bit_length()):
         middle = (low + high) >> 1
-        less = (flat[(base + middle).clamp(max=len(flat) - 1)] < own) & (middle < high)
+        less = (flat[(base + middle).clamp(max=len(flat) - 1)] < row) & (middle < high)
         low = torch.where(less, middle + 1, low)
         high = torch.where(less, high, middle)
-    found = flat[(base + low).clamp(max=len(flat) - 1)] == own
-    return found & (low < width)
+    named_back = flat[(base + low).clamp(max=len(flat) - 1)] == row
+    return named_back & (low < width)
 
 
 def _compressed(

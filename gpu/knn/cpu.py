@@ -1,56 +1,11 @@
-"""Exact search by tiles of matrix products; memory is bounded by the tile."""
+"""Search by blocks of queries and tiles of matrix products, on the host or by torch; memory is bounded by the tile."""
 
-import numba
 import numpy as np
 import torch
 
+from curation.gpu.compiled import compiled
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
 from curation.gpu.threads import by_rows
-
-
-class Exclusions:
-    """Which database rows a query must never be given.
-
-    Args:
-        pairs: int64[Q, e], or [Q]; -1 for none.
-        same: columns of (query ids, database ids): equal ids exclude each other; -1 excludes nothing.
-    """
-
-    def __init__(self, pairs: Int64 | None, same: list[tuple[Int64, Int64]], queries: int, database: int) -> None:
-        if pairs is not None:
-            pairs = np.asarray(pairs, np.int64).reshape(len(pairs), -1)
-            if len(pairs) != queries:
-                raise ValueError(f"exclude has {len(pairs)} rows, but there are {queries} queries")
-            if pairs.size and (pairs.min() < -1 or pairs.max() >= database):
-                raise ValueError(f"exclude must hold database rows 0..{database - 1}, or -1 for none")
-        self._pairs = pairs
-        self._same = []
-        for query_ids, database_ids in same:
-            query_ids, database_ids = np.asarray(query_ids, np.int64), np.asarray(database_ids, np.int64)
-            if query_ids.shape != (queries,) or database_ids.shape != (database,):
-                raise ValueError(
-                    f"ids that exclude each other must have shapes ({queries},) and ({database},), "
-                    f"not {query_ids.shape} and {database_ids.shape}"
-                )
-            order = np.argsort(database_ids, kind="stable")
-            self._same.append((query_ids, order, database_ids[order]))
-
-    def of(self, rows: Int64) -> tuple[Int64, Int64]:
-        """(positions in ``rows``, database rows), both int64[E]; a pair may come twice."""
-        places, banned = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        if self._pairs is not None:
-            block = self._pairs[rows]
-            place, column = np.nonzero(block >= 0)
-            places.append(place)
-            banned.append(block[place, column])
-        for query_ids, order, ordered in self._same:
-            wanted = query_ids[rows]
-            first = np.searchsorted(ordered, wanted, "left")
-            counts = np.where(wanted < 0, 0, np.searchsorted(ordered, wanted, "right") - first)
-            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            places.append(np.repeat(np.arange(len(rows)), counts))
-            banned.append(order[np.repeat(first, counts) + within])
-        return np.concatenate(places), np.concatenate(banned)
 
 
 def shortlist(
@@ -85,15 +40,15 @@ def shortlist(
             scores.mul_(2).sub_((block.float() ** 2).sum(1)).sub_(square)
         inside = (banned[1] >= start) & (banned[1] < start + len(block))
         if inside.any():
-            place = torch.from_numpy(banned[0][inside]).to(device)
-            scores[place, torch.from_numpy(banned[1][inside] - start).to(device)] = -torch.inf
+            query = torch.from_numpy(banned[0][inside]).to(device)
+            scores[query, torch.from_numpy(banned[1][inside] - start).to(device)] = -torch.inf
         if scan:
             by_rows(_scan, count, scores.numpy(), start, keep, ids.numpy(), best.numpy(), fill, floor)
         else:
-            top, where = torch.topk(scores, min(keep, len(block)), dim=1)
-            where = torch.where(torch.isneginf(top), -1, where + start)
+            top, columns = torch.topk(scores, min(keep, len(block)), dim=1)
+            rows = torch.where(torch.isneginf(top), -1, columns + start)
             best, order = torch.topk(torch.cat([best, top], 1), keep, dim=1)
-            ids = torch.cat([ids, where], 1).gather(1, order)
+            ids = torch.cat([ids, rows], 1).gather(1, order)
     if scan:
         by_rows(_compact, count, keep, ids.numpy(), best.numpy(), fill)
     return ids[:, :keep].cpu().numpy(), best[:, :keep].cpu().numpy()
@@ -113,17 +68,17 @@ def rank_rows(
     for start in range(0, len(queries), rows):
         part = queries[start : start + rows]
         scores = database.score_pairs(part, np.broadcast_to(everything, (len(part), len(database))), l2=l2)
-        mine = (banned[0] >= start) & (banned[0] < start + len(part))
-        scores[banned[0][mine] - start, banned[1][mine]] = -np.inf
+        inside = (banned[0] >= start) & (banned[0] < start + len(part))
+        scores[banned[0][inside] - start, banned[1][inside]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :need]
-        found = np.take_along_axis(scores, order, 1)
+        top = np.take_along_axis(scores, order, 1)
         width = order.shape[1]
-        best[start : start + rows, :width] = found
-        ids[start : start + rows, :width] = np.where(np.isneginf(found), -1, order)
+        best[start : start + rows, :width] = top
+        ids[start : start + rows, :width] = np.where(np.isneginf(top), -1, order)
     return ids, best
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _keep_best(ids, best, fill, keep):  # type: ignore[no-untyped-def]
     # Hoare's selection on the two arrays together: the first `keep` of `fill` become the largest ones.
     low, high = 0, fill - 1
@@ -148,7 +103,7 @@ def _keep_best(ids, best, fill, keep):  # type: ignore[no-untyped-def]
             return
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _scan(begin, end, scores, start, keep, ids, best, fill, floor):  # type: ignore[no-untyped-def]
     room = ids.shape[1]
     for query in range(begin, end):
@@ -163,12 +118,12 @@ def _scan(begin, end, scores, start, keep, ids, best, fill, floor):  # type: ign
                     _keep_best(ids[query], best[query], count, keep)
                     count = keep
                     limit = best[query, 0]
-                    for place in range(1, keep):
-                        limit = min(limit, best[query, place])
+                    for i in range(1, keep):
+                        limit = min(limit, best[query, i])
         fill[query], floor[query] = count, limit
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _compact(begin, end, keep, ids, best, fill):  # type: ignore[no-untyped-def]
     for query in range(begin, end):
         if fill[query] > keep:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.gpu.knn.cpu import Exclusions
+from curation.gpu.knn.exclusions import Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
-from curation.gpu.knn.nearest import Precision, nearest
+from curation.gpu.knn.nearest import ProductPrecision, nearest
 
 # A query that may not be given this many rows and more is left to the search by blocks.
 MOST_EXCLUDED = 256
@@ -36,29 +36,31 @@ def search(
         return None
     first = _tensor(queries, left, device)
     second = first if database is queries else _tensor(database, right, device)
-    wanted: Precision | None = None if precision == "float32" else "tf32" if precision == "tf32" else "bfloat16"
-    found = nearest(
-        first, second, count=need, metric=metric, precision=wanted, memory_budget=memory_budget,
+    products: ProductPrecision | None = (
+        None if precision == "float32" else "tf32" if precision == "tf32" else "bfloat16"
+    )
+    ranks = nearest(
+        first, second, count=need, metric=metric, precision=products, memory_budget=memory_budget,
         exclude=torch.from_numpy(banned).to(device) if banned.size else None,
     )  # fmt: skip
-    return found.ids.cpu().numpy(), found.scores.cpu().numpy(), found.again[1]
+    return ranks.ids.cpu().numpy(), ranks.scores.cpu().numpy(), ranks.again[1]
 
 
 def _padded(exclusions: Exclusions, queries: int) -> Int64:
     """int64[Q, e]: the rows that each query must not be given, each once; -1 where there are fewer."""
-    places, rows = exclusions.of(np.arange(queries))
-    if len(places) == 0:
+    positions, rows = exclusions.of(np.arange(queries))
+    if len(positions) == 0:
         return np.empty((queries, 0), np.int64)
-    order = np.lexsort((rows, places))
-    places, rows = places[order], rows[order]
-    new = np.ones(len(places), bool)
-    new[1:] = (places[1:] != places[:-1]) | (rows[1:] != rows[:-1])
-    places, rows = places[new], rows[new]
-    counts = np.bincount(places, minlength=queries)
+    order = np.lexsort((rows, positions))
+    positions, rows = positions[order], rows[order]
+    new = np.ones(len(positions), bool)
+    new[1:] = (positions[1:] != positions[:-1]) | (rows[1:] != rows[:-1])
+    positions, rows = positions[new], rows[new]
+    counts = np.bincount(positions, minlength=queries)
     out = np.full((queries, min(int(counts.max()), MOST_EXCLUDED + 1)), -1, np.int64)
-    within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    within = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
     inside = within < out.shape[1]
-    out[places[inside], within[inside]] = rows[inside]
+    out[positions[inside], within[inside]] = rows[inside]
     return out
 
 

@@ -9,11 +9,11 @@ product does not give that: its last bits depend on the shape of the tile. So pr
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from curation.gpu.compiled import compiled
 from curation.gpu.threads import by_rows
 
 Float32 = npt.NDArray[np.float32]
@@ -108,7 +108,7 @@ def product_error(lengths: npt.NDArray[np.float64], longest: float, width: int, 
     return 2 * (width + 8) * 2.0**-24 * size + 1e-30
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _score_one(query, row, l2):  # type: ignore[no-untyped-def]
     # Eight running sums in a fixed order: as fast as a free order, and the same on every machine.
     width = len(query)
@@ -119,35 +119,35 @@ def _score_one(query, row, l2):  # type: ignore[no-untyped-def]
             for lane in range(8):
                 gap = np.float64(query[start + lane]) - np.float64(row[start + lane])
                 sums[lane] -= gap * gap
-        for place in range(whole, width):
-            gap = np.float64(query[place]) - np.float64(row[place])
-            sums[place - whole] -= gap * gap
+        for column in range(whole, width):
+            gap = np.float64(query[column]) - np.float64(row[column])
+            sums[column - whole] -= gap * gap
     else:
         for start in range(0, whole, 8):
             for lane in range(8):
                 sums[lane] += np.float64(query[start + lane]) * np.float64(row[start + lane])
-        for place in range(whole, width):
-            sums[place - whole] += np.float64(query[place]) * np.float64(row[place])
+        for column in range(whole, width):
+            sums[column - whole] += np.float64(query[column]) * np.float64(row[column])
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _score(begin, end, queries, rows, ids, l2, out):  # type: ignore[no-untyped-def]
     for query in range(begin, end):
-        for place in range(ids.shape[1]):
-            row = ids[query, place]
-            out[query, place] = -np.inf if row < 0 else _score_one(queries[query], rows[row], l2)
+        for i in range(ids.shape[1]):
+            row = ids[query, i]
+            out[query, i] = -np.inf if row < 0 else _score_one(queries[query], rows[row], l2)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _score_coded(begin, end, queries, rows, decode, ids, l2, out):  # type: ignore[no-untyped-def]
     for query in range(begin, end):
         buffer = np.empty(queries.shape[1], np.float32)
-        for place in range(ids.shape[1]):
-            row = ids[query, place]
+        for i in range(ids.shape[1]):
+            row = ids[query, i]
             if row < 0:
-                out[query, place] = -np.inf
+                out[query, i] = -np.inf
             else:
                 for column in range(len(buffer)):
                     buffer[column] = decode[rows[row, column]]
-                out[query, place] = _score_one(queries[query], buffer, l2)
+                out[query, i] = _score_one(queries[query], buffer, l2)

@@ -11,16 +11,18 @@ On CUDA the host waits for the device before the search and after it, and never 
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["float16", "bfloat16", "tf32", "float32"]
+Metric = Literal["ip", "l2"]
+ProductPrecision = Literal["float16", "bfloat16", "tf32", "float32"]
 
-PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
+PRODUCT_PRECISIONS: tuple[str, ...] = get_args(ProductPrecision)
+METRICS: tuple[str, ...] = get_args(Metric)
 MARGIN = 32
 # A tile of products that the second-level cache holds: 32 MiB of float16 on an H100, which has 50.
-_TILE = 4096
+TILE = 4096
 # A unit of rounding for sums in the matrix units, which drop bits that float32 would keep.
 _SUM = 2.0**-22
 
@@ -61,7 +63,7 @@ def nearest(
     count: int,
     metric: str = "ip",
     exclude: torch.Tensor | None = None,
-    precision: Precision | None = None,
+    precision: ProductPrecision | None = None,
     memory_budget: int = 1 << 30,
 ) -> Nearest:
     """The ``count`` best database rows of every query.
@@ -90,26 +92,29 @@ def nearest(
     scores = torch.full((len(queries), count), -torch.inf, device=queries.device)
     with _Matmul(tf32=precision == "tf32"), torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         certain = _search(queries, database, banned, l2, precision, memory_budget, ids, scores)
-    left = torch.nonzero(~certain)[:, 0]
-    second = len(left)
+    remaining = torch.nonzero(~certain)[:, 0]
+    second = len(remaining)
     if second and precision != "float32":
-        part = ids[left], scores[left]
+        part = ids[remaining], scores[remaining]
         with _Matmul(tf32=False), torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
             certain = _search(
-                queries[left], database, None if banned is None else banned[left], l2, "float32", memory_budget, *part
-            )
-        ids[left], scores[left] = part
-        left = left[~certain]
+                queries[remaining], database, None if banned is None else banned[remaining], l2, "float32",
+                memory_budget, *part,
+            )  # fmt: skip
+        ids[remaining], scores[remaining] = part
+        remaining = remaining[~certain]
     rows = max(1, memory_budget // (64 * len(database)))
-    for start in range(0, len(left), rows):
-        block = left[start : start + rows]
+    for start in range(0, len(remaining), rows):
+        block = remaining[start : start + rows]
         ids[block], scores[block] = _rank_all(
             queries[block], database, None if banned is None else banned[block], count, l2
         )
-    return Nearest(ids, scores, (second if precision != "float32" else 0, len(left)))
+    return Nearest(ids, scores, (second if precision != "float32" else 0, len(remaining)))
 
 
-def shorten(rows: torch.Tensor, precision: Precision, order: torch.Tensor | None = None) -> tuple[Shortened, int]:
+def shorten(
+    rows: torch.Tensor, precision: ProductPrecision, order: torch.Tensor | None = None
+) -> tuple[Shortened, int]:
     """Rows in the type of the products, in another order where one is given, and the exponent they were raised by.
 
     Raises:
@@ -146,7 +151,7 @@ def _search(
     database: torch.Tensor,
     banned: torch.Tensor | None,
     l2: bool,
-    precision: Precision,
+    precision: ProductPrecision,
     budget: int,
     out_ids: torch.Tensor,
     out_scores: torch.Tensor,
@@ -154,7 +159,7 @@ def _search(
     """Fill in the ranks; bool[Q], which are proved."""
     count, size, width = out_ids.shape[1], len(database), database.shape[1]
     keep = min(size, count + MARGIN + (0 if banned is None else banned.shape[1]))
-    filtered = _kernels_run(queries) and 2 * _TILE < size < 2**31
+    filtered = kernels_run(queries) and 2 * TILE < size < 2**31
     # In a random order every stretch holds its share of a query's best, so the bars rise as they should.
     order = _permutation(size, database.device) if filtered else None
     right, up = shorten(database, precision, order)
@@ -166,9 +171,9 @@ def _search(
     for start in range(0, len(queries), rows):
         take = slice(start, start + rows)
         if filtered:
-            ids, floor, spilt = _shortlist_filtered(left.rows[take], right.rows, squares, keep)
+            ids, floor, spilt = shortlist_filtered(left.rows[take], right.rows, squares, keep)
         else:
-            ids, floor = _shortlist_plain(left.rows[take], right.rows, squares, keep, budget)
+            ids, floor = shortlist_plain(left.rows[take], right.rows, squares, keep, budget)
             spilt = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         if order is not None:
             ids = order[ids]
@@ -206,7 +211,7 @@ def _product_error(
     take: slice,
     longest: torch.Tensor,
     cut: torch.Tensor,
-    precision: Precision,
+    precision: ProductPrecision,
     width: int,
 ) -> torch.Tensor:
     """float32[Q]: how far a product may be from the true one, by Cauchy and Schwarz from what was cut off."""
@@ -217,42 +222,42 @@ def _product_error(
     return bound * 1.001 + lengths * longest * rounding.get(precision, width * _SUM) + 1e-30
 
 
-def _shortlist_plain(
+def shortlist_plain(
     left: torch.Tensor, right: torch.Tensor, squares: torch.Tensor | None, keep: int, budget: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(int64[Q, keep], float32[Q] the lowest product kept) by tiles and ``torch.topk``."""
     best = torch.empty(len(left), 0, device=left.device)
     ids = torch.empty(len(left), 0, dtype=torch.int64, device=left.device)
-    tile = max(_TILE, budget // (32 * len(left)))
+    tile = max(TILE, budget // (32 * len(left)))
     for start in range(0, len(right), tile):
         z = (left @ right[start : start + tile].T).float()
         if squares is not None:
             z = z.mul_(2).sub_(squares[start : start + tile])
-        top, where = z.topk(min(keep, z.shape[1]), dim=1, sorted=False)
-        best, ids = torch.cat([best, top], 1), torch.cat([ids, where + start], 1)
+        top, columns = z.topk(min(keep, z.shape[1]), dim=1, sorted=False)
+        best, ids = torch.cat([best, top], 1), torch.cat([ids, columns + start], 1)
         if best.shape[1] > keep:
             best, chosen = best.topk(keep, dim=1, sorted=False)
             ids = ids.gather(1, chosen)
     return ids, best.amin(1)
 
 
-def _shortlist_filtered(
+def shortlist_filtered(
     left: torch.Tensor, right: torch.Tensor, squares: torch.Tensor | None, keep: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same by a bar that rises, and bool[Q], whether a query had more above it than there was room for."""
     from curation.gpu.knn.kernels import keep_above
 
-    tile = _TILE
+    tile = TILE
     count, room = len(left), 1 << (4 * keep - 1).bit_length()
     ids, best = _first(left, right[:tile], None if squares is None else squares[:tile], keep)
     spilt = torch.zeros(count, dtype=torch.bool, device=left.device)
     products = torch.empty(count, tile, dtype=left.dtype, device=left.device)
-    places = torch.arange(room, device=left.device)
-    found = torch.empty(count, room, dtype=torch.int32, device=left.device)
+    slots = torch.arange(room, device=left.device)
+    above = torch.empty(count, room, dtype=torch.int32, device=left.device)
     scores = torch.empty(count, room, device=left.device)
     seen = tile
     while seen < len(right):
-        # Of a list in random order, as many places again as it already had bring `keep` more above the bar.
+        # Of a list in random order, as many rows again as it already had bring `keep` more above the bar.
         stop = min(len(right), seen + max(tile, seen * room // (2 * keep) // tile * tile))
         counts = torch.zeros(count, dtype=torch.int32, device=left.device)
         bars = best.amin(1)
@@ -260,11 +265,11 @@ def _shortlist_filtered(
             end = min(start + tile, stop)
             out = products[:, : end - start]
             torch.mm(left, right[start:end].T, out=out) if end - start == tile else out.copy_(left @ right[start:end].T)
-            keep_above(out, None if squares is None else squares[start:end], bars, start, counts, found, scores)
+            keep_above(out, None if squares is None else squares[start:end], bars, start, counts, above, scores)
         spilt |= counts > room
-        scores.masked_fill_(places >= counts[:, None], -torch.inf)
+        scores.masked_fill_(slots >= counts[:, None], -torch.inf)
         best, chosen = torch.cat([best, scores], 1).topk(keep, dim=1, sorted=False)
-        ids = torch.cat([ids, found.long()], 1).gather(1, chosen)
+        ids = torch.cat([ids, above.long()], 1).gather(1, chosen)
         seen = stop
     return ids, best.amin(1), spilt
 
@@ -278,7 +283,7 @@ def _first(
     best, ids = z.topk(min(keep, z.shape[1]), dim=1, sorted=False)
     if best.shape[1] == keep:
         return ids, best
-    # Places that nothing fills yet: their bar lets everything through.
+    # Slots that nothing fills yet: their bar lets everything through.
     gap = (0, keep - best.shape[1])
     return torch.nn.functional.pad(ids, gap), torch.nn.functional.pad(best, gap, value=-torch.inf)
 
@@ -288,7 +293,7 @@ def pair_scores(queries: torch.Tensor, database: torch.Tensor, ids: torch.Tensor
 
     The same sums in the same order as :meth:`curation.gpu.knn.matrix.Matrix.score_pairs`, on any device.
     """
-    if _kernels_run(queries):
+    if kernels_run(queries):
         from curation.gpu.knn.kernels import scores
 
         left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (queries, database))
@@ -328,17 +333,18 @@ def _rank_all(
 
 
 def _columns(ids: torch.Tensor) -> list[torch.Tensor]:
-    return [ids[:, start : start + _TILE] for start in range(0, ids.shape[1], _TILE)]
+    return [ids[:, start : start + TILE] for start in range(0, ids.shape[1], TILE)]
 
 
 def _ranked(ids: torch.Tensor, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first ``count`` by falling score, ties by index."""
     ids, order = ids.sort(dim=1)
-    scores, places = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return ids.gather(1, places)[:, :count], scores[:, :count]
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order)[:, :count], scores[:, :count]
 
 
-def _kernels_run(rows: torch.Tensor) -> bool:
+def kernels_run(rows: torch.Tensor) -> bool:
+    """Whether Triton's kernels take these rows."""
     return rows.is_cuda and find_spec("triton") is not None
 
 
@@ -347,9 +353,9 @@ def _permutation(size: int, device: torch.device) -> torch.Tensor:
 
 
 def _query_block(queries: int, size: int, keep: int, budget: int, item: int) -> int:
-    # A tile of products, and places for what passes, their merger and the shortlist's scores.
-    row = item * min(_TILE, size) + 160 * keep
-    return max(1, min(queries, _TILE, budget // row))
+    # A tile of products, and slots for what passes, their merger and the shortlist's scores.
+    row = item * min(TILE, size) + 160 * keep
+    return max(1, min(queries, TILE, budget // row))
 
 
 def _check(
@@ -371,10 +377,10 @@ def _check(
         raise ValueError(f"queries are on {queries.device}, but the database is on {database.device}")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    if metric not in ("ip", "l2"):
-        raise ValueError(f"metric must be one of ip, l2, not {metric!r}")
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    if precision is not None and precision not in PRODUCT_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRODUCT_PRECISIONS)}, not {precision!r}")
     if exclude is not None and (exclude.shape[:1] != queries.shape[:1] or exclude.dtype != torch.int64):
         raise ValueError(f"exclude must be int64[{len(queries)}, e], not {exclude.dtype}{list(exclude.shape)}")
 

@@ -15,25 +15,30 @@ engine copies the database into its index).
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from curation.gpu.knn import faiss
-from curation.gpu.knn.cpu import Exclusions, rank_rows, shortlist
+from curation.gpu.knn.cpu import rank_rows, shortlist
+from curation.gpu.knn.exclusions import Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix, product_error
+from curation.gpu.knn.nearest import METRICS as METRICS
+from curation.gpu.knn.nearest import Metric as Metric
 
 log = logging.getLogger(__name__)
 
-ENGINES = (
-    *("auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat"),
-    *("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra"),
-)
+Engine = Literal[
+    "auto", "torch-cuda", "torch-cpu", "faiss-gpu", "faiss-flat", "faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf",
+    "faiss-cagra",
+]  # fmt: skip
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+ENGINES: tuple[str, ...] = get_args(Engine)
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw", "faiss-gpu-ivf", "faiss-cagra")
-METRICS = ("ip", "l2")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Above this a CPU needs hours for an exact search, so "auto" takes IVF where FAISS is installed.
 EXACT_ON_CPU = 400_000
 # Extra places on the shortlist, so that rounding in the products rarely reaches the ranks asked for.
@@ -124,7 +129,7 @@ def knn(
             device=torch.device("cuda"), memory_budget=memory_budget,
         )  # fmt: skip
         if ranks is not None:
-            return _exact_result(*ranks, count, offset, chosen, precision, len(right))
+            return exact_result(*ranks, count, offset, chosen, precision, len(right))
     approximate = chosen in APPROXIMATE or (precision != "float32" and chosen == "torch-cuda")
     keep = min(len(right), need + (max(need, MARGIN) if approximate else MARGIN))
     read = max(1, memory_budget // (16 * right.width))
@@ -207,9 +212,10 @@ def knn(
     )  # fmt: skip
 
 
-def _exact_result(
+def exact_result(
     ids: Int64, scores: Float32, rechecked: int, count: int, offset: int, engine: str, precision: str, size: int
 ) -> Neighbours:
+    """Ranks from 0 as :class:`Neighbours` from ``offset`` on, padded to ``count``; ``size`` is the database's N."""
     gap = ((0, 0), (0, max(0, offset + count - ids.shape[1])))
     ids = np.pad(ids, gap, constant_values=-1)[:, offset : offset + count]
     return Neighbours(
@@ -269,11 +275,12 @@ def _without(ids: Int64, banned: tuple[Int64, Int64], size: int) -> Int64:
     return np.where((ids >= 0) & np.isin(keys, banned[0] * np.int64(size) + banned[1]), -1, ids)
 
 
-def _recall(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
+def _recall(ids: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
     if not (truth >= 0).any():
         return 1.0
-    places = np.arange(len(truth))[:, None] * np.int64(max(int(truth.max()), int(found.max())) + 1)
-    return float(np.isin((truth + places)[truth >= 0], (found + places)[found >= 0]).mean())
+    # A number for each pair of query and row.
+    query = np.arange(len(truth))[:, None] * np.int64(max(int(truth.max()), int(ids.max())) + 1)
+    return float(np.isin((truth + query)[truth >= 0], (ids + query)[ids >= 0]).mean())
 
 
 class _matmul:  # noqa: N801 - reads as a function

@@ -9,10 +9,12 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
+
+from curation.gpu.compiled import compiled
 
 _LOG2E = 1 / math.log(2)
 _LN2 = math.log(2)
@@ -26,7 +28,7 @@ _C0, _C1, _C2 = _f(1.0000000716546706), _f(0.6931469670643624), _f(0.24022119723
 _C3, _C4, _C5 = _f(0.055507132741502326), _f(0.00967554133275923), _f(0.0013276471781593418)
 
 
-@njit(inline="always")
+@numba.njit(inline="always")
 def _exp2(t: np.float32) -> np.float32:
     """2^t for t ≤ 0 to a relative error of 2e-7; minimax polynomial on [-½, ½]; 2^-126 stands for all below."""
     t = max(t, _f(-126))
@@ -38,7 +40,7 @@ def _exp2(t: np.float32) -> np.float32:
 
 # Without "contract" the products and sums are not fused; without the others max() does not vectorise.
 # "reassoc" must stay out: it would cancel the rounding constant.
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
+@compiled(nogil=True, fastmath={"contract", "nnan", "ninf", "nsz"})
 def _add_softplus(z, low, high, scale, bias, out):  # type: ignore[no-untyped-def]
     count = z.shape[0]
     q = np.empty(_LANES, _f)
@@ -59,7 +61,7 @@ def _add_softplus(z, low, high, scale, bias, out):  # type: ignore[no-untyped-de
                 out[start + lane] += np.float64(linear[lane]) * _LN2 + np.log1p(np.float64(q[lane]))
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
+@compiled(nogil=True, fastmath={"contract", "nnan", "ninf", "nsz"})
 def _add_exponentials(z, low, high, scale, bias, out):  # type: ignore[no-untyped-def]
     count = z.shape[0]
     top = np.empty(_LANES, _f)

@@ -35,7 +35,7 @@ def _larger(p, q):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["size_class"])  # type: ignore[untyped-decorator]
-def _sums(  # type: ignore[no-untyped-def]
+def sums_kernel(  # type: ignore[no-untyped-def]
     taken, rows, out, n_taken, n_rows, share, groups, stride_taken, stride_rows, scale, bias, size_class,
     D: tl.constexpr, SOFTMAX: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -88,7 +88,7 @@ def _sums(  # type: ignore[no-untyped-def]
     tl.store(out + group.to(tl.int64) * n_rows + j, result, mask=j < n_rows)
 
 
-def _configs() -> list[triton.Config]:
+def configs() -> list[triton.Config]:
     def config(j: int, s: int, d: int, warps: int, stages: int) -> triton.Config:
         return triton.Config({"BLOCK_J": j, "BLOCK_S": s, "BLOCK_D": d}, num_warps=warps, num_stages=stages)
 
@@ -113,11 +113,11 @@ def _fits(configs: list[Any], arguments: dict[str, Any], **more: Any) -> list[An
     return [c for c in configs if not wide or c.kwargs["BLOCK_J"] * c.kwargs["BLOCK_D"] <= 4096] or configs[-1:]
 
 
-_tuned_sums = triton.autotune(
-    _configs(),
+_tuned = triton.autotune(
+    configs(),
     key=["D", "size_class", "SOFTMAX", "EVEN", "PRECISION"],
     prune_configs_by={"early_config_prune": _fits},
-)(_sums)
+)(sums_kernel)
 
 
 def groups_of(taken: int, rows: int) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def accumulate_triton(
     def grid(chosen: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(len(rows), chosen["BLOCK_J"]) * groups,)
 
-    _tuned_sums[grid](
+    _tuned[grid](
         taken, rows, partial, len(taken), len(rows), share, groups, taken.stride(0), rows.stride(0),
         scale * _LOG2E, bias * _LOG2E, (len(taken) - 1).bit_length(), D=rows.shape[1], SOFTMAX=softmax,
         EVEN=len(taken) % 128 == 0,

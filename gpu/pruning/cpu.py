@@ -6,24 +6,22 @@ are a function of (key, position), so an outcome depends on nothing else.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from curation.gpu.compiled import compiled
+from curation.gpu.pruning import BAND, DROPPED, KEPT
+from curation.gpu.random.cpu import number, uniform
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.signedinteger[Any]]
 
-DROPPED, KEPT, BAND = 0, 1, 2
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _U32 = np.uint64(32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def finite_mean(scores: Floats) -> float:
     """Mean of the finite scores in float64, NaN where there are none."""
     total, count = 0.0, 0
@@ -34,21 +32,7 @@ def finite_mean(scores: Floats) -> float:
     return total / count if count else np.nan
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _random(key: np.uint64, counter: int) -> np.uint64:
-    """Number ``counter`` of the SplitMix64 stream that starts at ``key``."""
-    z = key + (np.uint64(counter) + np.uint64(1)) * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX1
-    z = (z ^ (z >> np.uint64(27))) * _MIX2
-    return z ^ (z >> np.uint64(31))
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _uniform(bits: np.uint64) -> float:
-    return float(bits >> np.uint64(11)) * 2.0**-53
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def _band(score: float, cuts: Floats) -> int:
     """The band of a score; ``len(cuts)`` where it lies above all or is unknown."""
     if not np.isfinite(score):
@@ -59,27 +43,29 @@ def _band(score: float, cuts: Floats) -> int:
     return len(cuts)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def band_sizes(scores: Floats, cuts: Floats) -> npt.NDArray[np.int64]:
+    """int64[bands]: how many scores each band holds."""
     sizes = np.zeros(len(cuts) + 1, np.int64)
     for score in scores:
         sizes[_band(score, cuts)] += 1
     return sizes[: len(cuts)]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def draw_by_coins(scores: Floats, cuts: Floats, ratios: npt.NDArray[np.float64], key: np.uint64) -> Codes:
+    """uint8[N]: codes by a coin for each example of a band, dropped with its ``ratios``' probability."""
     codes = np.empty(len(scores), np.uint8)
     for i in range(len(scores)):
         band = _band(scores[i], cuts)
         if band == len(cuts):
             codes[i] = KEPT
         else:
-            codes[i] = DROPPED if _uniform(_random(key, i)) < ratios[band] else BAND + band
+            codes[i] = DROPPED if uniform(number(key, i)) < ratios[band] else BAND + band
     return codes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def draw_exactly(
     scores: Floats,
     cuts: Floats,
@@ -89,47 +75,48 @@ def draw_exactly(
 ) -> Codes:
     """Knuth's selection sampling (Algorithm S), one run in each band: uniform over subsets of that size."""
     codes = np.empty(len(scores), np.uint8)
-    left, wanted = sizes.copy(), dropped.copy()
+    remaining, to_drop = sizes.copy(), dropped.copy()
     for i in range(len(scores)):
         band = _band(scores[i], cuts)
         if band == len(cuts):
             codes[i] = KEPT
             continue
-        if _uniform(_random(key, i)) * left[band] < wanted[band]:
+        if uniform(number(key, i)) * remaining[band] < to_drop[band]:
             codes[i] = DROPPED
-            wanted[band] -= 1
+            to_drop[band] -= 1
         else:
             codes[i] = BAND + band
-        left[band] -= 1
+        remaining[band] -= 1
     return codes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def shuffle_into(codes: Codes, key: np.uint64, order: Positions, buckets: int) -> None:
+    """Fill ``order`` with the kept positions in random order: through ``buckets`` (a power of two), each shuffled."""
     mask = np.uint64(buckets - 1)
     ends = np.zeros(buckets + 1, np.int64)
     for i in range(len(codes)):
         if codes[i] != DROPPED:
-            ends[np.int64(_random(key, i) & mask) + 1] += 1
+            ends[np.int64(number(key, i) & mask) + 1] += 1
     ends = np.cumsum(ends)
-    place = ends[:-1].copy()
+    heads = ends[:-1].copy()
     for i in range(len(codes)):
         if codes[i] != DROPPED:
-            bucket = np.int64(_random(key, i) & mask)
-            order[place[bucket]] = i
-            place[bucket] += 1
+            bucket = np.int64(number(key, i) & mask)
+            order[heads[bucket]] = i
+            heads[bucket] += 1
     counter = len(codes)
     for part in range(buckets):
         start, stop = ends[part], ends[part + 1]
         for last in range(stop - 1, start, -1):
             span = np.uint64(last - start + 1)
             # Lemire's draw below ``span``: the rejection makes it exact.
-            product = (_random(key, counter) >> _U32) * span
+            product = (number(key, counter) >> _U32) * span
             counter += 1
             if product & _LOW32 < span:
                 floor = ((_LOW32 - span) + np.uint64(1)) % span
                 while product & _LOW32 < floor:
-                    product = (_random(key, counter) >> _U32) * span
+                    product = (number(key, counter) >> _U32) * span
                     counter += 1
             other = start + np.int64(product >> _U32)
             order[last], order[other] = order[other], order[last]

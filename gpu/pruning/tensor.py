@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-DROPPED, KEPT, BAND = 0, 1, 2
-
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from curation.gpu.pruning import BAND, DROPPED, KEPT
+from curation.gpu.random.tensor import numbers, shift, uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +59,11 @@ def decide(
     codes = torch.where(band == bands, KEPT, BAND + band).to(torch.uint8)
     weights = torch.ones(BAND + bands, dtype=torch.float64, device=scores.device)
     weights[DROPPED] = 0
-    bits = random_bits(key, len(scores), scores.device)
+    bits = numbers(key, len(scores), scores.device)
     drop = _column((*ratios, 0.0), scores.device)
     if not exact:
         weights[BAND:] = 1 / (1 - drop[:-1])
-        # 53 bits make a uniform number, as on the host.
-        uniform = (_shift(bits, 11)).to(torch.float64) * 2.0**-53
-        codes[uniform < drop[band]] = DROPPED
+        codes[uniform(bits) < drop[band]] = DROPPED
         return Epoch(codes, weights.float())
     sizes = torch.zeros(bands + 1, dtype=torch.int64, device=scores.device).index_add_(0, band, torch.ones_like(band))
     dropped = (drop * sizes).floor().long()
@@ -76,8 +73,8 @@ def decide(
     order = bits.argsort(stable=True)
     order = order[band[order].argsort(stable=True)]
     first = sizes.cumsum(0) - sizes
-    place = torch.arange(len(scores), device=scores.device) - first[band[order]]
-    codes[order] = torch.where(place < dropped[band[order]], DROPPED, codes[order])
+    rank = torch.arange(len(scores), device=scores.device) - first[band[order]]
+    codes[order] = torch.where(rank < dropped[band[order]], DROPPED, codes[order])
     return Epoch(codes, weights.float())
 
 
@@ -90,9 +87,9 @@ def thresholds(scores: torch.Tensor, quantiles: tuple[float, ...] | None) -> tor
         return (total / count).float()[None]
     ordered = torch.where(known, scores, torch.inf).sort().values
     # As numpy's "linear" method: from below in the lower half of a gap, from above in the upper.
-    place = _column(quantiles, scores.device) * (count - 1).clamp(min=0)
-    low = place.floor().long()
-    part = place - low
+    rank = _column(quantiles, scores.device) * (count - 1).clamp(min=0)
+    low = rank.floor().long()
+    part = rank - low
     below, above = ordered[low], ordered[torch.minimum(low + 1, (count - 1).clamp(min=0))]
     gap = (above - below).double()
     cuts = torch.where(part < 0.5, below + gap * part, above - gap * (1 - part)).float()
@@ -107,31 +104,14 @@ def shuffled_kept(codes: torch.Tensor, key: int) -> tuple[torch.Tensor, torch.Te
     """
     kept = codes != DROPPED
     # Half the range: an equal pair among 10^9 draws of 63 bits has a chance of some 5 %, and goes by position.
-    bits = _shift(random_bits(key, len(codes), codes.device), 1)
+    bits = shift(numbers(key, len(codes), codes.device), 1)
     bits.masked_fill_(~kept, 2**63 - 1)
     return bits.argsort(stable=True), kept.sum()
 
 
-def random_bits(key: int, count: int, device: torch.device) -> torch.Tensor:
-    """int64[count], the bits of the first ``count`` numbers of the SplitMix64 stream that starts at ``key``."""
-    x = torch.arange(1, count + 1, device=device).mul_(_signed(_GOLDEN)).add_(_signed(key))
-    x = (x ^ _shift(x, 30)) * _signed(_MIX1)
-    x = (x ^ _shift(x, 27)) * _signed(_MIX2)
-    return x ^ _shift(x, 31)
-
-
 def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    # Filled in place by place: a copy from the host would wait for the device.
+    # Filled entry by entry: a copy from the host would wait for the device.
     out = torch.empty(len(values), dtype=torch.float64, device=device)
-    for place, value in enumerate(values):
-        out[place].fill_(value)
+    for i, value in enumerate(values):
+        out[i].fill_(value)
     return out
-
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """int64 shifted right as if it had no sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value

@@ -1,225 +1,34 @@
-"""The k largest of a long list of scores, with or without Gumbel noise, exactly and in one pass.
+"""The k largest of a long list, with or without Gumbel noise. Loaded on first use: device paths run without numba."""
 
-Decides: which k positions hold the largest keys; equal keys go to the lower position. With noise the k largest
-are a draw of k without replacement (Plackett–Luce), in the order drawn (Kool et al. 2019, arXiv 1903.06059).
-The noise belongs to the position (:mod:`curation.gpu.topk.gumbel`), so a shard that holds positions
-``start..start + n - 1`` sees the noise that a draw over everything gives them, and shards' local top k, merged
-by :func:`merge_topk`, are the global top k.
+from typing import TYPE_CHECKING
 
-Cost: O(N) time, on the host over ``torch.get_num_threads()`` threads; O(k) memory and one block of positions.
-On CUDA long lists are read once, by :mod:`curation.gpu.topk.kernels` where triton is installed.
-"""
+if TYPE_CHECKING:
+    from curation.gpu.topk.largest import Top as Top
+    from curation.gpu.topk.largest import best as best
+    from curation.gpu.topk.largest import descending_order as descending_order
+    from curation.gpu.topk.largest import descending_ranks as descending_ranks
+    from curation.gpu.topk.largest import gumbel_keys as gumbel_keys
+    from curation.gpu.topk.largest import gumbel_topk as gumbel_topk
+    from curation.gpu.topk.largest import keys_of as keys_of
+    from curation.gpu.topk.largest import merge_topk as merge_topk
+    from curation.gpu.topk.largest import topk as topk
 
-import operator
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from curation.gpu.topk.gumbel import (
-    DEVICE_BLOCK,
-    HOST_BLOCK,
-    Array,
-    Keying,
-    Seed,
-    check_values,
-    device_keys,
-    host_scan,
-    noise_seeds,
-    on_host,
-    raise_if_bad,
-)
-
-Top = tuple[Array, Array]
-"""``(indices int64[k], keys float64[k])``, of one kind and on one device."""
-_HostTop = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+__all__ = [
+    "Top",
+    "best",
+    "descending_order",
+    "descending_ranks",
+    "gumbel_keys",
+    "gumbel_topk",
+    "keys_of",
+    "merge_topk",
+    "topk",
+]
 
 
-def topk(values: Array, k: int, *, start: int = 0) -> Top:
-    """The k largest values, in descending order; equal ones by position.
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from curation.gpu.topk import largest
 
-    Args:
-        values: [N] of real numbers, a numpy array (memory maps too) or a torch tensor on any device; not changed.
-        k: how many; all N where k is larger.
-        start: the position of ``values[0]``, where ``values`` is one shard of many.
-
-    Returns:
-        ``(indices int64[min(k, N)], keys float64[min(k, N)])``, of the kind and on the device of ``values``.
-
-    Raises:
-        ValueError: a value is NaN (the first is named), k is negative, or values are not one-dimensional.
-        TypeError: values are complex, or not numbers, or k is not an integer.
-    """
-    return best(values, k, Keying(), start=start)
-
-
-def gumbel_topk(values: Array, k: int, *, seed: Seed, scale: float = 1.0, log: bool = False, start: int = 0) -> Top:
-    """The k largest of ``scale · v + G``, or with ``log`` of ``scale · log v + G``; G ~ Gumbel(0, 1).
-
-    Args:
-        values: [N] of real numbers, a numpy array (memory maps too) or a torch tensor on any device; not changed.
-        k: how many; all N where k is larger.
-        seed: integers, or a generator, from which 128 bits are drawn (a CUDA generator costs one read of 16 bytes).
-        scale: multiplies before the noise is added; finite. 0 makes the draw uniform.
-        log: whether the logarithm of the values is meant.
-        start: the position of ``values[0]``, where ``values`` is one shard of many.
-
-    Returns:
-        ``(indices int64[min(k, N)], keys float64[min(k, N)])`` by descending key, of the kind and on the device
-        of ``values``.
-
-    Raises:
-        ValueError: a value is NaN, or negative with ``log`` (the first is named); k is negative; scale is not
-            finite; values are not one-dimensional.
-        TypeError: values are complex, or not numbers.
-    """
-    return best(values, k, Keying(scale=scale, log=log, seeds=noise_seeds(seed)), start=start)
-
-
-def merge_topk(parts: Iterable[Top], k: int) -> Top:
-    """The k largest keys of several shards' tops, by descending key, then by index.
-
-    Args:
-        parts: ``(indices, keys)`` as the functions above return them, in any order, all of one kind and device.
-            Each must hold the min(k, n) best of its shard for the merge to be the global top k.
-        k: how many; all where there are fewer.
-
-    Returns:
-        ``(indices int64[min(k, total)], keys float64[min(k, total)])``.
-
-    Raises:
-        ValueError: there are no parts, or k is negative.
-    """
-    _check_k(k)
-    tops = list(parts)
-    if not tops:
-        raise ValueError("there are no parts to merge")
-    join = torch.cat if isinstance(tops[0][0], torch.Tensor) else np.concatenate
-    indices, keys = join([top[0] for top in tops]), join([top[1] for top in tops])
-    order = descending_order(keys, indices)[:k]
-    return indices[order], keys[order]
-
-
-def descending_order(keys: Array, indices: Array) -> Array:
-    """int64[n]: the order of rows by descending key, then by ascending index."""
-    if isinstance(keys, torch.Tensor):
-        order = indices.argsort(stable=True)
-        return order[keys[order].argsort(descending=True, stable=True)]
-    return np.lexsort((indices, -keys))
-
-
-def descending_ranks(values: Array) -> Array:
-    """int64[N]: each value's rank from 1, the largest first; equal values by position.
-
-    O(N log N) time and 16 bytes a value. Same kind and device as ``values``, which are not changed.
-
-    Raises:
-        ValueError: a value is NaN (the first is named), or values are not one-dimensional.
-        TypeError: values are complex, or not numbers.
-    """
-    check_values(values)
-    if isinstance(values, torch.Tensor):
-        keys, bad = device_keys(values, 0, len(values), 0, Keying()) if len(values) else (values, 0)
-        raise_if_bad(values, int(bad), 0)
-        order = keys.argsort(descending=True, stable=True)
-        ranks = torch.empty_like(order)
-        ranks[order] = torch.arange(1, len(order) + 1, device=order.device)
-        return ranks
-    missing = np.flatnonzero(np.isnan(values))
-    raise_if_bad(values, int(missing[0]) if len(missing) else len(values), 0)
-    by_value = np.argsort(-np.asarray(values, np.float64), kind="stable")
-    out = np.empty(len(values), np.int64)
-    out[by_value] = np.arange(1, len(values) + 1)
-    return out
-
-
-def best(values: Array, k: int, keying: Keying, *, start: int = 0) -> Top:
-    """The k largest keys. Arguments and errors as :func:`gumbel_topk`; this is what both functions above call."""
-    _check_k(k)
-    check_values(values)
-    if not on_host(values):
-        if values.is_cuda and find_spec("triton"):
-            from curation.gpu.topk.kernels import best_by_bar
-
-            top = best_by_bar(values, k, start, keying)
-            if top is not None:
-                return top
-        return _device_best(values, k, start, keying)
-    n = len(values)
-    # Each worker keeps k candidates, so a large k takes fewer of them.
-    # torch's count follows OMP_NUM_THREADS, which Ray sets to a task's CPUs, and is 1 in a data-loader worker.
-    workers = max(1, min(torch.get_num_threads(), n // max(4 * HOST_BLOCK, 2 * k)))
-    cuts = [n * worker // workers for worker in range(workers + 1)]
-
-    def work(worker: int) -> tuple[_HostTop, int]:
-        return _host_best(values, cuts[worker], cuts[worker + 1], k, start, keying)
-
-    if workers == 1:
-        results = [work(0)]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(work, range(workers)))
-    raise_if_bad(values, min(bad for _, bad in results), start)
-    indices, keys = merge_topk([top for top, _ in results], k)
-    if isinstance(values, torch.Tensor):
-        return torch.from_numpy(indices), torch.from_numpy(keys)
-    return indices, keys
-
-
-def _host_best(values: Array, begin: int, end: int, k: int, start: int, keying: Keying) -> tuple[_HostTop, int]:
-    """The k best of ``values[begin:end]`` in order of position, and the first bad offset in ``values``, or N."""
-    scratch = np.empty(min(HOST_BLOCK, end - begin), np.float64)
-    kept: list[_HostTop] = []
-    held, floor = 0, np.nan
-    for low in range(begin, end, HOST_BLOCK):
-        high = min(end, low + HOST_BLOCK)
-        keys, offsets, bad = host_scan(values, low, high, start, keying, floor, scratch)
-        if bad >= 0:
-            return _cut([], k), low + bad
-        if len(keys):
-            # The scan's arrays are views of whole blocks, which must not stay alive for a handful of survivors.
-            kept.append((offsets + (start + low), keys.copy()))
-            held += len(keys)
-        if held >= 2 * k + HOST_BLOCK // 2:
-            kept = [_cut(kept, k)]
-            held = len(kept[0][0])
-            floor = kept[0][1].min(initial=np.inf)
-    return _cut(kept, k), len(values)
-
-
-def _cut(kept: list[_HostTop], k: int) -> _HostTop:
-    """The k best in the order they came, which is by position, so that of equal keys the earlier ones stay."""
-    if not kept or k == 0:
-        return np.empty(0, np.int64), np.empty(0)
-    indices, keys = np.concatenate([part[0] for part in kept]), np.concatenate([part[1] for part in kept])
-    if len(keys) <= k:
-        return indices, keys
-    bar = np.partition(keys, len(keys) - k)[len(keys) - k]
-    chosen = keys > bar
-    chosen[np.flatnonzero(keys == bar)[: k - int(np.count_nonzero(chosen))]] = True
-    return indices[chosen], keys[chosen]
-
-
-def _device_best(values: torch.Tensor, k: int, start: int, keying: Keying) -> Top:
-    """The same with tensor operations alone; the host reads one number, at the end."""
-    n = len(values)
-    indices = torch.empty(0, dtype=torch.int64, device=values.device)
-    keys = torch.empty(0, dtype=torch.float64, device=values.device)
-    first_bad = torch.full((), n, dtype=torch.int64, device=values.device)
-    for low in range(0, n, DEVICE_BLOCK):
-        high = min(n, low + DEVICE_BLOCK)
-        fresh, bad = device_keys(values, low, high, start, keying)
-        first_bad = torch.minimum(first_bad, bad)
-        here = torch.arange(start + low, start + high, device=values.device)
-        keys, order = torch.cat([keys, fresh]).sort(descending=True, stable=True)
-        keys, indices = keys[:k], torch.cat([indices, here])[order[:k]]
-    raise_if_bad(values, int(first_bad), start)
-    return indices, keys
-
-
-def _check_k(k: int) -> None:
-    if operator.index(k) < 0:
-        raise ValueError(f"k must be 0 or more, not {k}")
+        return getattr(largest, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

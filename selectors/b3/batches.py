@@ -4,7 +4,7 @@ An epoch is a pure function of (communities, seed, epoch): communities are drawn
 batches, each row once; rows that must not meet are then swapped apart. O(N log N) time, and O(N) memory.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,10 @@ from curation.plan import BatchPlan
 from curation.selectors.b3.conflicts import conflict_columns, separate
 
 Int64 = npt.NDArray[np.int64]
+Last = Literal["keep", "drop"]
+
+LAST: tuple[str, ...] = get_args(Last)
+"""What becomes of short batches."""
 
 
 def regroup(
@@ -24,7 +28,7 @@ def regroup(
     epoch: int = 0,
     apart: Int64 | None = None,
     datasets: npt.ArrayLike | None = None,
-    last: Literal["keep", "drop"] = "keep",
+    last: Last = "keep",
 ) -> BatchPlan:
     """Batches of ``batch_size / cluster_size`` communities drawn without replacement (B3, section 3).
 
@@ -49,8 +53,8 @@ def regroup(
     labels = np.asarray(clusters, np.int64)
     if cluster_size < 1 or batch_size < 1 or batch_size % cluster_size:
         raise ValueError(f"batch_size must be a multiple of cluster_size, not {batch_size} with {cluster_size}")
-    if last not in ("keep", "drop"):
-        raise ValueError(f"last must be 'keep' or 'drop', not {last!r}")
+    if last not in LAST:
+        raise ValueError(f"last must be one of {', '.join(LAST)}, not {last!r}")
     sets = np.zeros(len(labels), np.int64)
     if datasets is not None:
         sets = np.unique(np.asarray(datasets), return_inverse=True)[1].astype(np.int64)
@@ -58,9 +62,9 @@ def regroup(
     batches: list[Int64] = []
     order = np.argsort(sets, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(sets[order])) + 1) if len(order) else []
-    for part, mine in enumerate(parts):
+    for part, members in enumerate(parts):
         rng = np.random.default_rng((seed, epoch, part))
-        rows = mine[_draw(labels[mine], cluster_size, rng)]
+        rows = members[_draw(labels[members], cluster_size, rng)]
         offsets = np.append(np.arange(0, len(rows), batch_size), len(rows)).astype(np.int64)
         if columns is not None:
             rows = separate(rows, offsets, columns, rng)
@@ -70,7 +74,7 @@ def regroup(
     order = np.arange(len(full))
     if len(parts) > 1:
         order = np.random.default_rng((seed, epoch, len(parts))).permutation(len(full))
-    chosen = [full[place] for place in order] + short
+    chosen = [full[i] for i in order] + short
     indices = np.concatenate([np.empty(0, np.int64), *chosen])
     offsets = np.cumsum([0, *(len(batch) for batch in chosen)], dtype=np.int64)
     return BatchPlan(indices=indices, offsets=offsets, clusters=labels[indices])
@@ -79,17 +83,17 @@ def regroup(
 def _draw(labels: Int64, size: int, rng: np.random.Generator) -> Int64:
     # Positions of the rows, community after community in random order, cut into units of `size`.
     _, dense, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    place = rng.permutation(len(counts))
+    position = rng.permutation(len(counts))
     odd = np.flatnonzero((counts != size)[dense])
-    odd = odd[np.argsort(place[dense[odd]], kind="stable")]
-    unit = place[dense]
+    odd = odd[np.argsort(position[dense[odd]], kind="stable")]
+    unit = position[dense]
     unit[odd] = len(counts) + np.arange(len(odd)) // size
     names, unit, sizes = np.unique(unit, return_inverse=True, return_counts=True)
-    turn = rng.permutation(len(names)).astype(np.float64)
-    key = turn[unit]
+    draws = rng.permutation(len(names)).astype(np.float64)
+    key = draws[unit]
     short = int(np.argmin(sizes))
-    donor = int(np.argmax(turn))
+    donor = int(np.argmax(draws))
     if sizes[short] < size and short != donor:
         giving = rng.permutation(np.flatnonzero(unit == donor))[: size - sizes[short]]
-        key[giving] = turn[short] + 0.5
+        key[giving] = draws[short] + 0.5
     return np.argsort(key, kind="stable")

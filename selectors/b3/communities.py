@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.gpu.graph import Graph, build_graph
-from curation.selectors.b3.conflicts import conflict_columns, separate_clusters
+from curation.selectors.b3.conflicts import separate_clusters
 from curation.selectors.b3.partition import partition
 from curation.selectors.b3.ranking import RankWindow, by_dataset
-
-__all__ = ["Communities", "conflict_columns", "find_communities", "join_cells"]
 
 log = logging.getLogger(__name__)
 
@@ -134,5 +132,5 @@ def _induced(graph: Graph, rows: Int64) -> Graph:
     names[rows] = np.arange(len(rows))
     degrees = np.diff(graph.starts)[rows]
     starts = np.append(0, np.cumsum(degrees)).astype(np.int64)
-    places = np.arange(starts[-1]) + np.repeat(graph.starts[rows] - starts[:-1], degrees)
-    return Graph(starts, names[graph.neighbours[places]], graph.weights[places])
+    edges = np.arange(starts[-1]) + np.repeat(graph.starts[rows] - starts[:-1], degrees)
+    return Graph(starts, names[graph.neighbours[edges]], graph.weights[edges])

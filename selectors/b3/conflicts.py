@@ -6,10 +6,10 @@ rows that share an id with either side only.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.graph import Graph
 
 Int64 = npt.NDArray[np.int64]
@@ -19,12 +19,12 @@ def conflict_columns(apart: npt.ArrayLike | None, count: int) -> Int64 | None:
     """int64[c, N], ids 0.. of what is shared and -1 for what is not; None where nothing is shared."""
     if apart is None:
         return None
-    given = np.asarray(apart, np.int64)
-    given = given[:, None] if given.ndim == 1 else given
-    if given.ndim != 2 or len(given) != count:
-        raise ValueError(f"ids of rows to keep apart must have shape [{count}] or [{count}, c], not {given.shape}")
+    ids = np.asarray(apart, np.int64)
+    ids = ids[:, None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or len(ids) != count:
+        raise ValueError(f"ids of rows to keep apart must have shape [{count}] or [{count}, c], not {ids.shape}")
     columns = []
-    for column in given.T:
+    for column in ids.T:
         _, dense, sizes = np.unique(column, return_inverse=True, return_counts=True)
         shared = (sizes > 1)[dense] & (column >= 0)
         dense[~shared] = -1
@@ -128,57 +128,57 @@ def _deal(offsets: Int64, ids: Int64, rng: np.random.Generator) -> Int64 | None:
     return np.argsort(batch, kind="stable")
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _clashes(row: Any, other_bin: Any, skip: Any, bins: Any, columns: Any, members: Any, starts: Any) -> Any:
     # Rows of `other_bin`, but `row` and `skip`, that share an id with `row`: how many, and one of them.
-    found, which = 0, -1
+    clashes, last = 0, -1
     for column in range(len(columns)):
         shared = columns[column, row]
         if shared >= 0:
-            for place in range(starts[column, shared], starts[column, shared + 1]):
-                other = members[column, place]
-                if bins[other] == other_bin and other != row and other != skip and other != which:
-                    found += 1
-                    which = other
-    return found, which
+            for member in range(starts[column, shared], starts[column, shared + 1]):
+                other = members[column, member]
+                if bins[other] == other_bin and other != row and other != skip and other != last:
+                    clashes += 1
+                    last = other
+    return clashes, last
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _swap_into(
-    row: Any, target: Any, begin: Any, rows: Any, offsets: Any, bins: Any, spots: Any, columns: Any,
+    row: Any, target: Any, begin: Any, rows: Any, offsets: Any, bins: Any, positions: Any, columns: Any,
     members: Any, starts: Any,
 ) -> Any:  # fmt: skip
-    found, which = _clashes(row, target, -1, bins, columns, members, starts)
-    if found > 1:
+    clashes, rival = _clashes(row, target, -1, bins, columns, members, starts)
+    if clashes > 1:
         return False
-    home, size = bins[row], offsets[target + 1] - offsets[target]
+    source, size = bins[row], offsets[target + 1] - offsets[target]
     for step in range(size):
         other = rows[offsets[target] + (begin + step) % size]
-        if (found == 0 or other == which) and (_clashes(other, home, row, bins, columns, members, starts)[0] == 0):
-            bins[row], bins[other] = target, home
-            spots[row], spots[other] = spots[other], spots[row]
-            rows[spots[row]], rows[spots[other]] = row, other
+        if (clashes == 0 or other == rival) and (_clashes(other, source, row, bins, columns, members, starts)[0] == 0):
+            bins[row], bins[other] = target, source
+            positions[row], positions[other] = positions[other], positions[row]
+            rows[positions[row]], rows[positions[other]] = row, other
             return True
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _separate(
     rows: Any, offsets: Any, columns: Any, members: Any, starts: Any, begin: Any, edge_starts: Any,
     neighbours: Any, weights: Any,
 ) -> Any:  # fmt: skip
-    # Returns -1, or the place of the first row that found no partner.
+    # Returns -1, or the position of the first row that found no partner.
     count = len(offsets) - 1
     bins = np.full(columns.shape[1], -1, np.int64)
-    spots = np.full(columns.shape[1], -1, np.int64)
+    positions = np.full(columns.shape[1], -1, np.int64)
     for target in range(count):
-        for place in range(offsets[target], offsets[target + 1]):
-            bins[rows[place]] = target
-            spots[rows[place]] = place
+        for position in range(offsets[target], offsets[target + 1]):
+            bins[rows[position]] = target
+            positions[rows[position]] = position
     gain = np.zeros(count, np.int64)
     failed = -1
-    for place in range(len(rows)):
-        row = rows[place]
+    for position in range(len(rows)):
+        row = rows[position]
         if _clashes(row, bins[row], -1, bins, columns, members, starts)[0] == 0:
             continue
         done = False
@@ -195,17 +195,19 @@ def _separate(
                 if gain[best] == 0:
                     break
                 gain[best] = 0
-                done = _swap_into(row, best, 0, rows, offsets, bins, spots, columns, members, starts)
+                done = _swap_into(row, best, 0, rows, offsets, bins, positions, columns, members, starts)
                 if done:
                     break
             for edge in range(edge_starts[row], edge_starts[row + 1]):
                 gain[bins[neighbours[edge]]] = 0
         step = 0
         while not done and step < count:
-            target = (bins[row] + begin[place] + step) % count
+            target = (bins[row] + begin[position] + step) % count
             step += 1
             if target != bins[row]:
-                done = _swap_into(row, target, begin[place], rows, offsets, bins, spots, columns, members, starts)
+                done = _swap_into(
+                    row, target, begin[position], rows, offsets, bins, positions, columns, members, starts
+                )
         if not done and failed < 0:
-            failed = place
+            failed = position
     return failed

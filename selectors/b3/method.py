@@ -10,22 +10,21 @@ m = ranks[1] - ranks[0]. :meth:`B3.mine` does all that once; :meth:`B3.batches` 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.gpu.graph import EDGES
-from curation.gpu.knn import ENGINES, METRICS, PRECISIONS
+from curation.gpu.graph import EDGES, Edges
+from curation.gpu.knn import ENGINES, METRICS, PRECISIONS, Metric
 from curation.plan import BatchPlan
-from curation.selectors.b3.batches import regroup
-from curation.selectors.b3.communities import Communities, conflict_columns, find_communities
+from curation.selectors.b3.batches import LAST, Last, regroup
+from curation.selectors.b3.communities import Communities, find_communities
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.negatives import hard_negatives
-from curation.selectors.b3.partition import PARTITIONERS
+from curation.selectors.b3.partition import PARTITIONERS, Partitioner
 from curation.selectors.b3.ranking import RankWindow, rank_window
-
-__all__ = ["B3", "Communities", "RankWindow", "rank_window", "text_ids"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -55,14 +54,14 @@ class B3:
     batch_size: int = 1024
     cluster_size: int = 32
     ranks: tuple[int, int] = (30, 130)
-    edges: Literal["mutual", "either"] = "mutual"
-    partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    edges: Edges = "mutual"
+    partitioner: Partitioner = "kaminpar"
     threads: int = 1
-    last: Literal["keep", "drop"] = "keep"
+    last: Last = "keep"
     negatives: int = 0
     similarity_ceiling: float | None = None
     positive_margin: float | None = None
-    metric: Literal["ip", "l2"] = "ip"
+    metric: Metric = "ip"
     engine: str = "auto"
     precision: str = "float32"
     memory_budget: int = 1 << 30
@@ -78,7 +77,7 @@ class B3:
         for name, known in (
             ("edges", EDGES),
             ("partitioner", tuple(PARTITIONERS)),
-            ("last", ("keep", "drop")),
+            ("last", LAST),
             ("metric", METRICS),
             ("engine", ENGINES),
             ("precision", PRECISIONS),
@@ -127,8 +126,8 @@ class B3:
         Raises:
             ValueError: shapes do not fit, a row is not finite, or rows cannot be kept apart.
         """
-        found = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, datasets=datasets)
-        return self.batches(found, seed=seed, epoch=epoch)
+        mined = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, datasets=datasets)
+        return self.batches(mined, seed=seed, epoch=epoch)
 
     def mine(
         self,
@@ -162,7 +161,7 @@ class B3:
 
         Args:
             ranking: N rows.
-            apart: int64[c, N], as :func:`curation.selectors.b3.communities.conflict_columns` gives them.
+            apart: int64[c, N], as :func:`curation.selectors.b3.conflict_columns` gives them.
             datasets: int64[N] ids 0.., within which the ranks are.
             seed: of the partition.
         """
@@ -212,7 +211,7 @@ def _column(values: npt.ArrayLike, name: str, size: int) -> Int64:
 def _apart(groups: npt.ArrayLike | None, duplicates: npt.ArrayLike | None, size: int) -> Int64 | None:
     columns = [] if groups is None else [_column(groups, "groups", size)]
     if duplicates is not None:
-        given = np.asarray(duplicates)
-        given = given[:, None] if given.ndim == 1 else given
-        columns += [_column(column, "duplicates", size) for column in given.T]
+        ids = np.asarray(duplicates)
+        ids = ids[:, None] if ids.ndim == 1 else ids
+        columns += [_column(column, "duplicates", size) for column in ids.T]
     return conflict_columns(np.stack(columns, 1), size) if columns else None

@@ -5,13 +5,17 @@ for all, in compiled code and in parallel; a draw is a function of (seed, epoch,
 does not depend on the number of threads.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
+from curation.gpu.random import GOLDEN
+from curation.gpu.random.cpu import mix, uniform
 from curation.gpu.threads import by_rows
 
 Int64 = npt.NDArray[np.int64]
+
+_SILVER = 0xD1B54A32D192ED03
 
 
 def hard_negatives(
@@ -51,58 +55,51 @@ def hard_negatives(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
-def _uniform(key, row, candidate):  # type: ignore[no-untyped-def]
-    # SplitMix64's finaliser over the pair: one number in (0, 1] each.
-    state = key + np.uint64(row) * np.uint64(0x9E3779B97F4A7C15)
-    for step in range(2):
-        if step == 1:
-            state += np.uint64(candidate) * np.uint64(0xD1B54A32D192ED03)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return (np.float64(state >> np.uint64(11)) + 1.0) * 2.0**-53
+@compiled(nogil=True)
+def _pair_uniform(key, row, candidate):  # type: ignore[no-untyped-def]
+    # The mixer over the pair: one number in (0, 1] each. Another odd factor keeps (1, 0) and (0, 1) apart.
+    bits = mix(mix(key + np.uint64(row) * np.uint64(GOLDEN)) + np.uint64(candidate) * np.uint64(_SILVER))
+    return uniform(bits) + 2.0**-53
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out):  # type: ignore[no-untyped-def]
     for cluster in range(begin, end):
         members = order[offsets[cluster] : offsets[cluster + 1]]
-        wanted = np.empty(len(members) * window.shape[1], np.int64)
-        doubted = np.empty(len(members) * near.shape[1], np.int64)
-        for place in range(len(members)):
-            row = members[place]
+        windows = np.empty(len(members) * window.shape[1], np.int64)
+        nearest = np.empty(len(members) * near.shape[1], np.int64)
+        for i in range(len(members)):
             for rank in range(window.shape[1]):
-                wanted[place * window.shape[1] + rank] = window[row, rank]
+                windows[i * window.shape[1] + rank] = window[members[i], rank]
             for rank in range(near.shape[1]):
-                doubted[place * near.shape[1] + rank] = near[row, rank]
-        wanted.sort()
-        doubted.sort()
-        candidates = np.empty(len(wanted), np.int64)
-        weights = np.empty(len(wanted), np.float64)
-        found, start, doubt = 0, 0, 0
-        while start < len(wanted):
+                nearest[i * near.shape[1] + rank] = near[members[i], rank]
+        windows.sort()
+        nearest.sort()
+        candidates = np.empty(len(windows), np.int64)
+        weights = np.empty(len(windows), np.float64)
+        size, start, low = 0, 0, 0
+        while start < len(windows):
             stop = start
-            while stop < len(wanted) and wanted[stop] == wanted[start]:
+            while stop < len(windows) and windows[stop] == windows[start]:
                 stop += 1
-            candidate = wanted[start]
+            candidate = windows[start]
             if candidate >= 0 and clusters[candidate] != clusters[members[0]]:
-                while doubt < len(doubted) and doubted[doubt] < candidate:
-                    doubt += 1
-                after = doubt
-                while after < len(doubted) and doubted[after] == candidate:
-                    after += 1
-                weight = stop - start - 2 * (after - doubt)
+                while low < len(nearest) and nearest[low] < candidate:
+                    low += 1
+                high = low
+                while high < len(nearest) and nearest[high] == candidate:
+                    high += 1
+                weight = stop - start - 2 * (high - low)
                 if weight > 0:
-                    candidates[found] = candidate
-                    weights[found] = weight
-                    found += 1
+                    candidates[size] = candidate
+                    weights[size] = weight
+                    size += 1
             start = stop
         for row in members:
             # Exponential races: the h smallest -log(u)/w are a draw without replacement in proportion to w.
             best = np.full(out.shape[1], np.inf)
-            for place in range(found):
-                candidate = candidates[place]
+            for i in range(size):
+                candidate = candidates[i]
                 banned = False
                 for column in range(len(columns)):
                     if columns[column, row] >= 0 and columns[column, row] == columns[column, candidate]:
@@ -110,13 +107,13 @@ def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out)
                         break
                 if banned:
                     continue
-                time = -np.log(_uniform(key, row, candidate)) / weights[place]
-                spot = len(best)
-                while spot > 0 and best[spot - 1] > time:
-                    spot -= 1
-                if spot < len(best):
-                    for later in range(len(best) - 1, spot, -1):
+                time = -np.log(_pair_uniform(key, row, candidate)) / weights[i]
+                rank = len(best)
+                while rank > 0 and best[rank - 1] > time:
+                    rank -= 1
+                if rank < len(best):
+                    for later in range(len(best) - 1, rank, -1):
                         best[later] = best[later - 1]
                         out[row, later] = out[row, later - 1]
-                    best[spot] = time
-                    out[row, spot] = candidate
+                    best[rank] = time
+                    out[row, rank] = candidate

@@ -10,17 +10,18 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.graph import Graph
 
 log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
+Partitioner = Literal["kaminpar", "metis", "louvain"]
 
 # networkx holds Python objects for every edge, and takes many minutes above this.
 LOUVAIN_LIMIT = 100_000
@@ -77,9 +78,9 @@ def exact_sizes(graph: Graph, labels: npt.ArrayLike, cluster_size: int) -> Int64
     Returns:
         int64[N]; P = ceil(N / K). Where there were more than P ids the largest stay.
     """
-    given = np.asarray(labels, np.int64)
+    labels = np.asarray(labels, np.int64)
     parts = -(-len(graph) // cluster_size)
-    ids, dense = np.unique(given, return_inverse=True)
+    ids, dense = np.unique(labels, return_inverse=True)
     sizes = np.bincount(dense)
     sizes[ids < 0] = 0
     # The largest stay, by falling size and then by id, and keep their order; empty ids fill up to P.
@@ -150,14 +151,14 @@ def _louvain(graph: Graph, parts: int, cluster_size: int, threads: int, seed: in
 
     if len(graph) > LOUVAIN_LIMIT:
         raise ValueError(f"partitioner louvain is for up to {LOUVAIN_LIMIT} nodes, not {len(graph)}: take kaminpar")
-    found = networkx.community.louvain_communities(graph.to_networkx(), seed=seed % 2**32)
+    blocks = networkx.community.louvain_communities(graph.to_networkx(), seed=seed % 2**32)
     labels = np.empty(len(graph), np.int64)
-    for label, members in enumerate(sorted(found, key=min)):
+    for label, members in enumerate(sorted(blocks, key=min)):
         labels[list(members)] = label
     return np.asarray(_grow(graph.starts, graph.neighbours, graph.weights, labels, cluster_size))
 
 
-PARTITIONERS: dict[str, Callable[[Graph, int, int, int, int], Int64]] = {
+PARTITIONERS: dict[Partitioner, Callable[[Graph, int, int, int, int], Int64]] = {
     "kaminpar": _kaminpar,
     "metis": _metis,
     "louvain": _louvain,
@@ -176,31 +177,31 @@ def _memory_folder(size: int) -> str | None:
     return str(shared) if roomy else None
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _weight_inside(starts: Any, columns: Any, weights: Any, labels: Any) -> Any:
     out = np.zeros(len(labels), np.int64)
     for row in range(len(labels)):
-        for place in range(starts[row], starts[row + 1]):
-            if labels[columns[place]] == labels[row]:
-                out[row] += weights[place]
+        for edge in range(starts[row], starts[row + 1]):
+            if labels[columns[edge]] == labels[row]:
+                out[row] += weights[edge]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _settle(starts: Any, columns: Any, weights: Any, labels: Any, room: Any) -> None:
     gain = np.zeros(len(room), np.int64)
     for row in range(len(labels)):
         if labels[row] >= 0:
             continue
         best = -1
-        for place in range(starts[row], starts[row + 1]):
-            part = labels[columns[place]]
+        for edge in range(starts[row], starts[row + 1]):
+            part = labels[columns[edge]]
             if part >= 0 and room[part] > 0:
-                gain[part] += weights[place]
+                gain[part] += weights[edge]
                 if best < 0 or gain[part] > gain[best] or (gain[part] == gain[best] and part < best):
                     best = part
-        for place in range(starts[row], starts[row + 1]):
-            part = labels[columns[place]]
+        for edge in range(starts[row], starts[row + 1]):
+            part = labels[columns[edge]]
             if part >= 0:
                 gain[part] = 0
         if best >= 0:
@@ -215,7 +216,7 @@ def _settle(starts: Any, columns: Any, weights: Any, labels: Any, room: Any) -> 
             room[part] -= 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _grow(starts: Any, columns: Any, weights: Any, labels: Any, size: Any) -> Any:
     # Chunks of `size` within each label: from the lowest free row, always the free neighbour tied most to it.
     out = np.full(len(labels), -1, np.int64)
@@ -233,12 +234,12 @@ def _grow(starts: Any, columns: Any, weights: Any, labels: Any, size: Any) -> An
             if best < 0:
                 break
             out[best] = chunk
-            for place in range(starts[best], starts[best + 1]):
-                other = columns[place]
+            for edge in range(starts[best], starts[best + 1]):
+                other = columns[edge]
                 if out[other] < 0 and labels[other] == labels[seed]:
                     if tie[other] == 0:
                         border.append(other)
-                    tie[other] += weights[place]
+                    tie[other] += weights[edge]
         for row in border:
             tie[row] = 0
         chunk += 1

@@ -6,10 +6,10 @@ Everything is summed without a batch-by-batch matrix: O(M·(D + m)) time, and me
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.gpu.graph import Graph
 from curation.gpu.knn.matrix import Matrix
 from curation.gpu.threads import by_rows
@@ -79,7 +79,7 @@ def plan_quality(
         clusters = np.empty(len(left), np.int64)
         clusters[plan.indices] = plan.clusters
     return PlanQuality(
-        similarity=_similarity(plan, left, right) / pairs if pairs else float("nan"),
+        similarity=total_similarity(plan, left, right) / pairs if pairs else float("nan"),
         window_neighbours=sum(by_rows(_together, len(left), batch_of, window)) / max(1, len(plan.indices)),
         false_negatives=sum(by_rows(_together, len(left), batch_of, near)) / pairs if pairs else float("nan"),
         inside_edges=float("nan") if graph is None or clusters is None else graph.inside(clusters),
@@ -92,7 +92,8 @@ def random_plan(plan: BatchPlan, *, seed: int = 0) -> BatchPlan:
     return BatchPlan(indices=rng.permutation(plan.indices), offsets=plan.offsets)
 
 
-def _similarity(plan: BatchPlan, left: Matrix, right: Matrix, rows: int = 65_536) -> float:
+def total_similarity(plan: BatchPlan, left: Matrix, right: Matrix, rows: int = 65_536) -> float:
+    """The sum over batches of ⟨q_i, p_j⟩ for all rows i ≠ j of a batch, about ``rows`` rows at a time."""
     # Over a batch, sum_{i≠j} q_i·p_j = (sum q)·(sum p) - sum q_i·p_i.
     total, start = 0.0, 0
     while start < len(plan):
@@ -106,12 +107,12 @@ def _similarity(plan: BatchPlan, left: Matrix, right: Matrix, rows: int = 65_536
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _together(begin: Any, end: Any, batch_of: Any, neighbours: Any) -> Any:
     total = 0
     for row in range(begin, end):
-        for place in range(neighbours.shape[1]):
-            other = neighbours[row, place]
+        for rank in range(neighbours.shape[1]):
+            other = neighbours[row, rank]
             if other >= 0 and batch_of[row] >= 0 and other != row and batch_of[other] == batch_of[row]:
                 total += 1
     return total

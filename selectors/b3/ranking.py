@@ -61,19 +61,24 @@ def rank_window(
         left = queries if datasets is None else queries[rows]
         right = positives if datasets is None else positives[rows]
         columns = [] if apart is None else [column[rows] for column in apart]
-        found = knn(
+        nearest = knn(
             left, right, count=ranks[1], metric=metric, exclude=np.arange(len(rows)),
             exclude_same=[(column, column) for column in columns], engine=engine, precision=precision,
             memory_budget=memory_budget, seed=seed,
         )  # fmt: skip
-        inside = np.where(found.indices < 0, -1, rows[found.indices]).astype(near.dtype)
+        inside = np.where(nearest.indices < 0, -1, rows[nearest.indices]).astype(near.dtype)
         near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
         window[rows] = drop_similar(
-            window[rows], found.scores[:, ranks[0] :], left, right,
+            window[rows], nearest.scores[:, ranks[0] :], left, right,
             similarity_ceiling=similarity_ceiling, positive_margin=positive_margin,
         )  # fmt: skip
-        recall = {} if found.recall is None else {"recall": f"{found.recall:.4f}"}
-        metadata |= {"engine": found.engine, "exact": str(found.exact).lower(), **recall, **found.settings}
+        recall = {} if nearest.recall is None else {"recall": f"{nearest.recall:.4f}"}
+        metadata |= {
+            "engine": nearest.engine,
+            "exact": str(nearest.exact).lower(),
+            **recall,
+            **nearest.settings,
+        }
     return RankWindow(near=near, window=window, metadata=metadata)
 
 
@@ -103,9 +108,9 @@ def drop_similar(
         window = window.copy()
         for start in range(0, len(left), block):
             part = left.read(start, start + block)
-            own = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
+            own_scores = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
             part_of = slice(start, start + len(part))
-            window[part_of][scores[part_of] > positive_margin * own] = -1
+            window[part_of][scores[part_of] > positive_margin * own_scores] = -1
     return window
 
 

@@ -11,20 +11,17 @@ while its order is in use. So 10^9 candidates take 5 GB, and up to 4 GB more for
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from curation.gpu.pruning.cpu import DROPPED, KEPT
+from curation.gpu.pruning import DROPPED, KEPT
 from curation.selection import Selection
-from curation.selectors.infobatch.rule import Rule
-from curation.selectors.infobatch.schedule import by_progress as by_progress
-from curation.selectors.infobatch.schedule import cosine as cosine
-from curation.selectors.infobatch.schedule import one_cycle as one_cycle
-from curation.selectors.losses import RunningLosses, checked_losses, checked_positions
+from curation.selectors.infobatch.rule import Form, Rule
+from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
 from curation.selectors.state import check_state, restored
 
 _STATE = (
@@ -79,14 +76,12 @@ class InfoBatch:
         prune_ratio: float | Sequence[float] = 0.5,
         delta: float = 0.875,
         quantiles: Sequence[float] | None = None,
-        form: Literal["coins", "exact"] = "coins",
+        form: Form = "coins",
         seed: int = 0,
-        sync: Literal["step", "epoch"] = "step",
+        sync: Sync = "step",
         group: dist.ProcessGroup | None = None,
         device: str | None = None,
     ) -> None:
-        if sync not in ("step", "epoch"):
-            raise ValueError(f'sync must be "step" or "epoch", not {sync!r}')
         self.rule = Rule(
             size=size,
             epochs=epochs,
@@ -99,7 +94,7 @@ class InfoBatch:
         )
         self.size, self.epochs, self.sync = size, epochs, sync
         self.current: int | None = None
-        self._losses = RunningLosses(size, sync=sync, group=group)
+        self._losses = RunningLosses(size, sync=sync, group=group, owner="InfoBatch")
         self._codes = np.full(size, KEPT, np.uint8)
         self._weights = self.rule.no_weights()
         self._kept = size
@@ -108,9 +103,7 @@ class InfoBatch:
     @property
     def scores(self) -> npt.NDArray[np.float32]:
         """float32[N], the last loss of each example, NaN where none is known; a live view, not to be written."""
-        view = self._losses.values.view()
-        view.flags.writeable = False
-        return view
+        return self._losses.view
 
     @property
     def nonfinite(self) -> int:
@@ -199,9 +192,7 @@ class InfoBatch:
         positions, values = checked_losses(indices, losses, self.size)
         weights = self.weights(positions)
         self._seen += self._losses.take(positions, values)
-        if isinstance(losses, torch.Tensor):
-            return losses * torch.from_numpy(weights).to(losses.device)
-        return np.asarray(losses) * weights
+        return weighted(losses, weights)
 
     def weights(self, indices: Any) -> npt.NDArray[np.float32]:
         """float32[b], the weight of each example in the current epoch.

@@ -7,14 +7,12 @@ A code of one byte stands for an example's fate in an epoch: dropped, kept at we
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.gpu.pruning.cpu import (
-    BAND,
-    DROPPED,
-    KEPT,
     Codes,
     Floats,
     Positions,
@@ -24,10 +22,15 @@ from curation.gpu.pruning.cpu import (
     finite_mean,
     shuffle_into,
 )
+from curation.gpu.random import derive_key
 
+Form = Literal["coins", "exact"]
+
+FORMS: tuple[str, ...] = get_args(Form)
+"""How a band's examples are dropped: each by a coin of its own, or an exact number of them."""
+MOST_BANDS = 250
 _BUCKET = 1 << 15
 _COINS, _ORDER = 0, 1
-MOST_BANDS = 250
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Rule:
             raise ValueError(f"size and epochs must be at least 1, not {self.size} and {self.epochs}")
         if not 0 <= self.delta <= 1:
             raise ValueError(f"delta must lie in [0, 1], not {self.delta}")
-        if self.form not in ("coins", "exact"):
-            raise ValueError(f'form must be "coins" or "exact", not {self.form!r}')
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, not {self.form!r}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
         if self.device is not None:
@@ -217,8 +220,3 @@ def _position_type(size: int) -> Any:
     import torch
 
     return torch.int32 if size < 2**31 else torch.int64
-
-
-def derive_key(seed: tuple[int, ...]) -> np.uint64:
-    """uint64 from a tuple of numbers that are not negative; different tuples give unrelated keys."""
-    return np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])

@@ -32,16 +32,16 @@ class Shards:
                 term.check_finite()
         except ValueError as error:
             problem = f"rank {rank}: {error}"
-        same = repr((shared, [(t.name, t.a.shape[1], str(t.a.dtype), t.scale, t.bias) for t in terms]))
-        told: list[Any] = [None] * self._world
-        dist.all_gather_object(told, (len(terms[0]), same, problem), group=group)
-        problems = [what for _, _, what in told if what]
+        settings = repr((shared, [(t.name, t.a.shape[1], str(t.a.dtype), t.scale, t.bias) for t in terms]))
+        ranks: list[Any] = [None] * self._world
+        dist.all_gather_object(ranks, (len(terms[0]), settings, problem), group=group)
+        problems = [text for _, _, text in ranks if text]
         if problems:
             raise ValueError("; ".join(problems))
-        for other, (_, theirs, _) in enumerate(told):
-            if theirs != told[0][1]:
-                raise ValueError(f"rank {other} disagrees with rank 0: {theirs} against {told[0][1]}")
-        self._lengths = [length for length, _, _ in told]
+        for other, (_, other_settings, _) in enumerate(ranks):
+            if other_settings != ranks[0][1]:
+                raise ValueError(f"rank {other} disagrees with rank 0: {other_settings} against {ranks[0][1]}")
+        self._lengths = [length for length, _, _ in ranks]
         self._start = sum(self._lengths[:rank])
         self._length = self._lengths[rank]
         self.size = sum(self._lengths)
@@ -50,18 +50,18 @@ class Shards:
         """float64[size], in rank order."""
         # Collectives want one length on all ranks.
         longest = max(self._lengths)
-        mine = logits.new_zeros(longest)
-        mine[: self._length] = logits
-        parts = [torch.empty_like(mine) for _ in range(self._world)]
-        dist.all_gather(parts, mine, group=self._group)
+        padded = logits.new_zeros(longest)
+        padded[: self._length] = logits
+        parts = [torch.empty_like(padded) for _ in range(self._world)]
+        dist.all_gather(parts, padded, group=self._group)
         return torch.cat([part[:length] for part, length in zip(parts, self._lengths, strict=True)])
 
     def rows(self, term: Term, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both sides' embeddings of these positions: each rank fills in its own, and zeros are added to them."""
         local = index - self._start
-        here = ((local >= 0) & (local < self._length)).unsqueeze(1)
+        held = ((local >= 0) & (local < self._length)).unsqueeze(1)
         a, b = term.rows(local.clamp(0, self._length - 1))
-        both = torch.stack((a, b)).masked_fill_(~here, 0)
+        both = torch.stack((a, b)).masked_fill_(~held, 0)
         # In float32, since not every backend adds half precision; one summand is not zero, so this is exact.
         wide = both if both.dtype == torch.float64 else both.float()
         dist.all_reduce(wide, group=self._group)

@@ -26,8 +26,8 @@ from curation.selectors.jest.sums import Term
 Criterion = Literal["learnability", "hard", "easy"]
 Generator = torch.Generator | np.random.Generator
 
-# How the learner's and the reference's loss enter the logit.
-_SIGNS = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
+CRITERIA: dict[Criterion, tuple[int, int]] = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
+"""How the learner's and the reference's loss enter the logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class JEST:
     tile_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("loss", LOSSES), ("criterion", tuple(_SIGNS)), ("backend", BACKENDS)):
+        for name, allowed in (("loss", LOSSES), ("criterion", tuple(CRITERIA)), ("backend", BACKENDS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not 0 <= self.filter_ratio < 1:
@@ -162,7 +162,7 @@ class JEST:
     def _terms(self, learner: Pair | None, reference: Pair | None) -> list[Term]:
         terms = []
         for name, pair, sign in zip(
-            ("learner", "reference"), (learner, reference), _SIGNS[self.criterion], strict=True
+            ("learner", "reference"), (learner, reference), CRITERIA[self.criterion], strict=True
         ):
             if sign and pair is None:
                 raise ValueError(f"criterion {self.criterion!r} needs the {name}'s embeddings, not None")

@@ -2,23 +2,10 @@
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
-
-def compiled(**options: Any) -> Any:
-    """``numba.njit`` that keeps its machine code on disk where some folder can be written."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(**options)(function)
-
-    return decorate
 
 
 def _loader(bits: int) -> Any:

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from curation.selectors.zipfit.addresses import compiled
+from curation.gpu.compiled import compiled
 from curation.selectors.zipfit.texts import TextBlock
 
 GZIP_FRAME = 18

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
 from curation.selectors.zipfit.addresses import (
-    compiled,
     copy_bytes,
     equal_ahead,
     equal_behind,
@@ -242,15 +242,15 @@ def _block_sizes(data, offsets, targets, target_offsets, ids, slots, slot_offset
             copy_bytes(buffer + border, targets + target_offsets[j], size)
             if not shared:
                 _clear(table, buffer)
-            here, missed, last, total, room, changes = _encode(
+            at, misses, literals, total, room, changes = _encode(
                 buffer, table, changed, olds, position, tries, anchor, written, need, end, border, end
             )
             for number in range(slot_offsets[j + 1] - slot_offsets[j]):
                 put64(recent, number, get64(table, get16(slots, slot_offsets[j] + number)))
-            last, total, room = _encode_target(
-                buffer, recent, ids, target_offsets[j] - border, here, missed, last, total, room, end
+            literals, total, room = _encode_target(
+                buffer, recent, ids, target_offsets[j] - border, at, misses, literals, total, room, end
             )
-            out[i, j] = _finish(last, total, room, end)
+            out[i, j] = _finish(literals, total, room, end)
             for c in range(changes - 1, -1, -1):
                 put64(table, get16(changed, c), get64(olds, c))
 

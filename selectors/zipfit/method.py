@@ -157,8 +157,8 @@ class ZipFit:
             ValueError, TypeError: as :meth:`select`.
         """
         with shortlist.rereadable(texts) as column:
-            exact, found = (replace(self, mode=mode).select(column, k).indices for mode in MODES)
-        return len(np.intersect1d(exact, found)) / k
+            exact, shortlisted = (replace(self, mode=mode).select(column, k).indices for mode in MODES)
+        return len(np.intersect1d(exact, shortlisted)) / k
 
     def _select_shortlist(self, texts: Iterable[Any], k: int) -> "_Best":
         """The best k of the shortlist; every text is checked before the first is scored."""

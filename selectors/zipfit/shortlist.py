@@ -79,18 +79,18 @@ def pick_columns(distances: Floats, count: int) -> tuple[npt.NDArray[np.int64], 
         int64[m] columns, in the order picked, and float64[m] weights.
     """
     centred = distances - distances.mean(axis=0)
-    wanted = centred.mean(axis=1)
+    means = centred.mean(axis=1)
     norms = np.linalg.norm(centred, axis=0)
     norms[norms == 0] = np.inf
     chosen: list[int] = []
     weights = np.empty(0)
-    residual = wanted
+    residual = means
     for _ in range(min(count, *distances.shape)):
         gain = np.abs(residual @ centred) / norms
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
-        weights = np.linalg.lstsq(centred[:, chosen], wanted)[0]
-        residual = wanted - centred[:, chosen] @ weights
+        weights = np.linalg.lstsq(centred[:, chosen], means)[0]
+        residual = means - centred[:, chosen] @ weights
     return np.array(chosen, np.int64), weights
 
 

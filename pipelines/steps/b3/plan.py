@@ -21,7 +21,8 @@ from curation.pipelines.steps.b3.search import budget
 from curation.pipelines.steps.b3.vectors import Layout
 from curation.plan import BatchPlan
 from curation.selectors.b3 import B3
-from curation.selectors.b3.communities import Communities, conflict_columns, join_cells
+from curation.selectors.b3.communities import Communities, join_cells
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.quality import plan_quality, random_plan
 from curation.selectors.b3.ranking import RankWindow, by_dataset
 

@@ -21,7 +21,7 @@ from curation.files import atomic, write_text
 from curation.gpu.knn import choose
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.embed import write_vectors
-from curation.selectors.b3.communities import conflict_columns
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.sources.base import Block, Source
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from curation.gpu.pruning.cpu import BAND, DROPPED, KEPT
+from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered

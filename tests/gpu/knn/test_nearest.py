@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from curation.gpu.knn import knn
 from curation.gpu.knn import nearest as module
 from curation.gpu.knn.matrix import Matrix
-from curation.gpu.knn.nearest import PRECISIONS, nearest, pair_scores, shorten
+from curation.gpu.knn.nearest import PRODUCT_PRECISIONS, nearest, pair_scores, shorten
 
 
 def rows(seed: int, count: int, width: int, *, whole: bool = False) -> torch.Tensor:
@@ -30,7 +30,7 @@ def assert_ranks(found: module.Nearest, queries: Any, database: Any, **options: 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRODUCT_PRECISIONS)
 def test_ranks_are_exact_in_every_precision(metric: str, whole: bool, precision: Any, device: torch.device) -> None:
     queries, database = rows(0, 80, 33, whole=whole), rows(1, 700, 33, whole=whole)
     banned = torch.from_numpy(np.random.default_rng(2).integers(-1, 700, (80, 2)))
@@ -70,7 +70,9 @@ def test_a_precision_that_cannot_decide_is_found_out(monkeypatch: pytest.MonkeyP
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 60), st.integers(1, 70), st.sampled_from(PRECISIONS))
+@given(
+    st.integers(0, 999), st.integers(1, 30), st.integers(1, 60), st.integers(1, 70), st.sampled_from(PRODUCT_PRECISIONS)
+)
 def test_any_shape(seed: int, queries: int, size: int, count: int, precision: Any) -> None:
     left, right = rows(seed, queries, 5, whole=True), rows(seed + 1, size, 5, whole=True)
     assert_ranks(nearest(left, right, count=count, precision=precision), left, right, count=count)
@@ -103,9 +105,9 @@ def test_the_search_does_not_wait_in_its_loops(
 
     def search() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if device.type == "cuda":
-            ids, floor, _ = module._shortlist_filtered(queries, database, None, 60)
+            ids, floor, _ = module.shortlist_filtered(queries, database, None, 60)
         else:
-            ids, floor = module._shortlist_plain(queries, database, None, 60, 1 << 24)
+            ids, floor = module.shortlist_plain(queries, database, None, 60, 1 << 24)
         return ids, floor, pair_scores(queries, database, ids, l2=False)
 
     search()

@@ -30,7 +30,7 @@ def test_figures_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.inside_edges == pytest.approx(graph.inside(np.arange(97) % 5))
     from curation.selectors.b3 import quality
 
-    blocked = quality._similarity(plan, quality.Matrix(queries, "q"), quality.Matrix(positives, "p"), rows=25)
+    blocked = quality.total_similarity(plan, quality.Matrix(queries, "q"), quality.Matrix(positives, "p"), rows=25)
     assert blocked / len(similarities) == pytest.approx(found.similarity, rel=1e-9)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curation.gpu.knn import cpu, cuda, faiss, knn
 from curation.gpu.knn import search as module
-from curation.gpu.knn.cpu import Exclusions
+from curation.gpu.knn.exclusions import Exclusions
 from curation.gpu.knn.matrix import Matrix
 
 EXACT = ["torch-cpu", "faiss-flat"]
@@ -115,7 +115,7 @@ def test_the_search_on_the_device_is_the_search_by_blocks(metric: str) -> None:
             device=torch.device("cpu"), memory_budget=1 << 24,
         )  # fmt: skip
         assert found is not None
-        ours = module._exact_result(*found, 30, 10, "torch-cuda", "float32", 120)
+        ours = module.exact_result(*found, 30, 10, "torch-cuda", "float32", 120)
         expected = knn(
             rows, rows, count=30, offset=10, metric=metric, engine="torch-cpu", exclude=np.arange(120),
             exclude_same=[(groups, groups)],

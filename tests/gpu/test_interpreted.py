@@ -1,4 +1,4 @@
-"""The Triton kernels of nearest and topk in Triton's interpreter, in a process of their own."""
+"""The Triton kernels of random, knn and topk in Triton's interpreter, in a process of their own."""
 
 import importlib.util
 import json
@@ -15,20 +15,20 @@ INTERPRETED = """
 import json
 import torch
 from curation.gpu.knn import nearest
-from curation.gpu import topk
 from curation.gpu.knn.matrix import Matrix
 from curation.gpu.knn.kernels import scores
 from curation.gpu.topk.kernels import best_by_bar
+from curation.gpu.topk import tensor
 from curation.gpu.topk.gumbel import Keying, noise_seeds
 
 failed = []
 numbers = torch.Generator().manual_seed(0)
 
-nearest._TILE = 64
+nearest.TILE = 64
 for dtype, l2 in ((torch.float16, False), (torch.bfloat16, True), (torch.float32, False)):
     left, right = (torch.randn(n, 19, generator=numbers).to(dtype) for n in (4, 263))
     for squares in ((right.float() ** 2).sum(1) if l2 else None,):
-        ids, floor, spilt = nearest._shortlist_filtered(left, right, squares, 17)
+        ids, floor, spilt = nearest.shortlist_filtered(left, right, squares, 17)
         products = torch.cat([left @ part.T for part in right.split(64)], 1).float()
         if squares is not None:
             products = 2 * products - squares
@@ -37,7 +37,7 @@ for dtype, l2 in ((torch.float16, False), (torch.bfloat16, True), (torch.float32
             failed.append(f"shortlist {dtype} {squares is None}")
 # Places run out: the query is marked, and what stands in its places is still the database's.
 rising = torch.arange(400.0)[:, None].half()
-ids, _, spilt = nearest._shortlist_filtered(torch.ones(2, 1).half(), rising, None, 3)
+ids, _, spilt = nearest.shortlist_filtered(torch.ones(2, 1).half(), rising, None, 3)
 if not spilt.all() or int(ids.max()) >= 400:
     failed.append("a list in rising order")
 left, right = torch.randn(4, 13, generator=numbers), torch.randn(50, 13, generator=numbers)
@@ -51,7 +51,7 @@ def draw(values, keying, start=2**40 + 3, k=20):
     fast = best_by_bar(values, k, start, keying, sample=1024, programs=3)
     if fast is None:
         return None
-    slow = topk._device_best(values, k, start, keying)
+    slow = tensor.best(values, k, start, keying)
     return torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
 
 seeds = noise_seeds(3)

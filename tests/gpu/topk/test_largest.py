@@ -13,22 +13,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from curation.gpu import topk
-from curation.gpu.topk import gumbel
+from curation.gpu.random import GOLDEN, MIX_A, MIX_B
+from curation.gpu.topk import gumbel, tensor
 
 ALPHA = 1e-4
 WORD = 2**64
 
 
 def mixed(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
+    x = (x ^ (x >> 30)) * MIX_A % WORD
+    x = (x ^ (x >> 27)) * MIX_B % WORD
     return x ^ (x >> 31)
 
 
 def reference_noise(seed: Any, position: int) -> float:
     """The noise at one position, in Python's integers."""
     first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2, np.uint64))
-    bits = mixed((mixed((position * 0x9E3779B97F4A7C15 + first) % WORD) + second) % WORD) >> 1
+    bits = mixed((mixed((position * GOLDEN + first) % WORD) + second) % WORD) >> 1
     uniform = min((float(bits) + 0.5) / 2.0**63, 1 - 2.0**-53)
     return -math.log(-math.log1p(-uniform))
 
@@ -39,19 +40,19 @@ def reference_top(keys: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.int64
 
 def device_top(values: torch.Tensor, k: int, keying: gumbel.Keying, start: int = 0) -> topk.Top:
     """The tensor path, which CPU tensors do not take by themselves."""
-    return topk._device_best(values, k, start, keying)
+    return tensor.best(values, k, start, keying)
 
 
 @pytest.mark.parametrize("start", [0, 5, 2**24 + 1, 2**53 + 1])
 def test_noise_is_the_formula_at_every_position(start: int) -> None:
-    keys = gumbel.gumbel_keys(np.zeros(50), seed=(3, 1), start=start)
+    keys = topk.gumbel_keys(np.zeros(50), seed=(3, 1), start=start)
     expected = [reference_noise((3, 1), start + i) for i in range(50)]
     np.testing.assert_allclose(keys, expected, rtol=1e-14)
 
 
 def test_noise_is_gumbel_and_independent_between_positions_and_seeds() -> None:
     zeros = np.zeros(200_000)
-    noise, other = (gumbel.gumbel_keys(zeros, seed=seed) for seed in (1, 2))
+    noise, other = (topk.gumbel_keys(zeros, seed=seed) for seed in (1, 2))
     assert stats.kstest(noise, stats.gumbel_r.cdf).pvalue > ALPHA
     tail = np.exp(-np.exp(-noise))
     tail = tail[tail > 0.99]
@@ -70,7 +71,7 @@ def test_skipping_logarithms_changes_nothing(log: bool, scale: float, k: int) ->
     if log and scale > 0:
         values[::3] = 0
         values[7:200:10] = np.inf
-    keys = gumbel.gumbel_keys(values, seed=9, scale=scale, log=log)
+    keys = topk.gumbel_keys(values, seed=9, scale=scale, log=log)
     order = np.argsort(-keys, kind="stable")[:k]
     indices, chosen = topk.gumbel_topk(values, k, seed=9, scale=scale, log=log)
     np.testing.assert_array_equal(indices, order)
@@ -82,7 +83,7 @@ def test_keys_are_the_formula() -> None:
     noise = np.array([reference_noise(4, i) for i in range(6)])
     with np.errstate(divide="ignore"):
         expected = 2 * np.log(values) + noise
-    keys = gumbel.gumbel_keys(values, seed=4, scale=2.0, log=True)
+    keys = topk.gumbel_keys(values, seed=4, scale=2.0, log=True)
     finite = np.isfinite(expected)
     np.testing.assert_allclose(keys[finite], expected[finite], rtol=1e-13)
     assert keys[2] < -1e269
@@ -91,7 +92,7 @@ def test_keys_are_the_formula() -> None:
 
 def test_infinite_keys_keep_to_their_tier_and_the_order_of_their_noise() -> None:
     values = np.tile([0.0, 1.0, np.inf], 300)
-    noise = gumbel.gumbel_keys(np.zeros(900), seed=2)
+    noise = topk.gumbel_keys(np.zeros(900), seed=2)
     indices, _ = topk.gumbel_topk(values, 900, seed=2, log=True)
     tiers = values[indices]
     np.testing.assert_array_equal(tiers, np.sort(tiers)[::-1])
@@ -143,7 +144,7 @@ def test_shards_merge_to_the_global_draw(n: int, cuts: list[int], k: int, start:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int32])
 def test_tensors_get_the_same_draw_by_either_path(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk, "DEVICE_BLOCK", 1_000)
+    monkeypatch.setattr(tensor, "BLOCK", 1_000)
     values = (torch.rand(5_003, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
     values[:40] = 0
     before = values.clone()
@@ -174,7 +175,7 @@ def test_nan_is_named(values: Any) -> None:
     calls = [
         lambda: topk.topk(values, 1, start=10),
         lambda: topk.gumbel_topk(values, 1, seed=0, start=10),
-        lambda: gumbel.gumbel_keys(values, seed=0, start=10),
+        lambda: topk.gumbel_keys(values, seed=0, start=10),
         lambda: device_top(torch.as_tensor(values), 1, gumbel.Keying(), 10),
     ]
     for call in calls:
