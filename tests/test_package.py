@@ -26,20 +26,26 @@ HEAVY = ("ray", "torch", "numba", "faiss", "fastapi", "sqlalchemy", "datasets", 
 # Tests of several modules at once, which so have none at the mirrored path.
 SEVERAL = {
     "examples/test_b3_examples.py": "examples that train on B3's batches",
+    "curation/sources/test_formats.py": "every format of a source",
     "examples/test_examples.py": "every other example, whole and resumed",
     "gpu/learnability/test_memory.py": "the sums and JEST's selection, by what they hold",
     "gpu/test_interpreted.py": "all of Triton's kernels, in its interpreter",
     "gpu/test_machine_code.py": "all of Triton's kernels, by what they compile to",
     "pipelines/engine/test_cluster.py": "runs on several machines",
     "pipelines/engine/test_crash.py": "runs that are killed and resumed",
+    "pipelines/steps/test_outside.py": "a step of somebody else's package",
+    "pipelines/steps/test_parameters.py": "every step's parameters beside its method's",
     "selectors/infobatch/test_faults.py": "faults of the published implementation, one by one",
     "selectors/infobatch/test_state.py": "states and ranks of the method",
     "selectors/samplers/test_resume.py": "every sampler: saved anywhere, resumed",
     "selectors/samplers/test_samplers.py": "every sampler: epochs, ranks and parameters",
     "service/http/test_refusals.py": "every refusal of every route",
+    "service/session/test_same_batches.py": "every method: sessions and samplers hand out the same",
     "service/store/test_postgres.py": "the whole store on another database",
     "service/test_crashes.py": "servers that are killed, with clients that go on",
     "service/test_docs.py": "the commands of docs/service.md",
+    "service/test_parameters.py": "every body's and session's parameters beside its method's",
+    "test_contributing.py": "the walks of CONTRIBUTING.md",
     "test_package.py": "the package as a whole",
 }
 
@@ -172,7 +178,8 @@ def test_tests_stand_where_their_modules_do() -> None:
         if file.parts[0] != "tests" or not file.name.startswith("test_"):
             continue
         inside = file.relative_to("tests")
-        mirrored = ROOT / inside.with_name(inside.stem.removeprefix("test_"))
+        tested = inside.stem.removeprefix("test_")
+        mirrored = ROOT / (inside.parent if inside.parent.name == tested else inside.with_name(tested))
         if inside.as_posix() in SEVERAL:
             several.add(inside.as_posix())
         elif not mirrored.with_suffix(".py").is_file() and not mirrored.is_dir():
