@@ -1,4 +1,4 @@
-"""Every error that this project raises on purpose, apart from ``ValueError`` for a bad argument.
+"""Errors that this project raises on purpose, apart from ``ValueError`` for a bad argument.
 
 ::
 

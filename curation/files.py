@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees a whole one or none."""
+"""Files written so that a reader sees a whole one or none."""
 
 import os
 import uuid

@@ -1,4 +1,4 @@
-"""The two sides of a contrastive model's output, as JEST's selector takes them."""
+"""Pairs: the two sides of a contrastive model's output, as JEST's selector takes them."""
 
 from dataclasses import dataclass
 from typing import Any

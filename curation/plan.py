@@ -1,4 +1,4 @@
-"""An epoch's batches, decided in advance."""
+"""Batch plan: an epoch's batches, decided in advance."""
 
 import os
 from collections.abc import Iterator, Mapping

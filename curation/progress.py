@@ -1,4 +1,4 @@
-"""How a long job tells whoever watches what it is doing."""
+"""Progress: how a long job tells whoever watches what it is doing."""
 
 from typing import Protocol
 

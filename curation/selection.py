@@ -1,4 +1,4 @@
-"""The outcome of every selector that picks single candidates."""
+"""Selection: the outcome of every selector that picks single candidates."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A permutation of 0..N-1 that is computed, not stored: any slice of it, in O(slice) time and no memory in N.
+"""Permutation of 0..N-1 that is computed, not stored: any slice of it, in O(slice) time and no memory in N.
 
 A Feistel network over a × b ≥ N with a = ⌈√N⌉ and b = ⌈N / a⌉; what falls outside is walked on along its cycle until
 it is back inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 3). Fewer than a values

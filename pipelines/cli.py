@@ -1,4 +1,4 @@
-"""``curation run`` and ``curation reselect``.
+"""Commands of the pipelines: ``curation run`` and ``curation reselect``.
 
 Ray is imported when a run starts, not when the command line does.
 """

@@ -1,4 +1,4 @@
-"""How informative a label would be, from what a model predicts: scores for :mod:`curation.selectors.acquisition`.
+"""Uncertainty: how informative a label would be, from what a model predicts; scores for an acquisition.
 
 Decides nothing by itself: one float a candidate, and **higher is always more informative**, margin and confidence
 included. None is negative, so all suit power sampling. Predictions are ``[N, samples, classes]``: class

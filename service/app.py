@@ -1,4 +1,4 @@
-"""The ASGI application, assembled from its settings."""
+"""Application (ASGI), assembled from its settings."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""One server process: uvicorn over the app, with its limits and logs."""
+"""Server process: uvicorn over the app, with its limits and logs."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""How the command line speaks: tables, JSON, progress, and text from data made safe for a terminal."""
+"""Terminal output: tables, JSON, progress, and text from data made safe to print."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What a finished dataset says of itself: ``manifest.json``.
+"""Manifest, ``manifest.json``: what a finished dataset says of itself.
 
 A curated dataset on disk (``OUT/``)::
 

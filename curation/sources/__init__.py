@@ -1,4 +1,4 @@
-"""Where candidates come from: files of rows in several formats, and the standard library's functions."""
+"""Sources of candidates: files of rows in several formats, and the standard library's functions."""
 
 from collections.abc import Callable
 

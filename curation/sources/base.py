@@ -1,4 +1,4 @@
-"""What a source of candidates offers to the pipelines.
+"""Source of candidates: what it offers to the pipelines.
 
 Positions 0..N-1 name the rows in the order of the sorted files. A block is a fixed run of positions; it is read
 by one task. A bad row keeps its position: it comes back with nulls and stands in the list of bad rows.

@@ -1,4 +1,4 @@
-"""What all file formats share: names to files, opening, fingerprints, cutting positions into blocks, open readers."""
+"""Files of a source, whatever their format: names to files, opening, fingerprints, blocks, open readers."""
 
 import difflib
 import hashlib

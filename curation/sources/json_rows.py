@@ -1,4 +1,4 @@
-"""What a JSON line says: rows parsed by known types, why one is bad, and types inferred from a sample.
+"""Rows of JSON lines: parsed by known types, why one is bad, and types inferred from a sample.
 
 Lines are parsed by pyarrow in one go. Only where that fails are they halved until the bad ones stand alone:
 O(bad · log rows) parses.

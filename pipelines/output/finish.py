@@ -1,4 +1,4 @@
-"""The last stage of a run: from decisions to a whole dataset folder, ready to be renamed into place.
+"""Finish of a run: from decisions to a whole dataset folder, ready to be renamed into place.
 
 Its tasks run on the cluster, so that what they read of each row is not in the driver's memory.
 """

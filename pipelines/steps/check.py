@@ -1,4 +1,4 @@
-"""The check before the first step: every column of every row is read once, and bad rows are written down."""
+"""Check before the first step: every column of every row is read once, and bad rows are written down."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From communities to an epoch's batches, and the guarantee that some rows never meet in one.
+"""Batches of an epoch, from communities, and the guarantee that some rows never meet in one.
 
 An epoch is a pure function of (communities, seed, epoch): communities are drawn in random order and cut into
 batches, each row once; rows that must not meet are then swapped apart. O(N log N) time, and O(N) memory.

@@ -1,4 +1,4 @@
-"""From ranks to communities: the graph, its cut, and rows that must not meet kept apart (B3, section 3, 3 and 4).
+"""Communities, from ranks: the graph, its cut, and rows that must not meet kept apart (B3, section 3, 3 and 4).
 
 All that is the same in every epoch. O(N·m·log m) time and the partitioner's; memory some 20 bytes an edge. Where a
 graph is too large, :func:`join_cells` puts together what was cut cell by cell.

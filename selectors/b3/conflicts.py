@@ -1,4 +1,4 @@
-"""Rows that must never share a batch: swapped apart, or an error that says why they cannot be.
+"""Conflicts: rows that must never share a batch, swapped apart, or an error that says why they cannot be.
 
 Each swap leaves both sides free of new conflicts, so one pass ends it. A search for a partner looks at the
 rows that share an id with either side only.

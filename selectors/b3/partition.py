@@ -1,4 +1,4 @@
-"""Cut a graph into communities of exactly K rows (one shorter where K does not divide N).
+"""Partition of a graph into communities of exactly K rows (one shorter where K does not divide N).
 
 KaMinPar is the default: several times faster than METIS, and it keeps more edges inside. On one thread and
 with a seed it is deterministic; on more it is not. METIS (``pymetis``, an extra) is the paper's. Louvain

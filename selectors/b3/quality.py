@@ -1,4 +1,4 @@
-"""How hard a plan's batches are, beside random batches of the same sizes.
+"""Quality of a plan: how hard its batches are, beside random batches of the same sizes.
 
 Everything is summed without a batch-by-batch matrix: O(M·(D + m)) time, and memory for a block of rows.
 """

@@ -1,4 +1,4 @@
-"""The ranks that B3 keeps: the search, cut into likely false negatives and strong ones. O(N²·D) where exact."""
+"""Ranks that B3 keeps: the search, cut into likely false negatives and strong ones. O(N²·D) where exact."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Which examples of an epoch stay, at what weight, and in which order: the mathematics of InfoBatch.
+"""Rule of InfoBatch: which examples of an epoch stay, at what weight, and in which order.
 
 A code of one byte stands for an example's fate in an epoch: dropped, kept at weight 1, or
 ``BAND + b``: kept although its score lies in band b, at that band's weight. Every function here is pure.

@@ -1,4 +1,4 @@
-"""JEST over candidates that are spread over the ranks of torch.distributed."""
+"""Candidates of JEST that are spread over the ranks of torch.distributed."""
 
 from typing import Any
 

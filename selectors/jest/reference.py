@@ -1,4 +1,4 @@
-"""A reference model's embeddings, computed once and read by index (Evans et al. 2024, section 3.3).
+"""Reference model's embeddings, computed once and read by index (Evans et al. 2024, section 3.3).
 
 JEST's reference never changes, so its embeddings of the whole data set are worked out before training and
 then memory-mapped: a step reads the super-batch's rows, B·D numbers a side, and the model itself is not

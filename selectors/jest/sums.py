@@ -1,4 +1,4 @@
-"""One model's part of JEST's logits, kept as running sums (Evans et al. 2024, algorithm 1)."""
+"""Sums of one model's part of JEST's logits, kept up as examples are taken (Evans et al. 2024, algorithm 1)."""
 
 from typing import Any
 

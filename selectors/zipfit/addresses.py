@@ -1,4 +1,4 @@
-"""What compiled loops need and numba does not have: unaligned reads and writes at an address."""
+"""Addresses: unaligned reads and writes that compiled loops need and numba does not have."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""gzip sizes from the C library of Python's own zlib module, called in a compiled loop without the GIL.
+"""Deflate: gzip sizes from the C library of Python's own zlib module, in a compiled loop without the GIL.
 
 ``gzip.compress`` allocates and frees a quarter of a megabyte for every text; here one stream for each call
 is reset between texts, which gives the same bytes. A stream after x could be copied for each target, too, but

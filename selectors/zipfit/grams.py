@@ -1,4 +1,4 @@
-"""ZIP-FIT's estimate by shared 4-grams: texts and compressed sizes in, terms of the alignment out."""
+"""4-grams: ZIP-FIT's estimate by those that texts share, from compressed sizes to terms of the alignment."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""How many bytes LZ4 needs for x ⊕ t, for one x and many t, without writing any of them.
+"""LZ4: how many bytes it needs for x ⊕ t, for one x and many t, without writing any of them.
 
 An LZ4 encoder reads from left to right, so everything it does before it looks at the last bytes of x is the
 same for every t. Here x is encoded once, up to the last decision that needs no byte of t; from there each

@@ -1,4 +1,4 @@
-"""Which candidates are worth an exact alignment: an estimate of it from a few of the targets.
+"""Shortlist of candidates that are worth an exact alignment: an estimate of it from a few of the targets.
 
 Alignment is a mean over targets of distances that vary together (a text close to one function is close to most),
 so a weighted sum of the distances to m well-chosen targets ranks texts almost as the mean over all T does. Both

@@ -1,4 +1,4 @@
-"""The session machine: which rows a rank gets at a step, and which reports are still missing. Pure: no HTTP, no store.
+"""Session machine: which rows a rank gets at a step, and which reports are still missing. Pure: no HTTP, no store.
 
 A session hands out ``epochs`` epochs of a method's selection, in steps counted from 0 over the whole session. Every
 batch is a pure function of the session's parameters and the reports of earlier epochs, so that a server that was

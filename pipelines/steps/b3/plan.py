@@ -1,4 +1,4 @@
-"""B3 on a cluster, after the search: communities, batches, and the order of the rows.
+"""Plan of B3 on a cluster: communities, batches, and the order of the rows.
 
 Everything is one task of some (20 + 9·m)·M bytes for m ranks of M rows. Where M exceeds ``cell_rows``, rows are
 first sorted into cells of similar ones (k-means, each of bounded size) and each cell's part of the graph is cut by

@@ -1,4 +1,4 @@
-"""B3 on a cluster: the same plan as :meth:`curation.B3.plan` in memory, for any number of workers.
+"""Search of B3 on a cluster: the ranks that :meth:`curation.B3.plan` finds in memory, for any number of workers.
 
 The search over the matrices of :mod:`curation.pipelines.steps.b3.vectors` is cut into (query block, part of the
 database): each task keeps the best ranks of its part, and these are merged exactly, ties by index, into ``near.npy``

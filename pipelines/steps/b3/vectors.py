@@ -1,4 +1,4 @@
-"""What a ``b3`` step searches: the vectors of the rows that are still in, in two matrices, and which may not meet.
+"""Vectors that a ``b3`` step searches: of the rows that are still in, in two matrices; and which rows may not meet.
 
 The rows get consecutive numbers 0..M-1. Blocks are gathered by tasks of their own into memory-mapped files, at places
 that are known beforehand, so they may come in any order and twice. Memory of a task is that of its block.
