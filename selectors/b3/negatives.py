@@ -69,10 +69,11 @@ def _draw(begin, end, order, offsets, clusters, window, near, columns, key, out)
         windows = np.empty(len(members) * window.shape[1], np.int64)
         nearest = np.empty(len(members) * near.shape[1], np.int64)
         for i in range(len(members)):
+            row = members[i]
             for rank in range(window.shape[1]):
-                windows[i * window.shape[1] + rank] = window[members[i], rank]
+                windows[i * window.shape[1] + rank] = window[row, rank]
             for rank in range(near.shape[1]):
-                nearest[i * near.shape[1] + rank] = near[members[i], rank]
+                nearest[i * near.shape[1] + rank] = near[row, rank]
         windows.sort()
         nearest.sort()
         candidates = np.empty(len(windows), np.int64)
