@@ -73,7 +73,7 @@ def pick_rows(dataset: Dataset) -> Shown | None:
     return Shown(score, number, groups, dataset.decisions.rows(indices), rows, dataset.text_column, note)
 
 
-def _before(dataset: "Dataset", name: str) -> tuple[dict[str, int] | None, str | None]:
+def _before(dataset: Dataset, name: str) -> tuple[dict[str, int] | None, str | None]:
     """Counts in the source, or why there are none; neither where the column has too many values."""
     if dataset.manifest.rows_in > MIX_ROWS:
         return None, f"The source has more than {MIX_ROWS:,} rows: only what was kept is counted."

@@ -170,6 +170,16 @@ def test_files_that_lead_out_are_not_read(finished: Finished, tmp_path: Path) ->
         Dataset(dataset.folder, within=dataset.folder / "below")
 
 
+def test_candidates_are_those_of_the_source(finished: Finished) -> None:
+    dataset = finished()
+    source, blocks = dataset.candidates()
+    assert [block.rows for block in blocks] == [64] * 6 + [16]
+    assert Dataset(dataset.folder, source=source).candidates()[0] is source
+    (dataset.folder.parent / "source.parquet").unlink()
+    with pytest.raises(SourceError):
+        dataset.candidates()
+
+
 def test_shards_come_by_number(finished: Finished) -> None:
     manifest = finished().manifest
     names = [shard_name(number, 200_001) for number in (9_999, 10_000, 100_000, 100_001)]
