@@ -9,13 +9,15 @@ badly: up to 65,536 candidates the order is numpy's shuffle instead, kept whole.
 
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from curation.gpu.compiled import compiled
+from curation.gpu.random import GOLDEN, MIX_A
+
 ROUNDS = 6
 SMALL = 65_536
-_A, _B, _32 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
+_A, _B, _32 = np.uint64(GOLDEN), np.uint64(MIX_A), np.uint64(32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +57,14 @@ class Permutation:
         return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _mixed(value: np.uint64, key: np.uint64, bound: np.uint64) -> np.uint64:
     value = (value ^ key) * _A
     value = (value ^ (value >> _32)) * _B
     return ((value >> _32) * bound) >> _32
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, keys: npt.NDArray[np.uint64]) -> None:
     rows, columns, end = np.uint64(a), np.uint64(b), np.uint64(size)
     # Counted along, because a division for each position would cost more than the six rounds.
