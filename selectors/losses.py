@@ -86,7 +86,9 @@ class RunningLosses:
         if values.shape != self.values.shape:
             raise ValueError(f"scores has shape {values.shape}, not {self.values.shape}")
         held = restored(state["pending_indices"], np.int64), restored(state["pending_losses"], np.float32)
-        self.values, self.nonfinite = values, state["nonfinite"]
+        # In place: a sampler may hold a view of them.
+        self.values[:] = values
+        self.nonfinite = state["nonfinite"]
         self._pending = [held] if len(held[0]) else []
 
     def _held(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -33,6 +33,13 @@ class TestState:
         assert np.array_equal(first.indices, again.indices)
         assert np.array_equal(first.weights, again.weights)
 
+    def test_a_view_of_the_scores_follows_a_loaded_state(self) -> None:
+        losses = np.random.default_rng(0).exponential(size=30).astype(np.float32)
+        fresh = InfoBatch(size=30, epochs=100)
+        view = fresh.scores
+        fresh.load_state_dict(trained(losses).state_dict())
+        np.testing.assert_array_equal(view, losses)
+
     def test_seeds_and_epochs_differ(self) -> None:
         losses = np.random.default_rng(0).exponential(size=300)
         orders = {
