@@ -99,12 +99,12 @@ class RowSplit:
     start: int = 0
     together: bool = False
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Rows of a full step, of all ranks together."""
         return self.batch_size if self.together else self.batch_size * self.world_size
 
-    @property
+    @cached_property
     def remaining(self) -> int:
         return self.rows - self.start
 
@@ -112,7 +112,7 @@ class RowSplit:
     def scarce(self) -> bool:
         return self.steps > 0 and self.remaining < self.world_size
 
-    @property
+    @cached_property
     def steps(self) -> int:
         full, rest = divmod(self.remaining, self.stride)
         if full == 0:
@@ -136,7 +136,8 @@ class RowSplit:
         return start, min(start + self.stride, self.rows)
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
-        return share(*self.step_span(step), rank, self.world_size, repeat=self.start > 0 and self.scarce)
+        start, stop = self.step_span(step)
+        return share(start, stop, rank, self.world_size, repeat=self.start > 0 and self.scarce)
 
 
 @dataclass(frozen=True, eq=False)
