@@ -45,6 +45,8 @@ from curation.sources import open_source
 from curation.sources.base import InputRecord, Source
 
 CHECK = "check rows"
+RECUT = "acquire"
+"""The step whose last one :func:`reselect` changes."""
 
 
 def run(
@@ -101,12 +103,14 @@ def run(
             on_bad_row=on_bad_row,
             block_rows=block_rows,
         )
-    return _Job(recipe, Path(out), rows, ray_address, workers, restart, progress or Silent(), None)()
+    return _Job(
+        recipe.resolved(Path.cwd()), Path(out), rows, ray_address, workers, restart, progress or Silent(), None
+    )()
 
 
 def reselect(
-    done: Path,
-    out: Path,
+    done: str | Path,
+    out: str | Path,
     *,
     count: int | None = None,
     fraction: float | None = None,
@@ -140,6 +144,7 @@ def reselect(
         RecipeError: the recipe has no ``acquire`` step, or the parameters do not fit together.
         SourceError: ``done`` is not a finished dataset, or an input changed since it was made.
     """
+    done, out = Path(done), Path(out)
     manifest = Manifest.load(done)
     changes = {"count": count, "fraction": fraction, "threshold": threshold, "kind": kind, "beta": beta}
     recipe = _recut(done, manifest, changes, seed)
@@ -149,7 +154,7 @@ def reselect(
 def _recut(done: Path, manifest: Manifest, changes: Mapping[str, Any], seed: int | None) -> Recipe:
     """The recipe of a finished dataset with other parameters of its last ``acquire`` step; None keeps a parameter."""
     raw = json.loads(json.dumps(manifest.recipe))
-    last = next((step for step in reversed(raw["steps"]) if step["step"] == "acquire"), None)
+    last = next((step for step in reversed(raw["steps"]) if step["step"] == RECUT), None)
     if last is None:
         raise RecipeError(f"{done}: its recipe has no `acquire` step, so there is no cut to change")
     sizes = {name: changes[name] for name in ("count", "fraction", "threshold")}
@@ -172,10 +177,9 @@ def _recut(done: Path, manifest: Manifest, changes: Mapping[str, Any], seed: int
 def _source(given: Any) -> tuple[Any, Any]:
     """A source for a recipe, and the rows themselves where they are in memory."""
     if isinstance(given, FileSource | StdlibSource):
-        return given.resolved(Path.cwd()) if isinstance(given, FileSource) else given, None
+        return given, None
     if isinstance(given, str | Path):
-        named = source_of(str(given))
-        return named.resolved(Path.cwd()) if isinstance(named, FileSource) else named, None
+        return source_of(str(given)), None
     behind = files_behind(given)
     if behind is not None:
         return behind, None
@@ -326,7 +330,7 @@ class _Job:
             stages=self.stages,
             workspace=self.workspace,
         )
-        if self.stored is not None and step.scores and number <= _last_cut(self.steps):
+        if self.stored is not None and step.scores and not step.vectors and number <= self._same_rows_until():
             outcome = replay(step, run, self.stored[0].absolute() / DECISIONS)
         else:
             outcome = step.run(run)
@@ -353,6 +357,13 @@ class _Job:
             )
         )
         return outcome.rows_out
+
+    def _same_rows_until(self) -> int:
+        """The step up to which all steps get the rows that they got in the run whose scores are stored."""
+        assert self.stored is not None
+        if self.recipe.seed != self.stored[1].seed:
+            return next(number for number, step in enumerate(self.steps, 1) if isinstance(step, Acquire))
+        return max(number for number, step in enumerate(self.steps, 1) if step.step == RECUT)
 
     def _reasons(self, steps: int) -> list[str]:
         """Why rows are dropped, for so many of the steps, in the order of their codes."""
@@ -405,8 +416,3 @@ class _Job:
         join = JoinShard(self.source, self.blocks, self.scores, scattered, stage, dataset, len(shards))
         self.stages.each("write shards", stage, join, shards, "json")
         return shards
-
-
-def _last_cut(steps: Sequence[Step]) -> int:
-    """The number of the last ``acquire`` step: scores up to it are of the same rows, whatever it keeps."""
-    return max((number for number, step in enumerate(steps, 1) if isinstance(step, Acquire)), default=0)

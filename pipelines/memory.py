@@ -92,22 +92,42 @@ def spill(rows: Any, folder: Path) -> tuple[MemorySource, Path]:
         SourceError: they are something else, or have no rows.
     """
     kind = f"{type(rows).__module__.partition('.')[0]}.{type(rows).__qualname__}"
-    count = 0
     fresh = folder / "source.arrow"
-    with atomic(fresh) as temporary, _tables(rows, kind) as tables, pa.OSFile(str(temporary), "wb") as sink:
-        writer = None
-        for table in tables:
-            writer = writer or pa.ipc.new_file(sink, table.schema)
-            for batch in table.combine_chunks().to_batches():
-                writer.write_batch(batch)
-            count += len(table)
-        if writer is None:
-            raise SourceError(f"the source, a {kind}, has no rows")
-        writer.close()
+    try:
+        count = _write(rows, kind, fresh)
+    except pa.ArrowException as error:
+        raise SourceError(f"the source, a {kind}, cannot be written as Arrow: {error}") from error
+    if count == 0:
+        fresh.unlink(missing_ok=True)
+        raise SourceError(f"the source, a {kind}, has no rows")
     digest = sha256_of(fresh)
     path = fresh.with_name(f"source-{digest[:16]}.arrow")
     fresh.replace(path)
     return MemorySource(format="memory", kind=kind, rows=count, fingerprint=f"sha256:{digest}"), path
+
+
+def _write(rows: Any, kind: str, path: Path) -> int:
+    """Write rows to an Arrow file; returns how many there were."""
+    count = 0
+    with atomic(path) as temporary, _tables(rows, kind) as tables, pa.OSFile(str(temporary), "wb") as sink:
+        writer = None
+        for table in map(_without_dictionaries, tables):
+            writer = writer or pa.ipc.new_file(sink, table.schema)
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(batch)
+            count += len(table)
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    """A file has one dictionary a column, and chunks may have one each; sources are read without them anyway."""
+    fields = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields)) if fields != list(table.schema) else table
 
 
 @contextmanager
@@ -116,7 +136,7 @@ def _tables(rows: Any, kind: str) -> Iterator[Iterator[pa.Table]]:
     if isinstance(rows, pa.Table):
         plain = rows.replace_schema_metadata(None)
         yield (plain.slice(start, ROWS) for start in range(0, len(plain), ROWS))
-    elif kind.startswith("datasets.") and hasattr(rows, "with_format"):
+    elif kind.startswith("datasets.") and hasattr(rows, "iter"):
         tables = rows.with_format("arrow").iter(ROWS)
         yield (table.replace_schema_metadata(None) for table in tables)
     elif kind.startswith("ray.") and hasattr(rows, "iter_batches"):

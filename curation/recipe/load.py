@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from curation.errors import RecipeError
-from curation.recipe.model import FileSource, MemorySource, Recipe, StepOrderError
+from curation.recipe.model import MemorySource, Recipe, StepOrderError
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -39,7 +39,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(_describe(file, root, error)) from error
     if isinstance(recipe.source, MemorySource):
         raise RecipeError(f"{file}: format: memory stands for rows that a program hands over: name files, or stdlib")
-    return _resolve(recipe, file.parent.resolve())
+    return recipe.resolved(file.parent.resolve())
 
 
 def _describe(file: Path, root: yaml.Node | None, error: ValidationError) -> str:
@@ -89,11 +89,6 @@ def _locate(root: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, li
 
 def _is_tag(node: yaml.MappingNode, part: str) -> bool:
     return any(key.value in ("step", "format") and value.value == part for key, value in node.value)
-
-
-def _resolve(recipe: Recipe, folder: Path) -> Recipe:
-    source = recipe.source.resolved(folder) if isinstance(recipe.source, FileSource) else recipe.source
-    return recipe.model_copy(update={"source": source, "steps": [step.resolved(folder) for step in recipe.steps]})
 
 
 class _UniqueKeys(yaml.SafeLoader):

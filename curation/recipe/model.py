@@ -165,6 +165,11 @@ class Recipe(Model):
         check_order(self.steps)
         return self
 
+    def resolved(self, folder: Path) -> Self:
+        """With its relative paths resolved against a folder."""
+        source = self.source.resolved(folder) if isinstance(self.source, FileSource) else self.source
+        return self.model_copy(update={"source": source, "steps": [step.resolved(folder) for step in self.steps]})
+
     def sha256(self) -> str:
         """The hash of what decides the result; resources do not."""
         return recipe_sha256(self.model_dump(mode="json"))

@@ -5,16 +5,19 @@ it runs. A run (:mod:`curation.pipelines.job`) walks the steps of a recipe and k
 """
 
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import get_annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel
 
 from curation.arrow import is_number, is_text
 from curation.dataset.manifest import BAD_ROW, ReportTable
@@ -154,8 +157,11 @@ class Step(Model):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        if cls.model_fields["step"].default in ("", None) or ":" in str(cls.model_fields["step"].default):
+        # A name that a class does not give itself is its parent's, which is another step.
+        named = "step" in get_annotations(cls)
+        if not named or cls.model_fields["step"].default in ("", None):
             cls.model_fields["step"].default = f"{cls.__module__}:{cls.__qualname__}"
+            cls.model_fields["step"].annotation = str
             cls.model_rebuild(force=True)
 
     @property
@@ -204,13 +210,8 @@ class Step(Model):
             made.vectors[name] = made.unused[name] = number
 
     def resolved(self, folder: Path) -> Self:
-        """With the relative paths of its file sources resolved against a folder."""
-        changes = {
-            name: value.resolved(folder)
-            for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), FileSource)
-        }
-        return self.model_copy(update=changes) if changes else self
+        """With the relative paths of its file sources, at any depth, resolved against a folder."""
+        return _resolved_fields(self, folder)
 
     def check(self, label: str, schema: pa.Schema, made: Made) -> None:
         """Check, before anything runs, that the source has what the step reads.
@@ -233,6 +234,31 @@ class Step(Model):
     def tables(self, outcome: Outcome) -> list[ReportTable]:
         """Tables that the report shows of it."""
         return []
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _resolved_fields(model: M, folder: Path) -> M:
+    values = {name: getattr(model, name) for name in type(model).model_fields}
+    resolved = {name: _resolved(value, folder) for name, value in values.items()}
+    changes = {name: value for name, value in resolved.items() if value is not values[name]}
+    return model.model_copy(update=changes) if changes else model
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """A parameter with its file sources resolved; itself where it holds none."""
+    if isinstance(value, FileSource):
+        return value.resolved(folder)
+    if isinstance(value, BaseModel):
+        return _resolved_fields(value, folder)
+    if type(value) in (list, tuple):
+        parts = [_resolved(part, folder) for part in value]
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
+    if type(value) is dict:
+        parts = [_resolved(part, folder) for part in value.values()]
+        return value if all(map(operator.is_, parts, value.values())) else dict(zip(value, parts, strict=True))
+    return value
 
 
 def require(label: str, column: str, schema: pa.Schema, kind: Kind) -> None:

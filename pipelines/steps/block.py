@@ -81,7 +81,8 @@ class BlockStep(Step):
 
 def score_stages(step: Step, run: StepRun) -> dict[str, Stage]:
     """Where each score of a step is kept: the first in the step's own folder."""
-    folders = [step.step, *(f"{step.step}-{name}" for name in step.scores[1:])]
+    # By number, too: names may differ in nothing but what a folder's name leaves out.
+    folders = [step.step, *(f"{step.step}-{number}-{name}" for number, name in enumerate(step.scores[1:], 2))]
     return {name: run.stage(folder) for name, folder in zip(step.scores, folders, strict=False)}
 
 
@@ -130,15 +131,19 @@ class JudgeBlock:
             verdict = self._judge(block, table.filter(pa.array(inside)))
         rows = np.flatnonzero(inside)
         bad = dict(verdict.bad)
-        for name, stage in self.scores.items():
-            scores = np.full(block.rows, np.nan)
+        made: dict[str, npt.NDArray[np.float64]] = {}
+        for name in self.scores:
+            made[name] = scores = np.full(block.rows, np.nan)
             if len(rows):
                 scores[rows] = _array(
                     verdict.scores.get(name), np.float64, len(rows), f"{self.step.title}: score {name!r}"
                 )
             for row in np.flatnonzero(~np.isfinite(scores[rows])).tolist():
                 bad.setdefault(row, NOT_FINITE)
-            save(stage.piece(block.number), scores)
+        for name, stage in self.scores.items():
+            # A bad row has no score: that is how a later cut of the same scores knows it (see `stored.py`).
+            made[name][rows[list(bad)]] = np.nan
+            save(stage.piece(block.number), made[name])
         if self.step.reasons:
             codes = np.zeros(block.rows, np.int8)
             if len(rows) and verdict.dropped is not None:
@@ -165,10 +170,14 @@ class JudgeBlock:
         return verdict
 
     def _codes(self, dropped: npt.ArrayLike, rows: int) -> npt.NDArray[np.int8]:
-        codes = _array(dropped, np.int8, rows, f"{self.step.title}: `dropped`")
-        if codes.min() < 0 or codes.max() > len(self.step.reasons):
+        given = _array(dropped, None, rows, f"{self.step.title}: `dropped`")
+        with np.errstate(invalid="ignore"):
+            codes: npt.NDArray[np.int8] = given.astype(np.int8)
+        # Against what was given: 257 and 0.5 are 1 and 0 as int8.
+        wrong = given[(codes != given) | (codes < 0) | (codes > len(self.step.reasons))]
+        if len(wrong):
             raise StepError(
-                f"{self.step.title}: `dropped` holds {codes.min()} to {codes.max()}, but the step has "
+                f"{self.step.title}: `dropped` holds {wrong.min()} to {wrong.max()}, but the step has "
                 f"{len(self.step.reasons)} reasons: 0 stays, i goes for the i-th"
             )
         return codes

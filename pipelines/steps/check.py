@@ -7,14 +7,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curation.dataset.writer import decisions_schema
 from curation.errors import RecipeError
 from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.steps.base import Kind, Step, write_bad_rows
+from curation.pipelines.steps.base import FIRST_REASON, Kind, Step, write_bad_rows
 from curation.recipe.model import Made
 from curation.sources.base import BadRow, Block, Source
 
 ADDED = ("_index", "_weight")
 """Columns that the output adds to the source's."""
+
+MOST_REASONS = int(np.iinfo(np.int8).max) - FIRST_REASON + 1
+"""Why a row is out is an int8."""
 
 
 def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[Kind, ...]]:
@@ -27,6 +31,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[K
         RecipeError: a name is taken, or a function cannot be imported.
         SourceError: a column is missing, or of another type.
     """
+    _check_names(steps)
     for name in (*ADDED, *(name for step in steps for name in step.scores)):
         if name in schema.names:
             raise RecipeError(
@@ -41,6 +46,26 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[K
                 required[column] = (*required.get(column, ()), kind)
         step.follow(made, number)
     return required
+
+
+def _check_names(steps: Sequence[Step]) -> None:
+    """Check that ``decisions.arrow`` can tell all scores and all reasons apart."""
+    taken = (*ADDED, *decisions_schema([]).names)
+    for number, step in enumerate(steps, 1):
+        for name in step.scores:
+            if name in taken:
+                raise RecipeError(
+                    f"step {number} ({step.step}) makes a score {name!r}, but decisions have a column of that name: "
+                    "give it another `name`"
+                )
+        if len(set(step.reasons)) < len(step.reasons):
+            raise RecipeError(f"step {number} ({step.step}) has a reason twice: {', '.join(step.reasons)}")
+    reasons = sum(len(step.reasons) for step in steps)
+    if reasons > MOST_REASONS:
+        raise RecipeError(
+            f"the steps have {reasons} reasons, and decisions can tell {MOST_REASONS} apart: count what falls under "
+            "one reason in a verdict's `counts`"
+        )
 
 
 @dataclass(frozen=True)

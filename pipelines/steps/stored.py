@@ -1,6 +1,7 @@
 """Verdicts of an earlier run, read off its ``decisions.arrow`` instead of being made again."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.dataset.manifest import QUARANTINE
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.base import Outcome, Step, StepRun, reason_in_full, write_bad_rows
 from curation.pipelines.steps.block import NOT_FINITE, conclude, score_stages
@@ -47,5 +49,16 @@ class ReplayBlock:
             if self.reasons:
                 codes = pc.index_in(decided["reason"].cast(pa.string()), pa.array(self.reasons)).fill_null(-1)
                 save(self.stage.piece(block.number, "codes"), np.where(inside, codes.to_numpy() + 1, 0).astype(np.int8))
+        if bad:
+            bad |= self._reasons_of(block, bad)
         listed = [BadRow(block.start + row, *self.source.locate(block.start + row), why) for row, why in bad.items()]
         write_bad_rows(self.stage, block, listed, quarantine=self.quarantine)
+
+    def _reasons_of(self, block: Block, bad: Collection[int]) -> dict[int, str]:
+        """Why rows of a block were set aside, as the earlier run wrote it down."""
+        path = self.decisions.with_name(QUARANTINE)
+        if not path.exists():
+            return {}
+        with path.open(encoding="utf-8") as file:
+            rows = ((entry["index"] - block.start, entry["reason"]) for entry in map(json.loads, file))
+            return {row: why for row, why in rows if row in bad}

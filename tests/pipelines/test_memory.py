@@ -1,5 +1,6 @@
 """Python without YAML: steps as objects, and rows that a program hands over."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from curation import Dataset
 from curation.dataset.manifest import Manifest
 from curation.errors import OutputError, SourceError
 from curation.pipelines import Acquire, Align, Dedup, FileSource, Recipe, Score, run
+from curation.pipelines.memory import ROWS as ROWS_AT_A_TIME
 from curation.pipelines.memory import files_behind
 
 ROWS = 300
@@ -134,6 +136,11 @@ def test_the_report_shows_dropped_rows_too_and_explain_says_that_they_are_gone(t
 def test_what_is_no_source(table: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="source is a builtins.dict: give a FileSource"):
         run([Dedup()], source={"text": ["a"]}, out=tmp_path / "out")
+    with pytest.raises(SourceError, match=r"source is a datasets.\w+: give a FileSource"):
+        run([Dedup()], source=datasets.DatasetDict({"train": datasets.Dataset(table)}), out=tmp_path / "out")
+    drifting = datasets.IterableDataset.from_generator(_null_for_long)
+    with pytest.raises(SourceError, match=r"cannot be written as Arrow: "):
+        run([Dedup()], source=drifting, out=tmp_path / "out")
     with pytest.raises(SourceError, match="say nothing of the rows"):
         run([Dedup()], out=tmp_path / "out")
     with pytest.raises(SourceError, match=r"a pyarrow.Table, has no rows"):
@@ -164,3 +171,31 @@ def test_files_are_taken_as_they_are_only_where_they_are_the_dataset(table: pa.T
         table,
     ):
         assert files_behind(other) is None
+
+
+def _null_for_long() -> Iterator[dict[str, Any]]:
+    yield from ({"text": str(row), "late": None if row < ROWS_AT_A_TIME else row} for row in range(ROWS_AT_A_TIME + 1))
+
+
+def test_chunks_may_have_a_dictionary_each(tmp_path: Path) -> None:
+    parts = [pa.array(["b", "a"] * ROWS_AT_A_TIME), pa.array(["c", "a"] * ROWS_AT_A_TIME)]
+    column = pa.chunked_array([part.dictionary_encode() for part in parts])
+    table = pa.table({"text": pa.array(range(len(column))).cast(pa.string()), "kind": column})
+    run([Dedup()], source=table, out=tmp_path / "out")
+    expected = [value for part in parts for value in part.to_pylist()]
+    assert Dataset(tmp_path / "out").to_datasets()["kind"][:] == expected
+
+
+def test_relative_paths_are_those_of_the_working_folder(
+    table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(table, tmp_path / "rows.parquet")
+    monkeypatch.chdir(tmp_path)
+    file = FileSource(format="parquet", path="rows.parquet")
+    steps = [Align(targets=file), Acquire(fraction=0.5)]
+    for name, manifest in {
+        "steps": run(steps, source=file, out="steps"),
+        "recipe": run(Recipe(source=file, steps=steps, seed=1), "recipe"),
+    }.items():
+        assert manifest.recipe["source"]["path"] == [str(tmp_path / "rows.parquet")], name
+        assert manifest.recipe["steps"][0]["targets"]["path"] == [str(tmp_path / "rows.parquet")], name

@@ -80,7 +80,7 @@ def test_verdicts_are_those_of_a_loop(rows: list[tuple[int, int]], block_rows: i
             return
         done = run(Judge(), values, out, block_rows, Path(folder))
     assert done["reason"].tolist() == expected
-    scores = [float("nan") if reason else float(value) for value, reason in rows]
+    scores = [float("nan") if reason or value == 7 else float(value) for value, reason in rows]
     np.testing.assert_array_equal(done["scores"][0], scores)
     np.testing.assert_array_equal(done["scores"][1], -np.array(scores))
     assert [row["index"] for row in done["listed"]] == bad
@@ -101,6 +101,9 @@ class Wrong(Judge):
             "no score": Verdict({"one": scores["one"]}),
             "short": Verdict(scores, dropped=np.zeros(1)),
             "unknown reason": Verdict(scores, dropped=np.full(len(rows), 3)),
+            "far beyond": Verdict(scores, dropped=np.full(len(rows), 257)),
+            "half": Verdict(scores, dropped=np.full(len(rows), 0.5)),
+            "unknown": Verdict(scores, dropped=np.full(len(rows), np.nan)),
             "something else": scores,
         }
         return verdicts[self.fault]
@@ -112,6 +115,9 @@ class Wrong(Judge):
         ("no score", r"wrong: score 'two' has shape \(0,\) for 4 rows: it must be one value a row"),
         ("short", r"wrong: `dropped` has shape \(1,\) for 4 rows"),
         ("unknown reason", "`dropped` holds 3 to 3, but the step has 2 reasons: 0 stays"),
+        ("far beyond", "`dropped` holds 257 to 257"),
+        ("half", r"`dropped` holds 0\.5 to 0\.5"),
+        ("unknown", "`dropped` holds nan to nan"),
         ("something else", "wrong: judge returned dict, not a Verdict"),
     ],
 )
