@@ -29,7 +29,8 @@ class PlanParameters(Parameters):
 
 @dataclass
 class PlanMethod(Stateless):
-    """The batches of a plan, each exactly once an epoch."""
+    """The batches of a plan, each exactly once an epoch; of last batches too small to share out a row may be handed to
+    several ranks (:mod:`curation.selectors.samplers.split`)."""
 
     spec: SessionSpec
     batches: BatchPlan
