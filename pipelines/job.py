@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -325,6 +324,7 @@ class _Job:
             reason=self.reason,
             rows_in=rows_in,
             code=FIRST_REASON + len(self._reasons(number - 1)),
+            made=self.made,
             scores=self.scores,
             vectors=self.vectors,
             stages=self.stages,
@@ -334,9 +334,8 @@ class _Job:
             outcome = replay(step, run, self.stored[0].absolute() / DECISIONS)
         else:
             outcome = step.run(run)
-        self.made = made = deepcopy(self.made)
-        did = step.did(made)
-        step.follow(made, number)
+        did = step.did(self.made)
+        step.follow(self.made, number)
         self.reason = outcome.reason
         self.scores |= outcome.scores
         self.vectors |= outcome.vectors

@@ -87,10 +87,9 @@ class Acquire(Step):
 
         done = run.stages.finish(run.label, stage, groups, draw)
         cut = {"score": score, "kind": self.kind, "per": self.per, "threshold": self.threshold, "beta": self.beta}
-        return Outcome(
-            rows_out=done["rows_out"],
-            reason=stage.folder / "reason.npy",
-            seconds=done["seconds"],
+        return Outcome.of(
+            stage,
+            done,
             dropped={self.reasons[0]: run.rows_in - done["rows_out"]},
             details={**cut, **done["details"]},
             pick=stage.folder / "pick.npy",

@@ -103,6 +103,11 @@ class Outcome:
     duplicates: Path | None = None
     plan: Stage | None = None
 
+    @classmethod
+    def of(cls, stage: Stage, done: Mapping[str, Any], **others: Any) -> "Outcome":
+        """The outcome of a step whose last stage is ``stage``, and which says ``done`` of itself."""
+        return cls(rows_out=done["rows_out"], reason=stage.folder / "reason.npy", seconds=done["seconds"], **others)
+
 
 @dataclass
 class StepRun:
@@ -116,6 +121,7 @@ class StepRun:
         reason: the file of int8[rows], why each row is out so far (0: still in).
         rows_in: rows that are still in.
         code: the code of the step's first reason.
+        made: what the steps before it made.
         scores, vectors: the stage of each score column and of each embedded column that earlier steps made.
         stages, workspace: how pieces are run, and where they are kept.
     """
@@ -131,6 +137,7 @@ class StepRun:
     reason: Path
     rows_in: int
     code: int
+    made: Made
     scores: Mapping[str, Stage]
     vectors: Mapping[str, Stage]
     stages: "Stages"

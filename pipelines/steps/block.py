@@ -15,7 +15,6 @@ from curation.errors import CurationError, StepError
 from curation.files import write_text
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.base import Outcome, Step, StepRun, bad_positions, finish, write_bad_rows
-from curation.recipe.model import Made
 from curation.sources.base import BadRow, Block, Source
 
 NOT_FINITE = "the score is not a finite number"
@@ -65,7 +64,8 @@ class BlockStep(Step):
 
         def work() -> None:
             scores, step = score_stages(self, run), self.prepare(run)
-            judge = JudgeBlock(run.source, stage, scores, run.reason, columns_of(self), step, run.quarantine)
+            columns = tuple(self.reads(run.made)) or None
+            judge = JudgeBlock(run.source, stage, scores, run.reason, columns, step, run.quarantine)
             run.stages.each(run.label, stage, judge, run.blocks, "jsonl", resources=self.resources)
 
         return conclude(self, run, stage, work)
@@ -86,19 +86,13 @@ def score_stages(step: Step, run: StepRun) -> dict[str, Stage]:
     return {name: run.stage(folder) for name, folder in zip(step.scores, folders, strict=False)}
 
 
-def columns_of(step: Step) -> tuple[str, ...] | None:
-    """The columns that a step's blocks are read with; None: all."""
-    return tuple(step.reads(Made())) or None
-
-
 def conclude(step: Step, run: StepRun, stage: Stage, work: Any) -> Outcome:
     """Bring a stage of verdicts to its end."""
     merge = MergeVerdicts(stage, run.reason, run.blocks, run.code, len(step.reasons))
     done = run.stages.finish(run.label, stage, work, merge)
-    return Outcome(
-        rows_out=done["rows_out"],
-        reason=stage.folder / "reason.npy",
-        seconds=done["seconds"],
+    return Outcome.of(
+        stage,
+        done,
         dropped=dict(zip(step.reasons, done["dropped"], strict=True)),
         bad_rows=done["bad"],
         details={"counts": done["counts"]} if done["counts"] else {},

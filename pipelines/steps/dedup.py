@@ -47,10 +47,9 @@ class Dedup(Step):
             lambda: run.stages.each(run.label, stage, hashing, run.blocks, resources=self.resources),
             DropDuplicates(stage, run.reason, run.code, run.blocks),
         )
-        return Outcome(
-            rows_out=done["rows_out"],
-            reason=stage.folder / "reason.npy",
-            seconds=done["seconds"],
+        return Outcome.of(
+            stage,
+            done,
             dropped={self.reasons[0]: run.rows_in - done["rows_out"]},
             duplicates=stage.folder / "duplicates.npy",
         )

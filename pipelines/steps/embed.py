@@ -100,10 +100,9 @@ class Embed(Step):
             run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=resources, actors=actors)
 
         done = run.stages.finish(run.label, stage, each, MarkBad(stage, run.reason, run.rows))
-        return Outcome(
-            rows_out=done["rows_out"],
-            reason=stage.folder / "reason.npy",
-            seconds=done["seconds"],
+        return Outcome.of(
+            stage,
+            done,
             bad_rows=done["bad"],
             bad=[stage],
             vectors=columns,

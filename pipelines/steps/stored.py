@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,12 @@ class ReplayBlock:
     def _reasons_of(self, block: Block, bad: Collection[int]) -> dict[int, str]:
         """Why rows of a block were set aside, as the earlier run wrote it down."""
         path = self.decisions.with_name(QUARANTINE)
-        if not path.exists():
-            return {}
-        with path.open(encoding="utf-8") as file:
-            rows = ((entry["index"] - block.start, entry["reason"]) for entry in map(json.loads, file))
-            return {row: why for row, why in rows if row in bad}
+        reasons = _quarantined(path, path.stat().st_mtime_ns) if path.exists() else {}
+        return {row: reasons[block.start + row] for row in bad if block.start + row in reasons}
+
+
+@lru_cache(maxsize=1)
+def _quarantined(path: Path, stamp: int) -> dict[int, str]:
+    """Reasons by position; read once a worker while the file's ``stamp`` stays, and held there."""
+    with path.open(encoding="utf-8") as file:
+        return {entry["index"]: entry["reason"] for entry in map(json.loads, file)}
