@@ -18,9 +18,11 @@ from pydantic import ValidationError
 from curation.dataset.inspect import source_of
 from curation.dataset.manifest import BATCHES, DECISIONS, MANIFEST, Manifest, StepRecord
 from curation.errors import CurationError, OutputError, RecipeError, SourceError
+from curation.pipelines.engine.fingerprints import changes
+from curation.pipelines.engine.functions import expect
 from curation.pipelines.engine.ray import run_one, runtime
 from curation.pipelines.engine.stages import Stages
-from curation.pipelines.engine.workspace import Stage, Workspace
+from curation.pipelines.engine.workspace import Stage, Workspace, digest
 from curation.pipelines.memory import SpilledSource, files_behind, spill
 from curation.pipelines.output.finish import FinishDataset, cut_shards
 from curation.pipelines.output.ordered import JoinShard, Places, Scatter, cut_by_batches
@@ -36,7 +38,7 @@ from curation.pipelines.steps.base import (
     dropped_of,
     reason_in_full,
 )
-from curation.pipelines.steps.check import Check, check_columns
+from curation.pipelines.steps.check import Check, check_columns, kind_key
 from curation.pipelines.steps.stored import replay
 from curation.progress import Progress, Silent
 from curation.recipe.model import FileSource, Made, MemorySource, Output, Recipe, StdlibSource
@@ -210,7 +212,7 @@ class _Job:
         self.progress = progress
         self.stages = Stages(progress, workers)
         self.stored = stored
-        self.workspace = Workspace(self.out)
+        self.workspace = Workspace(self.out, quarantine=self.quarantine, note=progress.note)
         self.made = Made()
         self.scores: dict[str, Stage] = {}
         self.vectors: dict[str, Stage] = {}
@@ -243,6 +245,7 @@ class _Job:
         self.source = source
         required = check_columns(self.steps, source.schema)
         inputs = source.inputs()
+        self.depends = [self._depends(number) for number in range(1, len(self.steps) + 1)]
         finished = self._already_there(inputs, held)
         if finished is not None:
             return finished
@@ -252,12 +255,10 @@ class _Job:
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
-            rows = self._check_rows(required)
+            rows = self._check_rows(required, inputs)
             for number, step in enumerate(self.steps, 1):
                 rows = self._step(number, step, rows)
-            manifest = self._write(inputs)
-            self.workspace.publish()
-        return manifest
+            return self._write(inputs)
 
     def _already_there(
         self, inputs: list[InputRecord], held: Callable[[], AbstractContextManager[None]]
@@ -274,10 +275,10 @@ class _Job:
             return None
         if (self.out / MANIFEST).exists():
             manifest = Manifest.load(self.out)
-            if manifest.recipe_sha256 != self.recipe.sha256() or manifest.inputs != inputs:
+            differing = self._differing(manifest, inputs)
+            if differing:
                 raise OutputError(
-                    f"{self.out} holds the result of another recipe, or of other inputs: give another output folder, "
-                    "or remove this one"
+                    f"{self.out} holds the result of {differing}: give another output folder, or remove this one"
                 )
             if self.workspace.folder.exists():
                 with held():
@@ -289,16 +290,38 @@ class _Job:
             return None
         raise OutputError(f"{self.out} exists and is no curated dataset: give another output folder")
 
+    def _differing(self, manifest: Manifest, inputs: list[InputRecord]) -> str:
+        """What a finished dataset was made from that this run is not, in words; empty where it is this run's."""
+        if manifest.inputs != inputs:
+            return "other inputs"
+        if manifest.recipe_sha256 != self.recipe.sha256():
+            return "another recipe"
+        changed = [
+            f"step {record.number} ({record.step}): {words}"
+            for record, now in zip(manifest.steps, self.depends, strict=True)
+            for words in changes(record.depends, now)
+        ]
+        return f"the same recipe, but of {'; '.join(changed)}" if changed else ""
+
+    def _depends(self, number: int) -> dict[str, str]:
+        """What a step depends on besides its parameters and the rows; as it was, where it is not done again."""
+        if self._is_replayed(number):
+            assert self.stored is not None
+            return self.stored[1].steps[number - 1].depends
+        return self.steps[number - 1].depends()
+
     def _identity(self, inputs: list[InputRecord]) -> dict[str, Any]:
         return {
-            "recipe": self.recipe.sha256(),
+            "source": self.recipe.source.model_dump(mode="json"),
             "input": [record.model_dump() for record in inputs],
-            "version": version("curation"),
-            "stored scores": None if self.stored is None else str(self.stored[0].absolute()),
+            "block_rows": self.recipe.block_rows,
+            "version of curation": version("curation"),
         }
 
-    def _check_rows(self, required: Mapping[str, tuple[Kind, ...]]) -> int:
-        stage = self.workspace.stage(0, "check")
+    def _check_rows(self, required: Mapping[str, tuple[Kind, ...]], inputs: list[InputRecord]) -> int:
+        rows = {**self._identity(inputs), "blocks": [block.rows for block in self.blocks]}
+        columns = {column: [kind_key(kind) for kind in kinds] for column, kinds in required.items()}
+        stage = self.workspace.stage(0, "check", {"before": digest(rows), "columns": columns})
         check = Check(self.source, stage, required, self.quarantine)
         done = self.stages.finish(
             CHECK,
@@ -308,10 +331,13 @@ class _Job:
         )
         self.reason = stage.folder / "reason.npy"
         self.bad_stages = [stage]
+        # Not what was checked, only what came of it: so a step that reads one more column keeps the steps before it.
+        self.before = digest({"rows": digest(rows), "bad": done["positions"]})
         return int(done["rows_out"])
 
     def _step(self, number: int, step: Step, rows_in: int) -> int:
         """Bring one step to its end; returns how many rows are left."""
+        key = self._key(number, step)
         run = StepRun(
             number=number,
             label=f"{number}. {step.step}",
@@ -324,16 +350,19 @@ class _Job:
             reason=self.reason,
             rows_in=rows_in,
             code=FIRST_REASON + len(self._reasons(number - 1)),
+            key=key,
             made=self.made,
             scores=self.scores,
             vectors=self.vectors,
             stages=self.stages,
             workspace=self.workspace,
         )
-        if self.stored is not None and step.scores and not step.vectors and number <= self._same_rows_until():
+        if self._is_replayed(number):
+            assert self.stored is not None
             outcome = replay(step, run, self.stored[0].absolute() / DECISIONS)
         else:
-            outcome = step.run(run)
+            outcome = self._run_step(number, step, run)
+        self.before = digest(key)
         did = step.did(self.made)
         step.follow(self.made, number)
         self.reason = outcome.reason
@@ -349,6 +378,7 @@ class _Job:
                 rows_out=outcome.rows_out,
                 dropped=dropped_of(outcome, number, step),
                 seconds=outcome.seconds,
+                depends=self.depends[number - 1],
                 details=outcome.details,
                 did=did,
                 scores=list(step.scores),
@@ -356,6 +386,53 @@ class _Job:
             )
         )
         return outcome.rows_out
+
+    def _key(self, number: int, step: Step) -> dict[str, Any]:
+        """All that a step's result depends on."""
+        depends = self.depends[number - 1]
+        if self._is_replayed(number):
+            assert self.stored is not None
+            depends = depends | {"stored scores": self.stored[1].files[DECISIONS].sha256}
+        return {
+            "before": self.before,
+            "step": step.step,
+            "parameters": step.model_dump(mode="json", exclude={"resources"}),
+            "depends": depends,
+            "seed": self.recipe.seed if step.draws else None,
+        }
+
+    def _run_step(self, number: int, step: Step, run: StepRun) -> Outcome:
+        """Run a step on what its key says that it depends on, and on nothing else."""
+        depends = self.depends[number - 1]
+        self._still(number, step)
+        # What was typed into a notebook goes to the workers by value.
+        expect({name: depends[name] for name in step.functions if not name.startswith("__main__:")})
+        try:
+            outcome = step.run(run)
+        finally:
+            expect({})
+        self._still(number, step)
+        return outcome
+
+    def _still(self, number: int, step: Step) -> None:
+        """Check that what a step depends on is as it was when the run began.
+
+        Raises:
+            SourceError: something changed; what the step has done is dropped.
+        """
+        changed = changes(self.depends[number - 1], step.depends())
+        if changed:
+            self.workspace.drop(number)
+            raise SourceError(
+                f"step {number} ({step.step}): {'; '.join(changed)} while the run used it: run the same command again"
+            )
+
+    def _is_replayed(self, number: int) -> bool:
+        """Whether a step's scores are those that are stored."""
+        if self.stored is None:
+            return False
+        step = self.steps[number - 1]
+        return bool(step.scores) and not step.vectors and number <= self._same_rows_until()
 
     def _same_rows_until(self) -> int:
         """The step up to which all steps get the rows that they got in the run whose scores are stored."""
@@ -374,8 +451,9 @@ class _Job:
 
     def _write(self, inputs: list[InputRecord]) -> Manifest:
         start = time.perf_counter()
-        stage = self.workspace.stage(len(self.steps) + 1, "write")
-        dataset = self.workspace.dataset
+        stage = self._output_stage("write")
+        dataset = stage.folder / "dataset"
+        dataset.mkdir(exist_ok=True)
         plan = next((outcome.plan for outcome in self.outcomes if outcome.plan is not None), None)
         if plan is None:
             kept, shards = cut_shards(stage, self.reason, self.recipe.output.rows_per_shard)
@@ -403,11 +481,17 @@ class _Job:
             seconds=self.stages.seconds,
         )
         run_one(finish)
-        return Manifest.load(dataset)
+        manifest = Manifest.load(dataset)
+        self.workspace.publish(dataset, {MANIFEST, *manifest.files})
+        return manifest
+
+    def _output_stage(self, name: str) -> Stage:
+        key = {"before": self.before, "rows_per_shard": self.recipe.output.rows_per_shard}
+        return self.workspace.stage(len(self.steps) + 1, name, key)
 
     def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
         shards = cut_by_batches(plan.folder / BATCHES, self.recipe.output.rows_per_shard)
-        scattered = self.workspace.stage(len(self.steps) + 1, "scatter")
+        scattered = self._output_stage("scatter")
         if not (scattered.folder / "places.npy").exists():
             run_one(Places(plan.folder / "kept.npy", scattered))
         scatter = Scatter(self.source, self.scores, scattered, shards)

@@ -33,6 +33,7 @@ SEVERAL = {
     "gpu/test_machine_code.py": "all of Triton's kernels, by what they compile to",
     "pipelines/engine/test_cluster.py": "runs on several machines",
     "pipelines/engine/test_crash.py": "runs that are killed and resumed",
+    "pipelines/engine/test_edits.py": "edits between an interrupted run and the next one",
     "pipelines/steps/test_outside.py": "a step of somebody else's package",
     "pipelines/steps/test_parameters.py": "every step's parameters beside its method's",
     "selectors/infobatch/test_faults.py": "faults of the published implementation, one by one",

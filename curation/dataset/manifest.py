@@ -81,8 +81,9 @@ class StepRecord(_Record):
     """What one step did.
 
     ``dropped`` counts rows by reason. ``did`` says in words what was done to the rows, such as ``"freed of repeated
-    text"``. ``scores`` are the score columns that the step made. ``details`` holds choices and statistics; with
-    ``score`` and ``kind`` among them (and ``threshold``, ``per`` and ``beta`` where they apply) the step is a cut.
+    text"``. ``depends`` is what the result depends on besides parameters and rows: hashes of targets, code and models,
+    versions of packages. ``scores`` are the score columns that the step made. ``details`` holds choices and statistics;
+    with ``score`` and ``kind`` among them (and ``threshold``, ``per`` and ``beta`` where they apply) the step is a cut.
     ``tables`` are for the report.
     """
 
@@ -93,6 +94,7 @@ class StepRecord(_Record):
     dropped: dict[str, int] = {}
     seconds: float
     did: str = ""
+    depends: dict[str, str] = {}
     scores: list[str] = []
     details: dict[str, Any] = {}
     tables: list[ReportTable] = []

@@ -14,12 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.dataset.manifest import MANIFEST, FileRecord, Manifest, sha256_of
+from curation.dataset.manifest import (
+    BATCHES,
+    DECISIONS,
+    QUARANTINE,
+    REPORT,
+    FileRecord,
+    Manifest,
+    sha256_of,
+)
 from curation.files import atomic, write_text
 
 INDEX = "_index"
 WEIGHT = "_weight"
 BATCH_ROWS = 1000
+INFO = "dataset_info.json"
+STATE = "state.json"
+BESIDE_THE_SHARDS = (BATCHES, INFO, DECISIONS, QUARANTINE, REPORT, STATE)
 
 _SHARD = re.compile(r"data-(\d+)-of-\d+\.arrow")
 
@@ -166,7 +177,7 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
 
     info = asdict(DatasetInfo(features=Features.from_arrow_schema(schema)))
     known = {key: value for key, value in info.items() if value is not None}
-    write_text(folder / "dataset_info.json", json.dumps(known, indent=2, sort_keys=True))
+    write_text(folder / INFO, json.dumps(known, indent=2, sort_keys=True))
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": fingerprint,
@@ -176,7 +187,7 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
         "_output_all_columns": False,
         "_split": None,
     }
-    write_text(folder / "state.json", json.dumps(state, indent=2, sort_keys=True))
+    write_text(folder / STATE, json.dumps(state, indent=2, sort_keys=True))
 
 
 def file_record(path: Path, rows: int | None = None) -> FileRecord:
@@ -185,20 +196,20 @@ def file_record(path: Path, rows: int | None = None) -> FileRecord:
 
 
 def write_manifest(folder: Path, manifest: Manifest, rows: Mapping[str, int]) -> Manifest:
-    """Record the files of the folder that the manifest does not have yet, and write it: the dataset is finished.
+    """Record the files beside the shards, and write the manifest: the dataset is finished.
 
     Args:
-        folder: the dataset.
-        manifest: the account; its ``files`` may name shards already, so that they are not hashed again.
+        folder: the dataset. What else may lie there, such as what a killed writer left, is no part of it.
+        manifest: the account; its ``files`` name the shards.
         rows: how many rows other files have, by name.
 
     Returns:
         The manifest as it was written.
     """
     files = dict(manifest.files)
-    for path in sorted(folder.iterdir()):
-        if path.name not in files and path.name != MANIFEST:
-            files[path.name] = file_record(path, rows.get(path.name))
+    for name in BESIDE_THE_SHARDS:
+        if (folder / name).exists():
+            files[name] = file_record(folder / name, rows.get(name))
     whole = manifest.model_copy(update={"files": files})
     whole.save(folder)
     return whole

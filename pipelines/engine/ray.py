@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import ray.data
 from ray import cloudpickle
 
 from curation.errors import CurationError, StepError
-from curation.pipelines.engine.functions import extend_path, import_path
+from curation.pipelines.engine.functions import expect, expected, extend_path, import_path, load_function
 from curation.progress import Progress
 from curation.recipe.model import Resources
 
@@ -176,15 +176,18 @@ def _count_try(mark: Path) -> None:
 class _Packed:
     """A task on its way to a worker, which looks for its code where this process does."""
 
-    def __init__(self, path: tuple[str, ...], data: bytes) -> None:
-        self.path, self.data = path, data
+    def __init__(self, path: tuple[str, ...], code: Mapping[str, str], data: bytes) -> None:
+        self.path, self.code, self.data = path, code, data
 
     @classmethod
     def of(cls, task: Callable[..., object]) -> "_Packed":
-        return cls(import_path(), cloudpickle.dumps(task))  # type: ignore[no-untyped-call]
+        return cls(import_path(), expected(), cloudpickle.dumps(task))  # type: ignore[no-untyped-call]
 
     def unpack(self) -> Callable[..., object]:
         extend_path(self.path)
+        expect(self.code)
+        for name in self.code:
+            load_function(name)
         task: Callable[..., object] = pickle.loads(self.data)
         return task
 

@@ -17,6 +17,7 @@ class Stages:
         self.progress = progress
         self.workers = workers
         self.seconds: dict[str, float] = {}
+        self._held = ""
 
     def finish(
         self,
@@ -36,7 +37,12 @@ class Stages:
             resources: what that task asks of Ray.
         """
         start = time.perf_counter()
-        if stage.done is None:
+        if stage.done is not None:
+            self._held = label
+        else:
+            if self._held:
+                self.progress.note(f"goes on after {self._held}, which an interrupted run has finished")
+                self._held = ""
             each()
             if merge is None:
                 stage.finish({})

@@ -6,7 +6,7 @@ One task draws from all rows that are still in: some 40 bytes a row there, nothi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from curation.sources.base import Block, Source
 
 class Acquire(Step):
     """Choose candidates by a score: the highest, those above a threshold, or a stochastic draw."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "torch", "numba")
 
     step: Literal["acquire"] = "acquire"
     score: str | None = Field(default=None, description="The score column. Default: the latest one made.")

@@ -1,5 +1,6 @@
 """``align``: ZIP-FIT's score of each text, by how well it compresses together with the target texts."""
 
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, PrivateAttr
 
 from curation.errors import SourceError
+from curation.pipelines.engine.fingerprints import packages
 from curation.pipelines.steps.base import TEXT, Kind, StepRun
 from curation.pipelines.steps.block import BlockStep, Verdict
 from curation.recipe.model import FileSource, Made, Model, StdlibSource
@@ -51,8 +53,21 @@ class Align(BlockStep):
     def scores(self) -> tuple[str, ...]:
         return (self.name,)
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def reads(self, made: Made) -> Mapping[str, Kind]:
         return {self.column: TEXT}
+
+    def depends(self) -> dict[str, str]:
+        """Also the version of the codec."""
+        versions = {
+            "lz4": packages("lz4"),
+            "gzip": {"zlib": zlib.ZLIB_RUNTIME_VERSION},
+            "zstd": packages("zstandard"),
+        }
+        return super().depends() | versions[self.codec]
 
     def did(self, made: Made) -> str:
         return f"scored by how well their {self.column} compresses with the targets (ZIP-FIT, {self.codec})"

@@ -4,14 +4,15 @@ A step is a pydantic model of its parameters that says what it reads, what it ad
 it runs. A run (:mod:`curation.pipelines.job`) walks the steps of a recipe and knows none of them.
 """
 
+import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from inspect import get_annotations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from curation.arrow import is_number, is_text
 from curation.dataset.manifest import BAD_ROW, ReportTable
 from curation.errors import BadRowError, SourceError, StepError
 from curation.files import atomic
+from curation.pipelines.engine.fingerprints import code, packages, sources
 from curation.pipelines.engine.workspace import Stage, Workspace, save
 from curation.recipe.model import FileSource, Made, Model, Resources
 from curation.sources.base import BadRow, Block, Source
@@ -121,6 +123,7 @@ class StepRun:
         reason: the file of int8[rows], why each row is out so far (0: still in).
         rows_in: rows that are still in.
         code: the code of the step's first reason.
+        key: what the step's result depends on (see :class:`~curation.pipelines.engine.workspace.Workspace`).
         made: what the steps before it made.
         scores, vectors: the stage of each score column and of each embedded column that earlier steps made.
         stages, workspace: how pieces are run, and where they are kept.
@@ -137,15 +140,22 @@ class StepRun:
     reason: Path
     rows_in: int
     code: int
+    key: Mapping[str, Any]
     made: Made
     scores: Mapping[str, Stage]
     vectors: Mapping[str, Stage]
     stages: "Stages"
     workspace: Workspace
 
-    def stage(self, name: str) -> Stage:
-        """A folder of the step's own."""
-        return self.workspace.stage(self.number, re.sub(r"[^\w-]+", "-", name))
+    def stage(self, name: str, *, without: Collection[str] = ()) -> Stage:
+        """A folder of the step's own, which is empty where an earlier run depended on anything else.
+
+        Args:
+            name: the stage's among those of the step.
+            without: parameters of the step that do not matter to this stage.
+        """
+        parameters = {name: value for name, value in self.key["parameters"].items() if name not in without}
+        return self.workspace.stage(self.number, re.sub(r"[^\w-]+", "-", name), {**self.key, "parameters": parameters})
 
 
 class Step(Model):
@@ -158,6 +168,9 @@ class Step(Model):
         step: its name in a recipe. A step that lives elsewhere has ``module:Class``.
         resources: what one of its Ray tasks asks for.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages whose version may change what it makes."""
 
     step: str = ""
     resources: Resources = Resources()
@@ -189,6 +202,31 @@ class Step(Model):
     def reads(self, made: Made) -> Mapping[str, Kind]:
         """Columns of the source that it reads, and what each must hold in every row."""
         return {}
+
+    @property
+    def draws(self) -> bool:
+        """Whether the recipe's seed may change what it makes."""
+        return True
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Code that runs in it and is not ours, each as ``module:attribute``."""
+        elsewhere = type(self).__module__.partition(".")[0] != "curation"
+        return (f"{type(self).__module__}:{type(self).__qualname__}",) if elsewhere else ()
+
+    def depends(self) -> dict[str, str]:
+        """What its result depends on besides its parameters and the rows: a hash or a version by name.
+
+        Here: the files behind all sources among its parameters, :meth:`functions`, and :attr:`libraries`. What an
+        interrupted run left of a step stays in use for as long as this and the parameters are the same.
+
+        Raises:
+            SourceError: a file cannot be read.
+        """
+        depends = packages(*self.libraries) | sources(self)
+        for name in self.functions:
+            depends |= code(name)
+        return depends
 
     def did(self, made: Made) -> str:
         """What it did to the rows, after "rows were": ``"freed of repeated text"``."""
@@ -293,7 +331,8 @@ class MarkBad:
         reason = np.zeros(self.rows, np.int8) if self.before is None else np.load(self.before)
         positions = bad_positions(self.stage)
         reason[positions] = 1
-        finish(self.stage, reason, {"bad": len(positions)})
+        mark = hashlib.sha256(np.sort(positions).tobytes()).hexdigest()
+        finish(self.stage, reason, {"bad": len(positions), "positions": mark})
 
 
 def finish(stage: Stage, reason: npt.NDArray[np.int8], record: Mapping[str, Any]) -> None:

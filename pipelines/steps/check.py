@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from curation.dataset.writer import decisions_schema
 from curation.errors import RecipeError
+from curation.pipelines.engine.fingerprints import code
 from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.base import FIRST_REASON, Kind, Step, write_bad_rows
 from curation.recipe.model import Made
@@ -46,6 +48,13 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[K
                 required[column] = (*required.get(column, ()), kind)
         step.follow(made, number)
     return required
+
+
+def kind_key(kind: Kind) -> dict[str, Any]:
+    """What the bad rows of a kind depend on."""
+    module = kind.bad.__module__ if kind.bad is not None else ""
+    ours = module.partition(".")[0] in ("", "curation")
+    return {"words": kind.words, "reason": kind.reason, "code": {} if ours else code(f"{module}:")}
 
 
 def _check_names(steps: Sequence[Step]) -> None:

@@ -32,6 +32,10 @@ class Dedup(Step):
     def reasons(self) -> tuple[str, ...]:
         return (f"same {self.column} as an earlier row",)
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def reads(self, made: Made) -> Mapping[str, Kind]:
         return {self.column: TEXT}
 

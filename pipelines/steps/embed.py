@@ -11,7 +11,7 @@ most 20,000 rows, of at most 64 blocks.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from curation.arrow import save_matrices
+from curation.errors import StepError
+from curation.pipelines.engine.fingerprints import changes
 from curation.pipelines.engine.functions import import_path, load_function
 from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.base import TEXT, Kind, MarkBad, Outcome, Step, StepRun, write_bad_rows
-from curation.pipelines.steps.teachers import MODEL, Float32, Teacher, Tfidf, load_teacher
+from curation.pipelines.steps.teachers import MODEL, Float32, Teacher, Tfidf, load_teacher, model_version
 from curation.recipe.model import Made, Resources
 from curation.sources.base import BadRow, Block, Source
 
@@ -32,6 +34,8 @@ SAMPLE_BLOCKS = 64
 
 class Embed(Step):
     """Embed texts with a teacher, for the ``b3`` step; rows whose vector is zero or not finite are bad rows."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "torch", "sentence-transformers", "transformers")
 
     step: Literal["embed"] = "embed"
     columns: list[str] = Field(default=["query", "positive"], min_length=1)
@@ -67,6 +71,24 @@ class Embed(Step):
     def reads(self, made: Made) -> Mapping[str, Kind]:
         return dict.fromkeys(self.columns, TEXT)
 
+    @property
+    def draws(self) -> bool:
+        return self.teacher == "tfidf"
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        ours = ":" not in self.teacher or self.teacher.startswith(MODEL)
+        return () if ours else (self.teacher,)
+
+    @property
+    def model(self) -> dict[str, str]:
+        """The hash of a model's files, or the revision of a model from the Hugging Face hub, by its name."""
+        return model_version(self.teacher.removeprefix(MODEL)) if self.teacher.startswith(MODEL) else {}
+
+    def depends(self) -> dict[str, str]:
+        """Also :attr:`model`."""
+        return super().depends() | self.model
+
     def did(self, made: Made) -> str:
         return f"embedded by {self.teacher}"
 
@@ -78,8 +100,8 @@ class Embed(Step):
 
     def check(self, label: str, schema: pa.Schema, made: Made) -> None:
         super().check(label, schema, made)
-        if ":" in self.teacher and not self.teacher.startswith(MODEL):
-            load_function(self.teacher, import_path())
+        for name in self.functions:
+            load_function(name, import_path())
 
     def run(self, run: StepRun) -> Outcome:
         # Here, because whoever only reads a recipe does without Ray.
@@ -94,7 +116,9 @@ class Embed(Step):
             resources = self.resources
             if self.teacher.startswith(MODEL) and "resources" not in self.model_fields_set and gpus():
                 resources = Resources(gpus=1)
-            task = EmbedBlock(run.source, stage, columns, run.reason, self, run.quarantine, import_path())
+            task = EmbedBlock(
+                run.source, stage, columns, run.reason, self, run.quarantine, run.key["depends"], import_path()
+            )
             # A model is worth a process of its own; to load the tfidf teacher takes less than to start one.
             actors = self.teacher != "tfidf"
             run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=resources, actors=actors)
@@ -146,12 +170,16 @@ class EmbedBlock:
     reason: Path
     step: Embed
     quarantine: bool
+    depends: Mapping[str, str]
     path: tuple[str, ...] = ()
     _teacher: Teacher | None = field(default=None, repr=False)
 
     def __call__(self, block: Block) -> None:
         if self._teacher is None:
             self._teacher = load_teacher(self.step, self.stage.folder, self.path)
+            changed = changes({name: self.depends.get(name) for name in self.step.model}, self.step.model)
+            if changed:
+                raise StepError(f"{'; '.join(changed)} while the run used it: run the same command again")
         inside = np.load(self.reason, mmap_mode="r")[block.start : block.start + block.rows] == 0
         vectors = {name: np.zeros((0, 0), np.float32) for name in self.columns}
         if inside.any():

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from curation.errors import StepError
+from curation.pipelines.engine.fingerprints import paths
 from curation.pipelines.engine.functions import import_path, load_function
 from curation.pipelines.steps.base import NUMBER, Kind
 from curation.pipelines.steps.block import BlockStep, Verdict
@@ -41,8 +42,20 @@ class Score(BlockStep):
         return (self.name,)
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        return () if self.function is None else (self.function,)
+
+    def depends(self) -> dict[str, str]:
+        """Also the files and folders that a parameter of the function names."""
+        return super().depends() | paths(self.parameters)
+
+    @property
     def title(self) -> str:
         return f"score: {self.function}" if self.function else "score"
+
+    @property
+    def draws(self) -> bool:
+        return False
 
     def reads(self, made: Made) -> Mapping[str, Kind]:
         return {} if self.column is None else {self.column: NUMBER}
@@ -52,8 +65,8 @@ class Score(BlockStep):
 
     def check(self, label: str, schema: pa.Schema, made: Made) -> None:
         super().check(label, schema, made)
-        if self.function is not None:
-            load_function(self.function, import_path())
+        for name in self.functions:
+            load_function(name, import_path())
 
     def judge(self, rows: pa.Table) -> Verdict:
         if self.column is not None:

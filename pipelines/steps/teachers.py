@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.errors import StepError
+from curation.pipelines.engine.fingerprints import contents
 from curation.pipelines.engine.functions import load_function
 from curation.pipelines.engine.workspace import save
 
@@ -147,6 +148,20 @@ def load_teacher(step: "Embed", fitted: Path, path: Sequence[str] = ()) -> Teach
         return _sentence_transformer(step.teacher.removeprefix(MODEL), step.batch_size)
     made = load_function(step.teacher, path)
     return WithinMemory(made() if isinstance(made, type) else made, step.batch_size or 1024, f"teacher {step.teacher}")
+
+
+def model_version(name: str) -> dict[str, str]:
+    """The hash of a model's folder, or the revision that the local cache of the Hugging Face hub has of it."""
+    if Path(name).is_dir():
+        return {name: contents(Path(name))}
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository in (name, f"sentence-transformers/{name}"):
+        if "/" in repository:
+            config = try_to_load_from_cache(repository, "config.json")
+            if isinstance(config, str):
+                return {name: f"revision {Path(config).parent.name}"}
+    return {}
 
 
 def _sentence_transformer(name: str, size: int | None) -> Teacher:

@@ -1,7 +1,7 @@
 """``b3``: rows grouped into batches of hard negatives."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -17,6 +17,18 @@ IDS = Kind("text or whole numbers", lambda kind: is_text(kind) or pa.types.is_in
 
 class MineB3(Step):
     """B3: group rows into batches of hard negatives. The last step: the shards are laid out in its order."""
+
+    libraries: ClassVar[tuple[str, ...]] = (
+        "numpy",
+        "torch",
+        "numba",
+        "scikit-learn",
+        "networkx",
+        "kaminpar",
+        "pymetis",
+        "faiss-cpu",
+        "faiss-gpu",
+    )
 
     step: Literal["b3"] = "b3"
     queries: str = Field(default="query", description="A column that `embed` embedded, or one of vectors.")

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
 
 
+AFTER_THE_SEARCH = ("batch_size", "cluster_size", "edges", "partitioner", "negatives", "last", "cell_rows")
+"""Parameters of the step that its search, by far the longest part, does not depend on."""
+OF_THE_SEARCH = ("metric", "engine", "part_rows", "ranks", "similarity_ceiling", "positive_margin")
+
+
 def run_stages(step: "MineB3", run: StepRun) -> Outcome:
     """Bring a step to its end."""
     stages = _Stages(step, run)
@@ -54,8 +59,9 @@ class _Stages:
         if not self.plain:
             return []
         run, label = self.run, f"{self.run.label}: vectors"
-        stage = run.stage("b3-vectors")
-        columns = {name: run.stage(f"b3-vectors-{number}") for number, name in enumerate(self.plain)}
+        others = (*AFTER_THE_SEARCH, *OF_THE_SEARCH)
+        stage = run.stage("b3-vectors", without=others)
+        columns = {name: run.stage(f"b3-vectors-{number}", without=others) for number, name in enumerate(self.plain)}
 
         def each() -> None:
             widths = {name: vector_width(run.source, run.blocks, name) for name in columns}
@@ -70,7 +76,8 @@ class _Stages:
     def gather(self) -> Stage:
         """Bring the vectors into two matrices, with ids of the rows that must not meet."""
         step, run, label = self.step, self.run, f"{self.run.label}: gather"
-        stage = run.stage("b3-matrices")
+        # With the ranks, which the search writes there.
+        stage = run.stage("b3-matrices", without=AFTER_THE_SEARCH)
         vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
         hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
         # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
@@ -89,7 +96,7 @@ class _Stages:
     def search(self, matrices: Stage) -> Stage:
         """Rank the neighbours of all rows; the searches, and what they say of themselves."""
         step, run = self.step, self.run
-        searches, ranks = run.stage("b3-search"), run.stage("b3-ranks")
+        searches, ranks = (run.stage(name, without=AFTER_THE_SEARCH) for name in ("b3-search", "b3-ranks"))
         pieces, chunks = search_pieces(step, Layout.load(matrices.folder), run.block_rows)
         merge = Merge(step, matrices, searches, ranks, len(pieces) // len(chunks))
         self._all("search", searches, Search(step, matrices, searches, run.seed), pieces, "arrow")

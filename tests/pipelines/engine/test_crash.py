@@ -1,7 +1,6 @@
 """Real processes, really killed: what is left goes on, and ends byte-identical to an undisturbed run."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -91,7 +90,7 @@ def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes]) -> Non
 def test_killed_driver_goes_on(undisturbed: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     rng = np.random.default_rng(0)
-    moments = ("00-check/[0-9]*", "02-score/[0-9]*.npy", "04-write/[0-9]*.json")
+    moments = ("00-check-*/[0-9]*", "02-score-*/[0-9]*.npy", "04-write-*/[0-9]*.json")
     for pattern in moments:
         driver = start_driver(spec(corpus), out)
         wait_for(partial, pattern, driver)
@@ -110,13 +109,13 @@ def test_killed_driver_goes_on(undisturbed: dict[str, str], corpus: Path, tmp_pa
 def test_finished_blocks_are_not_done_again(undisturbed: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     driver = start_driver(spec(corpus), out)
-    wait_for(partial, "02-score/0000020.npy", driver)
+    wait_for(partial, "02-score-*/0000020.npy", driver)
     driver.kill()
     driver.wait()
     time.sleep(1)  # tasks that were under way may still end
     before = {path: path.stat().st_mtime_ns for path in partial.glob("0[0-2]-*/[0-9]*.npy")}
     driver = start_driver(spec(corpus), out)
-    wait_for(partial, "03-acquire", driver)
+    wait_for(partial, "03-acquire-*", driver)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     finish(driver, out)
     assert shards(out) == undisturbed
@@ -137,27 +136,26 @@ def kill_a_worker(title: str) -> None:
 def test_killed_worker_is_replaced(undisturbed: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start_driver(spec(corpus), out)
-    wait_for(tmp_path / "out.partial", "02-score/[0-9]*.npy", driver)
+    wait_for(tmp_path / "out.partial", "02-score-*/[0-9]*.npy", driver)
     kill_a_worker("score")
     finish(driver, out)
     assert shards(out) == undisturbed
 
 
-def test_another_recipe_does_not_go_on_here(ray_session: None, corpus: Path, tmp_path: Path) -> None:
+def test_another_driver_and_other_blocks_are_refused(ray_session: None, corpus: Path, tmp_path: Path) -> None:
     from curation.errors import OutputError
 
     out = tmp_path / "out"
     driver = start_driver(spec(corpus), out)
-    wait_for(tmp_path / "out.partial", "02-score/[0-9]*.npy", driver)
+    wait_for(tmp_path / "out.partial", "02-score-*/[0-9]*.npy", driver)
     with pytest.raises(OutputError, match="another run is at work"):
         run(spec(corpus), out)
     driver.kill()
     driver.wait()
-    other = spec(corpus).model_copy(update={"seed": 1})
-    with pytest.raises(OutputError, match="interrupted run with another recipe"):
-        run(other, out)
-    assert json.loads((tmp_path / "out.partial" / "identity.json").read_text())["recipe"] == spec(corpus).sha256()
-    run(other, out, restart=True)
+    with pytest.raises(OutputError, match="interrupted run with another block_rows"):
+        run(spec(corpus).model_copy(update={"block_rows": 32}), out)
+    assert list((tmp_path / "out.partial").glob("02-score-*/[0-9]*.npy"))
+    run(spec(corpus).model_copy(update={"seed": 1}), out)
     assert Manifest.load(out).seed == 1
 
 

@@ -178,13 +178,13 @@ def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
 
     driver = start_driver(recipe, out)
-    wait_for(partial, "02-embed/[0-9]*.jsonl", driver)
+    wait_for(partial, "02-embed-*/[0-9]*.jsonl", driver)
     kill_a_worker("embed")
-    wait_for(partial, "03-b3-search/[0-9]*.arrow", driver)
+    wait_for(partial, "03-b3-search-*/[0-9]*.arrow", driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     driver = start_driver(recipe, out)
-    wait_for(partial, "04-scatter/[0-9]*.arrow", driver)
+    wait_for(partial, "04-scatter-*/[0-9]*.arrow", driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     finish(start_driver(recipe, out), out)
