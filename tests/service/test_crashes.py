@@ -1,6 +1,6 @@
 """A server killed with SIGKILL at random moments: nothing is lost and nothing repeats.
 
-``benchmarks/soak.py`` does the same a hundred times with eight client processes.
+``benchmarks/soak/service.py`` does the same a hundred times with eight client processes.
 """
 
 import random
