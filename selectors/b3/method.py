@@ -185,7 +185,7 @@ class B3:
         if self.negatives:
             negatives = hard_negatives(
                 found.clusters, found.ranking.window, found.ranking.near, count=self.negatives, seed=seed,
-                epoch=epoch, apart=found.apart,
+                epoch=epoch, apart=found.apart, limits=found.ranking.limits,
             )[plan.indices]  # fmt: skip
         ours = {item.name: str(getattr(self, item.name)) for item in fields(self)}
         metadata = {"method": "b3", **ours, **found.metadata, "seed": str(seed), "epoch": str(epoch)}

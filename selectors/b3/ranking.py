@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.gpu.knn import knn
-from curation.gpu.knn.matrix import Matrix
+from curation.selectors.b3.limits import SimilarityLimits, similarity_limits
 
 Int64 = npt.NDArray[np.int64]
 
@@ -20,11 +20,13 @@ class RankWindow:
     Args:
         near: int[N, p], ranks 0 to p: likely false negatives. -1 where there are fewer.
         window: int[N, m], ranks p to p + m: strong negatives. -1 where there are fewer, or one was left out.
+        limits: of similarity, where there are any: what exceeds them is left out of the window.
         metadata: engine and settings of the search, as strings.
     """
 
     near: npt.NDArray[np.signedinteger[Any]]
     window: npt.NDArray[np.signedinteger[Any]]
+    limits: SimilarityLimits | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -56,6 +58,9 @@ def rank_window(
     size = len(queries)
     near = np.full((size, ranks[0]), -1, np.int32 if size < 2**31 else np.int64)
     window = np.full((size, ranks[1] - ranks[0]), -1, near.dtype)
+    limits = similarity_limits(
+        queries, positives, metric=metric, similarity_ceiling=similarity_ceiling, positive_margin=positive_margin
+    )
     metadata: dict[str, str] = {}
     for rows in by_dataset(datasets, size):
         left = queries if datasets is None else queries[rows]
@@ -68,10 +73,8 @@ def rank_window(
         )  # fmt: skip
         inside = np.where(nearest.indices < 0, -1, rows[nearest.indices]).astype(near.dtype)
         near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
-        window[rows] = drop_similar(
-            window[rows], nearest.scores[:, ranks[0] :], left, right,
-            similarity_ceiling=similarity_ceiling, positive_margin=positive_margin,
-        )  # fmt: skip
+        if limits is not None:
+            window[rows] = limits.drop(window[rows], nearest.scores[:, ranks[0] :], rows)
         recall = {} if nearest.recall is None else {"recall": f"{nearest.recall:.4f}"}
         metadata |= {
             "engine": nearest.engine,
@@ -79,39 +82,7 @@ def rank_window(
             **recall,
             **nearest.settings,
         }
-    return RankWindow(near=near, window=window, metadata=metadata)
-
-
-def drop_similar(
-    window: npt.NDArray[Any],
-    scores: npt.NDArray[np.float32],
-    queries: Any,
-    positives: Any,
-    *,
-    similarity_ceiling: float | None = None,
-    positive_margin: float | None = None,
-    block: int = 65_536,
-) -> npt.NDArray[Any]:
-    """The window with -1 where a score exceeds a limit: near duplicates, and rivals of the row's own positive.
-
-    Args:
-        window: int[N, m].
-        scores: float32[N, m], the similarity of each.
-        queries, positives: [N, D] embeddings of the same rows; read for ``positive_margin`` only.
-        similarity_ceiling, positive_margin: as :class:`B3`'s.
-        block: rows read at a time.
-    """
-    if similarity_ceiling is not None:
-        window = np.where(scores > similarity_ceiling, -1, window)
-    if positive_margin is not None:
-        left, right = Matrix(queries, "queries"), Matrix(positives, "positives")
-        window = window.copy()
-        for start in range(0, len(left), block):
-            part = left.read(start, start + block)
-            own_scores = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
-            part_of = slice(start, start + len(part))
-            window[part_of][scores[part_of] > positive_margin * own_scores] = -1
-    return window
+    return RankWindow(near=near, window=window, limits=limits, metadata=metadata)
 
 
 def by_dataset(datasets: Int64 | None, size: int) -> Iterator[Int64]:

@@ -23,6 +23,7 @@ from curation.plan import BatchPlan
 from curation.selectors.b3 import B3
 from curation.selectors.b3.communities import Communities, join_cells
 from curation.selectors.b3.conflicts import conflict_columns
+from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.quality import plan_quality, random_plan
 from curation.selectors.b3.ranking import RankWindow, by_dataset
 
@@ -139,7 +140,12 @@ class Group:
         near, window = _ranks(layout, "near", self.step.ranks[0]), layout.array("window")
         metadata = self._search_metadata()
         b3 = b3_of(self.step)
-        ranking = RankWindow(near=near, window=window, metadata=metadata)
+        queries, positives = layout.array("queries"), layout.array("positives")
+        limits = similarity_limits(
+            queries, positives, metric=b3.metric, similarity_ceiling=b3.similarity_ceiling,
+            positive_margin=b3.positive_margin,
+        ) if b3.negatives else None  # fmt: skip
+        ranking = RankWindow(near=near, window=window, limits=limits, metadata=metadata)
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         try:
             if self.cells is None:
@@ -154,7 +160,6 @@ class Group:
                 f"step {self.number} (b3) keeps none of {layout.rows} rows: they do not fill a batch of "
                 f"{self.step.batch_size}. Lower `batch_size`, or set `last: keep`"
             )
-        queries, positives = layout.array("queries"), layout.array("positives")
         graph = communities.graph if self.cells is None else None
         measured = {
             name: plan_quality(each, queries, positives, window=window, near=near, graph=graph).as_dict()

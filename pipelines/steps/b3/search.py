@@ -21,7 +21,7 @@ from curation.files import write_text
 from curation.gpu.knn import APPROXIMATE, knn
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
-from curation.selectors.b3.ranking import drop_similar
+from curation.selectors.b3.limits import similarity_limits
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -132,13 +132,14 @@ class Merge:
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
         small = self.step.ranks[0]
         near, window, scores = rows[:, :small], rows[:, small:], scores[:, small:]
-        window = drop_similar(
-            window,
-            scores,
+        limits = similarity_limits(
             *(layout.array(side)[piece.start : piece.stop] for side in ("queries", "positives")),
+            metric=self.step.metric,
             similarity_ceiling=self.step.similarity_ceiling,
             positive_margin=self.step.positive_margin,
         )
+        if limits is not None:
+            window = limits.drop(window, scores, slice(None))
         for name, values in (("near", near), ("window", window)):
             if values.shape[1]:
                 layout.put(name, piece.start, values)
