@@ -116,7 +116,8 @@ def join_cells(
 
 
 def _metadata(ranking: RankWindow, partitioner: str, threads: int, communities: int, edges: int) -> dict[str, str]:
-    stable = (partitioner != "kaminpar" or threads == 1) and ranking.metadata.get("engine") not in UNSTABLE_ENGINES
+    engines = ranking.metadata.get("engine", "").split(", ")
+    stable = (partitioner != "kaminpar" or threads == 1) and not set(engines) & set(UNSTABLE_ENGINES)
     return {
         **ranking.metadata,
         "partitioner": partitioner,

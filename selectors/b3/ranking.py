@@ -1,13 +1,13 @@
 """Ranks that B3 keeps: the search, cut into likely false negatives and strong ones. O(N²·D) where exact."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.gpu.knn import knn
+from curation.gpu.knn import Neighbours, knn
 from curation.selectors.b3.limits import SimilarityLimits, similarity_limits
 
 Int64 = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ class RankWindow:
         near: int[N, p], ranks 0 to p: likely false negatives. -1 where there are fewer.
         window: int[N, m], ranks p to p + m: strong negatives. -1 where there are fewer, or one was left out.
         limits: of similarity, where there are any: what exceeds them is left out of the window.
-        metadata: engine and settings of the search, as strings.
+        metadata: engines and settings of the searches, as strings; see :func:`join_metadata`.
     """
 
     near: npt.NDArray[np.signedinteger[Any]]
@@ -61,7 +61,7 @@ def rank_window(
     limits = similarity_limits(
         queries, positives, metric=metric, similarity_ceiling=similarity_ceiling, positive_margin=positive_margin
     )
-    metadata: dict[str, str] = {}
+    searches = []
     for rows in by_dataset(datasets, size):
         left = queries if datasets is None else queries[rows]
         right = positives if datasets is None else positives[rows]
@@ -75,14 +75,26 @@ def rank_window(
         near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
         if limits is not None:
             window[rows] = limits.drop(window[rows], nearest.scores[:, ranks[0] :], rows)
-        recall = {} if nearest.recall is None else {"recall": f"{nearest.recall:.4f}"}
-        metadata |= {
-            "engine": nearest.engine,
-            "exact": str(nearest.exact).lower(),
-            **recall,
-            **nearest.settings,
-        }
-    return RankWindow(near=near, window=window, limits=limits, metadata=metadata)
+        searches.append(search_metadata(nearest))
+    return RankWindow(near=near, window=window, limits=limits, metadata=join_metadata(searches))
+
+
+def search_metadata(found: Neighbours) -> dict[str, str]:
+    """What a plan says of one search: engine, whether it is exact, its recall where that was measured, settings."""
+    recall = {} if found.recall is None else {"recall": f"{found.recall:.4f}"}
+    return {"engine": found.engine, "exact": str(found.exact).lower(), **recall, **found.settings}
+
+
+def join_metadata(searches: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What is true of all searches: ``exact`` if all are, the lowest ``recall``; else every value, once each."""
+    values: dict[str, set[str]] = {}
+    for search in searches:
+        for name, value in search.items():
+            values.setdefault(name, set()).update(value.split(", "))
+    # "false" and the lowest recall, written with as many digits, come first.
+    return {
+        name: min(known) if name in ("exact", "recall") else ", ".join(sorted(known)) for name, known in values.items()
+    }
 
 
 def by_dataset(datasets: Int64 | None, size: int) -> Iterator[Int64]:

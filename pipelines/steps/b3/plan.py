@@ -25,7 +25,7 @@ from curation.selectors.b3.communities import Communities, join_cells
 from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.quality import plan_quality, random_plan
-from curation.selectors.b3.ranking import RankWindow, by_dataset
+from curation.selectors.b3.ranking import RankWindow, by_dataset, join_metadata
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -138,7 +138,9 @@ class Group:
     def __call__(self) -> None:
         layout = Layout.load(self.matrices.folder)
         near, window = _ranks(layout, "near", self.step.ranks[0]), layout.array("window")
-        metadata = self._search_metadata()
+        metadata = join_metadata(
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
+        )
         b3 = b3_of(self.step)
         queries, positives = layout.array("queries"), layout.array("positives")
         limits = similarity_limits(
@@ -181,18 +183,6 @@ class Group:
             },
         }
         self.stage.finish({"rows_out": len(plan.indices), "details": details})
-
-    def _search_metadata(self) -> dict[str, str]:
-        records = [
-            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
-        ]
-        recalls = [record["recall"] for record in records if record.get("recall") is not None]
-        return {
-            "engine": records[0]["engine"],
-            "exact": str(all(record["exact"] for record in records)).lower(),
-            **({"recall": f"{np.mean(recalls):.4f}"} if recalls else {}),
-            **records[0].get("settings", {}),
-        }
 
     def _from_cells(self, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
         assert self.cells is not None

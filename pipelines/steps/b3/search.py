@@ -11,7 +11,7 @@ what is mapped counts besides, while there is room. :mod:`curation.pipelines.ste
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from curation.gpu.knn import APPROXIMATE, knn
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
 from curation.selectors.b3.limits import similarity_limits
+from curation.selectors.b3.ranking import join_metadata, search_metadata
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -85,7 +86,7 @@ class Search:
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         rows = np.full((piece.rows, self.step.ranks[1]), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)
-        record: dict[str, Any] = {"engine": layout.engine, "exact": layout.engine not in APPROXIMATE}
+        records = []
         for queried, searched in _pairs(piece, datasets):
             itself = piece.start + queried - piece.low
             position = np.minimum(np.searchsorted(searched, itself), len(searched) - 1)
@@ -106,8 +107,8 @@ class Search:
             inside = neighbours.indices >= 0
             rows[queried] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
             scores[queried] = neighbours.scores
-            record |= {"exact": neighbours.exact, "recall": neighbours.recall, "settings": dict(neighbours.settings)}
-        write_text(self.stage.piece(piece.number, "json"), json.dumps(record))
+            records.append(search_metadata(neighbours))
+        write_text(self.stage.piece(piece.number, "json"), json.dumps(join_metadata(records)))
         save_matrices(self.stage.piece(piece.number, "arrow"), {"row": rows, "score": scores})
 
 
