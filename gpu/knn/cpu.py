@@ -30,7 +30,7 @@ def shortlist(
     left = torch.from_numpy(queries).to(device, dtype)
     square = (left.float() ** 2).sum(1, keepdim=True) if l2 else None
     # An id of -1 equals none of the database's.
-    columns = [
+    compared = [
         (torch.from_numpy(np.where(mine < 0, -2, mine)).to(device), torch.from_numpy(theirs).to(device))
         for mine, theirs in banned.columns
     ]
@@ -48,7 +48,7 @@ def shortlist(
         if inside.any():
             query = torch.from_numpy(banned.queries[inside]).to(device)
             scores[query, torch.from_numpy(banned.rows[inside] - start).to(device)] = -torch.inf
-        for mine, theirs in columns:
+        for mine, theirs in compared:
             scores.masked_fill_(mine[:, None] == theirs[start : start + len(block)], -torch.inf)
         if scan:
             by_rows(_scan, count, scores.numpy(), start, keep, ids.numpy(), best.numpy(), fill, floor)

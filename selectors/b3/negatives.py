@@ -32,14 +32,14 @@ def hard_negatives(
     seed: int = 0,
     epoch: int = 0,
     apart: Int64 | None = None,
-    texts: Int64 | None = None,
+    labels: Int64 | None = None,
     limits: SimilarityLimits | None = None,
 ) -> Int64:
     """``count`` negatives for each row, without replacement (B3++; section 3 of arXiv 2505.11293).
 
     Candidate j weighs, for all rows of community C, ``max(0, |{i in C: j in window(i)}| - 2·|{i in C: j in
     near(i)}|)``; the draws follow those weights. A row is never given a member of C, one of its own ``near``, one
-    that ``apart`` or ``texts`` keep from it, or one beyond its own limit; the others keep their proportions.
+    that ``apart`` or ``labels`` keep from it, or one beyond its own limit; the others keep their proportions.
 
     Args:
         clusters: int64[N], community of each row.
@@ -47,9 +47,9 @@ def hard_negatives(
         near: int[N, p], the ranks before the window, whose rows are likely false negatives.
         count: h, at least 1.
         seed, epoch: of the draws.
-        apart: int64[c, N], columns of ids: a row is never given a candidate of an equal id (not -1).
-        texts: int64[N, t], ids of what each row consists of (its query and its positive), in one space: a row is
-            never given a candidate that has any of the row's texts on any side. -1 for none.
+        apart: int64[c, N], ids of one space, such as those of queries' and of positives' texts: a row is never given
+            a candidate that has an id in common with it, in whichever columns. -1 for none.
+        labels: int64[N], classes: a row is never given a candidate of its own. -1 for none.
         limits: of similarity, of the N rows.
 
     Returns:
@@ -61,10 +61,10 @@ def hard_negatives(
     offsets = np.append(np.flatnonzero(np.diff(clusters[order], prepend=np.int64(-1))), len(order))
     out = np.full((len(clusters), count), -1, np.int64)
     key = np.random.default_rng((seed, epoch, 3)).integers(0, 2**63, dtype=np.uint64)
-    columns = np.empty((0, len(clusters)), np.int64) if apart is None else apart
-    texts = np.empty((len(clusters), 0), np.int64) if texts is None else texts
+    apart = np.empty((0, len(clusters)), np.int64) if apart is None else apart
+    labels = np.empty(0, np.int64) if labels is None else labels
     by_rows(
-        _draw, len(offsets) - 1, order, offsets.astype(np.int64), clusters, window, near, columns, texts,
+        _draw, len(offsets) - 1, order, offsets.astype(np.int64), clusters, window, near, apart, labels,
         *_compiled(limits), key, out,
     )  # fmt: skip
     return out
@@ -87,7 +87,7 @@ def _pair_uniform(key, row, candidate):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def _draw(  # type: ignore[no-untyped-def]
-    begin, end, order, offsets, clusters, window, near, columns, texts,
+    begin, end, order, offsets, clusters, window, near, apart, labels,
     queries, query_codes, positives, positive_codes, highest, l2, key, out,
 ):  # fmt: skip
     query = np.empty(queries.shape[1], np.float32)
@@ -103,7 +103,7 @@ def _draw(  # type: ignore[no-untyped-def]
             for i in range(len(candidates)):
                 candidate = candidates[i]
                 time = -np.log(_pair_uniform(key, row, candidate)) / weights[i]
-                if time >= best[-1] or not _allowed(row, candidate, near, columns, texts):
+                if time >= best[-1] or not _allowed(row, candidate, near, apart, labels):
                     continue
                 if len(highest):
                     decode_row(positives[candidate], positive_codes, positive)
@@ -155,15 +155,13 @@ def _weigh(members, clusters, window, near):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True)
-def _allowed(row, candidate, near, columns, texts):  # type: ignore[no-untyped-def]
+def _allowed(row, candidate, near, apart, labels):  # type: ignore[no-untyped-def]
     for rank in range(near.shape[1]):
         if near[row, rank] == candidate:
             return False
-    for column in range(len(columns)):
-        if columns[column, row] >= 0 and columns[column, row] == columns[column, candidate]:
-            return False
-    for mine in range(texts.shape[1]):
-        for theirs in range(texts.shape[1]):
-            if texts[row, mine] >= 0 and texts[row, mine] == texts[candidate, theirs]:
-                return False
-    return True
+    for mine in range(len(apart)):
+        if apart[mine, row] >= 0:
+            for theirs in range(len(apart)):
+                if apart[mine, row] == apart[theirs, candidate]:
+                    return False
+    return len(labels) == 0 or labels[row] < 0 or labels[row] != labels[candidate]

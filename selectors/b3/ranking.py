@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from curation.gpu.knn import Neighbours, knn
 from curation.selectors.b3.limits import SimilarityLimits, similarity_limits
+from curation.selectors.b3.ranks import Ranks, check_ranks, cut_ranks, rank_bounds, rank_widths
 
 Int64 = npt.NDArray[np.int64]
 
@@ -20,12 +21,14 @@ class RankWindow:
     Args:
         near: int[N, p], ranks 0 to p: likely false negatives. -1 where there are fewer.
         window: int[N, m], ranks p to p + m: strong negatives. -1 where there are fewer, or one was left out.
+        labels: int64[N] classes, where there are any: rows of one take no rank for each other. -1 for none.
         limits: of similarity, where there are any: what exceeds them is left out of the window.
         metadata: engines and settings of the searches, as strings; see :func:`join_metadata`.
     """
 
     near: npt.NDArray[np.signedinteger[Any]]
     window: npt.NDArray[np.signedinteger[Any]]
+    labels: Int64 | None = None
     limits: SimilarityLimits | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -34,8 +37,9 @@ def rank_window(
     queries: Any,
     positives: Any,
     *,
-    ranks: tuple[int, int] = (30, 130),
+    ranks: Ranks = (30, 130),
     apart: Int64 | None = None,
+    labels: Int64 | None = None,
     datasets: Int64 | None = None,
     metric: str = "ip",
     similarity_ceiling: float | None = None,
@@ -49,15 +53,19 @@ def rank_window(
 
     Args:
         queries, positives: [N, D] embeddings.
-        ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``.
+        ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``. Two floats are shares, and a mapping is from
+            ``datasets``; see :func:`curation.selectors.b3.ranks.rank_bounds`.
         apart: int64[c, N]: rows of an equal id (not -1) in one column take no rank for each other.
-        datasets: int64[N] ids 0..; a row ranks its own data set only.
+        labels: int64[N]: likewise; a share is then one of the rows of other labels. -1 for none.
+        datasets: int64[N] ids; a row ranks its own data set only.
         similarity_ceiling, positive_margin: as :class:`B3`'s. What exceeds them becomes -1 in the window.
         metric, engine, precision, memory_budget, seed: as :func:`curation.gpu.knn.knn`'s.
     """
     size = len(queries)
-    near = np.full((size, ranks[0]), -1, np.int32 if size < 2**31 else np.int64)
-    window = np.full((size, ranks[1] - ranks[0]), -1, near.dtype)
+    bounds = rank_bounds(check_ranks(ranks), size, datasets=datasets, labels=labels)
+    widths = rank_widths(bounds)
+    near, window = (np.full((size, width), -1, np.int32 if size < 2**31 else np.int64) for width in widths)
+    unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
     limits = similarity_limits(
         queries, positives, metric=metric, similarity_ceiling=similarity_ceiling, positive_margin=positive_margin
     )
@@ -65,18 +73,19 @@ def rank_window(
     for rows in by_dataset(datasets, size):
         left = queries if datasets is None else queries[rows]
         right = positives if datasets is None else positives[rows]
-        columns = [] if apart is None else [column[rows] for column in apart]
+        count = int(bounds[rows, 1].max())
+        if count == 0:
+            continue
         nearest = knn(
-            left, right, count=ranks[1], metric=metric, exclude=np.arange(len(rows)),
-            exclude_same=[(column, column) for column in columns], engine=engine, precision=precision,
+            left, right, count=count, metric=metric, exclude=np.arange(len(rows)),
+            exclude_same=[(column[rows], column[rows]) for column in unlike], engine=engine, precision=precision,
             memory_budget=memory_budget, seed=seed,
         )  # fmt: skip
         inside = np.where(nearest.indices < 0, -1, rows[nearest.indices]).astype(near.dtype)
-        near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
-        if limits is not None:
-            window[rows] = limits.drop(window[rows], nearest.scores[:, ranks[0] :], rows)
+        near[rows], kept, scores = cut_ranks(inside, nearest.scores, bounds[rows], widths)
+        window[rows] = kept if limits is None else limits.drop(kept, scores, rows)
         searches.append(search_metadata(nearest))
-    return RankWindow(near=near, window=window, limits=limits, metadata=join_metadata(searches))
+    return RankWindow(near=near, window=window, labels=labels, limits=limits, metadata=join_metadata(searches))
 
 
 def search_metadata(found: Neighbours) -> dict[str, str]:

@@ -26,6 +26,7 @@ from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.quality import plan_quality, random_plan
 from curation.selectors.b3.ranking import RankWindow, by_dataset, join_metadata
+from curation.selectors.b3.ranks import rank_widths
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -137,7 +138,7 @@ class Group:
 
     def __call__(self) -> None:
         layout = Layout.load(self.matrices.folder)
-        near, window = _ranks(layout, "near", self.step.ranks[0]), layout.array("window")
+        near, window = _near(layout), layout.array("window")
         metadata = join_metadata(
             json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
         )
@@ -147,7 +148,7 @@ class Group:
             queries, positives, metric=b3.metric, similarity_ceiling=b3.similarity_ceiling,
             positive_margin=b3.positive_margin,
         ) if b3.negatives else None  # fmt: skip
-        ranking = RankWindow(near=near, window=window, limits=limits, metadata=metadata)
+        ranking = RankWindow(near=near, window=window, labels=layout.ids("labels"), limits=limits, metadata=metadata)
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         try:
             if self.cells is None:
@@ -238,9 +239,10 @@ def b3_of(step: "MineB3") -> B3:
     )
 
 
-def _ranks(layout: Layout, name: str, count: int) -> npt.NDArray[Any]:
+def _near(layout: Layout) -> npt.NDArray[Any]:
     # An empty file cannot be mapped.
-    return layout.array(name) if count else np.empty((layout.rows, 0), np.int32)
+    width, _ = rank_widths(layout.array("bounds"))
+    return layout.array("near") if width else np.empty((layout.rows, 0), np.int32)
 
 
 def _sizes(labels: Int64 | None) -> dict[str, int]:

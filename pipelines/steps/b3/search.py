@@ -23,6 +23,7 @@ from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
 from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.ranking import join_metadata, search_metadata
+from curation.selectors.b3.ranks import cut_ranks, rank_widths
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -83,30 +84,32 @@ class Search:
         layout = Layout.load(self.matrices.folder)
         queries = layout.array("queries")[piece.start : piece.stop]
         database = layout.array("positives")[piece.low : piece.high]
-        apart, datasets = layout.ids("apart"), layout.ids("datasets")
-        rows = np.full((piece.rows, self.step.ranks[1]), -1, np.int64)
+        apart, labels, datasets = (layout.ids(name) for name in ("apart", "labels", "datasets"))
+        unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
+        ends = layout.array("bounds")[piece.start : piece.stop, 1]
+        rows = np.full((piece.rows, int(ends.max())), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)
         records = []
         for queried, searched in _pairs(piece, datasets):
+            count = int(ends[queried].max())
+            if count == 0:
+                continue
             itself = piece.start + queried - piece.low
             position = np.minimum(np.searchsorted(searched, itself), len(searched) - 1)
             neighbours = knn(
                 queries if datasets is None else queries[queried],
                 database if datasets is None else database[searched],
-                count=self.step.ranks[1],
+                count=count,
                 metric=self.step.metric,
                 exclude=np.where(searched[position] == itself, position, -1),
-                exclude_same=[
-                    (column[piece.start + queried], column[piece.low + searched])
-                    for column in (() if apart is None else apart)
-                ],
+                exclude_same=[(column[piece.start + queried], column[piece.low + searched]) for column in unlike],
                 engine=layout.engine,
                 memory_budget=budget(self.step),
                 seed=self.seed,
             )
             inside = neighbours.indices >= 0
-            rows[queried] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
-            scores[queried] = neighbours.scores
+            rows[queried, :count] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
+            scores[queried, :count] = neighbours.scores
             records.append(search_metadata(neighbours))
         write_text(self.stage.piece(piece.number, "json"), json.dumps(join_metadata(records)))
         save_matrices(self.stage.piece(piece.number, "arrow"), {"row": rows, "score": scores})
@@ -129,10 +132,10 @@ class Merge:
         rows, scores = (
             np.concatenate([load_matrix(file, name) for file in files], axis=1) for name in ("row", "score")
         )
-        order = np.lexsort((np.where(rows < 0, layout.rows, rows), -scores))[:, : self.step.ranks[1]]
+        bounds = layout.array("bounds")[piece.start : piece.stop]
+        order = np.lexsort((np.where(rows < 0, layout.rows, rows), -scores))[:, : int(bounds[:, 1].max())]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        small = self.step.ranks[0]
-        near, window, scores = rows[:, :small], rows[:, small:], scores[:, small:]
+        near, window, scores = cut_ranks(rows, scores, bounds, rank_widths(layout.array("bounds")))
         limits = similarity_limits(
             *(layout.array(side)[piece.start : piece.stop] for side in ("queries", "positives")),
             metric=self.step.metric,

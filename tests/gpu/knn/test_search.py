@@ -113,7 +113,8 @@ def test_engines_and_tilings_agree_on_real_numbers() -> None:
 def test_the_topk_path_of_cuda_finds_the_same_shortlist_on_a_cpu() -> None:
     rng = np.random.default_rng(7)
     queries, database = (rng.normal(size=(n, 16)).astype(np.float32) for n in (50, 700))
-    banned = Banned(np.arange(50), np.arange(50))
+    labels = rng.integers(-1, 3, 700)
+    banned = Banned(np.arange(50), np.arange(50), ((labels[:50], labels),))
     ids = [
         cpu.shortlist(
             queries, Matrix(database, "database"), 20, banned, l2=True, tile=256,
@@ -122,6 +123,7 @@ def test_the_topk_path_of_cuda_finds_the_same_shortlist_on_a_cpu() -> None:
         for scan in (True, False)
     ]  # fmt: skip
     np.testing.assert_array_equal(np.sort(ids[0], 1), np.sort(ids[1], 1))
+    assert not banned.among(ids[1], 700).any()
 
 
 @pytest.mark.gpu

@@ -52,8 +52,7 @@ def test_draws_are_the_plain_ones(data: Any) -> None:
     cut = data.draw(st.integers(0, 4))
     near, window = ranked[:, :cut], np.where(rng.random((count, count - cut)) < 0.2, -1, ranked[:, cut:])
     clusters = rng.integers(0, 1 + count // 5, count)
-    texts = rng.integers(-1, 2 * count, (count, 2))
-    apart = rng.integers(-1, count, (2, count))
+    apart, labels = rng.integers(-1, 2 * count, (3, count)), rng.integers(-1, 9, count)
     metric = data.draw(st.sampled_from(["ip", "l2"]))
     ceiling = data.draw(st.sampled_from([None, -8.0, 2.0, 5.0]))
     margin = data.draw(st.sampled_from([None, 0.5, 1.0])) if metric == "ip" else None
@@ -61,10 +60,9 @@ def test_draws_are_the_plain_ones(data: Any) -> None:
     scores = similarities(queries, positives, metric)
     own = np.diag(scores)
     allowed = np.ones((count, count), bool)
-    for column in apart:
-        allowed &= (column[:, None] != column) | (column < 0)
-    for mine in texts.T:
-        for theirs in texts.T:
+    allowed &= (labels[:, None] != labels) | (labels < 0)
+    for mine in apart:
+        for theirs in apart:
             allowed &= (mine[:, None] != theirs) | (theirs < 0)
     if ceiling is not None:
         allowed &= scores <= ceiling
@@ -73,7 +71,9 @@ def test_draws_are_the_plain_ones(data: Any) -> None:
     limits = similarity_limits(
         queries, positives, metric=metric, similarity_ceiling=ceiling, positive_margin=margin, block=7
     )
-    found = hard_negatives(clusters, window, near, count=3, seed=seed, epoch=2, apart=apart, texts=texts, limits=limits)
+    found = hard_negatives(
+        clusters, window, near, count=3, seed=seed, epoch=2, apart=apart, labels=labels, limits=limits
+    )
     assert found.tolist() == plain_negatives(clusters, window, near, 3, seed, 2, allowed)
 
 
