@@ -42,6 +42,8 @@ class B3:
         edges: ``"mutual"`` joins i and j where each ranks the other, ``"either"`` where one does.
         partitioner: ``"kaminpar"``, ``"metis"`` (needs pymetis) or ``"louvain"`` (small graphs only).
         threads: of KaMinPar. Only 1 is deterministic.
+        repulsion: what a pair of a row and one of its first p ranks weighs against an edge when such pairs are
+            swapped out of communities; 0, as in the paper, leaves them where the edges put them.
         last: ``"keep"`` or ``"drop"`` the short batch of an epoch.
         negatives: h, explicit hard negatives for each row (B3++; the paper takes 5); 0 for none.
         similarity_ceiling: leave j out of i's window where their similarity exceeds this; None for no limit.
@@ -60,6 +62,7 @@ class B3:
     edges: Edges = "mutual"
     partitioner: Partitioner = "kaminpar"
     threads: int = 1
+    repulsion: float = 0.0
     last: Last = "keep"
     negatives: int = 0
     similarity_ceiling: float | None = None
@@ -89,6 +92,8 @@ class B3:
             raise ValueError(
                 f"threads must be at least 1 and negatives not negative, not {self.threads}, {self.negatives}"
             )
+        if not 0 <= self.repulsion < np.inf:
+            raise ValueError(f"repulsion must be a finite number and not negative, not {self.repulsion}")
         for name in ("similarity_ceiling", "positive_margin"):
             value = getattr(self, name)
             if value is not None and not np.isfinite(value):
@@ -175,7 +180,7 @@ class B3:
         """
         return find_communities(
             ranking, cluster_size=self.cluster_size, edges=self.edges, partitioner=self.partitioner,
-            threads=self.threads, apart=apart, datasets=datasets, seed=seed,
+            threads=self.threads, repulsion=self.repulsion, apart=apart, datasets=datasets, seed=seed,
         )  # fmt: skip
 
     def batches(self, found: Communities, *, seed: int = 0, epoch: int = 0) -> BatchPlan:

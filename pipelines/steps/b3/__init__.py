@@ -42,6 +42,9 @@ class MineB3(Step):
     )
     edges: Literal["mutual", "either"] = "mutual"
     partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    repulsion: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Weight of likely false negatives against edges."
+    )
     negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
     similarity_ceiling: float | None = Field(default=None, allow_inf_nan=False)
     positive_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)

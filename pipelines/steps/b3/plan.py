@@ -116,7 +116,8 @@ class CutCell:
         window = names[layout.array("window")[rows]]
         apart = layout.ids("apart")
         columns = None if apart is None else conflict_columns(apart[:, rows].T, len(rows))
-        ranking = RankWindow(near=np.empty((len(rows), 0), np.int32), window=window)
+        near = names[_near(layout)[rows]] if self.step.repulsion else np.empty((len(rows), 0), np.int32)
+        ranking = RankWindow(near=near, window=window)
         communities = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
         write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": communities.graph.edges}))
         save(self.stage.piece(cell.number), communities.clusters)
@@ -229,6 +230,7 @@ def b3_of(step: "MineB3") -> B3:
         ranks=step.ranks,
         edges=step.edges,
         partitioner=step.partitioner,
+        repulsion=step.repulsion,
         last=step.last,
         negatives=step.negatives,
         similarity_ceiling=step.similarity_ceiling,

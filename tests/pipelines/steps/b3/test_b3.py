@@ -120,7 +120,8 @@ def test_equals_memory_on_any_number_of_workers(pairs: Path, tmp_path: Path) -> 
 
 def test_every_option_equals_memory(pairs: Path, tmp_path: Path) -> None:
     left, right = vectors()
-    options = {"edges": "either", "negatives": 2, "similarity_ceiling": 14.0, "positive_margin": 1.2, "last": "drop"}
+    options: dict[str, Any] = {"edges": "either", "repulsion": 0.5, "negatives": 2, "last": "drop"}
+    options |= {"similarity_ceiling": 14.0, "positive_margin": 1.2}
     step = {**MINE, **options, "duplicates": "apart", "groups": "page"}
     manifest = run(spec(pairs, step), tmp_path / "out")
     b3 = B3(batch_size=32, cluster_size=8, ranks=(3, 15), **options)
@@ -153,7 +154,7 @@ def test_data_sets_are_kept_apart_and_have_ranks_of_their_own(pairs: Path, tmp_p
 
 
 def test_cells_bound_the_graph(pairs: Path, tmp_path: Path) -> None:
-    manifest = run(spec(pairs, {**MINE, "cell_rows": 120, "groups": "page"}), tmp_path / "out")
+    manifest = run(spec(pairs, {**MINE, "cell_rows": 120, "groups": "page", "repulsion": 0.5}), tmp_path / "out")
     batches = plan_of(tmp_path / "out")
     assert sorted(index for batch in batches for index in batch) == list(range(ROWS))
     assert manifest.steps[0].details["cells"] == 3
