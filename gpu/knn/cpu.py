@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from curation.gpu.compiled import compiled
+from curation.gpu.knn.exclusions import Banned
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
 from curation.gpu.threads import by_rows
 
@@ -12,7 +13,7 @@ def shortlist(
     queries: Float32,
     database: Matrix,
     keep: int,
-    banned: tuple[Int64, Int64],
+    banned: Banned,
     *,
     l2: bool,
     tile: int,
@@ -28,6 +29,11 @@ def shortlist(
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     left = torch.from_numpy(queries).to(device, dtype)
     square = (left.float() ** 2).sum(1, keepdim=True) if l2 else None
+    # An id of -1 equals none of the database's.
+    compared = [
+        (torch.from_numpy(np.where(mine < 0, -2, mine)).to(device), torch.from_numpy(theirs).to(device))
+        for mine, theirs in banned.columns
+    ]
     count = len(queries)
     room = max(4 * keep, 512) if scan else keep
     ids = torch.full((count, room), -1, dtype=torch.int64, device=device)
@@ -38,10 +44,12 @@ def shortlist(
         scores = (left @ block.T).float()
         if square is not None:
             scores.mul_(2).sub_((block.float() ** 2).sum(1)).sub_(square)
-        inside = (banned[1] >= start) & (banned[1] < start + len(block))
+        inside = (banned.rows >= start) & (banned.rows < start + len(block))
         if inside.any():
-            query = torch.from_numpy(banned[0][inside]).to(device)
-            scores[query, torch.from_numpy(banned[1][inside] - start).to(device)] = -torch.inf
+            query = torch.from_numpy(banned.queries[inside]).to(device)
+            scores[query, torch.from_numpy(banned.rows[inside] - start).to(device)] = -torch.inf
+        for mine, theirs in compared:
+            scores.masked_fill_(mine[:, None] == theirs[start : start + len(block)], -torch.inf)
         if scan:
             by_rows(_scan, count, scores.numpy(), start, keep, ids.numpy(), best.numpy(), fill, floor)
         else:
@@ -55,7 +63,7 @@ def shortlist(
 
 
 def rank_rows(
-    queries: Float32, database: Matrix, need: int, banned: tuple[Int64, Int64], *, l2: bool, budget: int
+    queries: Float32, database: Matrix, need: int, banned: Banned, *, l2: bool, budget: int
 ) -> tuple[Int64, Float32]:
     """The ``need`` best of every database row by score, ties by index: (int64[Q, need], float32[Q, need]).
 
@@ -68,8 +76,10 @@ def rank_rows(
     for start in range(0, len(queries), rows):
         part = queries[start : start + rows]
         scores = database.score_pairs(part, np.broadcast_to(everything, (len(part), len(database))), l2=l2)
-        inside = (banned[0] >= start) & (banned[0] < start + len(part))
-        scores[banned[0][inside] - start, banned[1][inside]] = -np.inf
+        here = banned.within(start, start + len(part))
+        scores[here.queries, here.rows] = -np.inf
+        for mine, theirs in here.columns:
+            scores[(mine[:, None] == theirs) & (mine >= 0)[:, None]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :need]
         top = np.take_along_axis(scores, order, 1)
         width = order.shape[1]

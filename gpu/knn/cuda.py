@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.gpu.knn.exclusions import Exclusions
+from curation.gpu.knn.exclusions import MOST_LISTED, Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix
 from curation.gpu.knn.nearest import ProductPrecision, nearest
 
-# A query that may not be given this many rows and more is left to the search by blocks.
-MOST_EXCLUDED = 256
+# A query that may not be given more rows is left to the search by blocks.
+MOST_EXCLUDED = MOST_LISTED
 
 
 def search(
@@ -31,6 +31,8 @@ def search(
     None where the card has no room for two copies of the rows and the result, or exclusions are too many.
     Tensors that are on the card already are not copied.
     """
+    if exclusions.compared:
+        return None
     banned = _padded(exclusions, len(left))
     if banned.shape[1] > MOST_EXCLUDED or not _has_room(left, right, need, device, memory_budget):
         return None
@@ -48,7 +50,8 @@ def search(
 
 def _padded(exclusions: Exclusions, queries: int) -> Int64:
     """int64[Q, e]: the rows that each query must not be given, each once; -1 where there are fewer."""
-    positions, rows = exclusions.of(np.arange(queries))
+    banned = exclusions.of(np.arange(queries))
+    positions, rows = banned.queries, banned.rows
     if len(positions) == 0:
         return np.empty((queries, 0), np.int64)
     order = np.lexsort((rows, positions))

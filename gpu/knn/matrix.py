@@ -64,6 +64,11 @@ class Matrix:
         held: npt.NDArray[Any] = array.view(np.uint16) if array.dtype == np.float16 else array
         return held
 
+    @property
+    def coded(self) -> tuple[npt.NDArray[Any], Float32]:
+        """(:attr:`raw`, float32[65536] of what its bits stand for), for compiled loops; empty where it is float32."""
+        return self.raw, np.empty(0, np.float32) if self._decode is None else self._decode
+
     def __len__(self) -> int:
         return self.rows
 
@@ -109,7 +114,8 @@ def product_error(lengths: npt.NDArray[np.float64], longest: float, width: int, 
 
 
 @compiled(nogil=True, error_model="numpy")
-def _score_one(query, row, l2):  # type: ignore[no-untyped-def]
+def score_one(query, row, l2):  # type: ignore[no-untyped-def]
+    """float64: the inner product of two float32[D], or minus their squared distance, summed in a fixed order."""
     # Eight running sums in a fixed order: as fast as a free order, and the same on every machine.
     width = len(query)
     whole = width - width % 8
@@ -131,12 +137,19 @@ def _score_one(query, row, l2):  # type: ignore[no-untyped-def]
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
+@compiled(nogil=True)
+def decode_row(row, decode, buffer):  # type: ignore[no-untyped-def]
+    """Write a row of :attr:`Matrix.coded` to ``buffer``, float32[D]."""
+    for column in range(len(buffer)):
+        buffer[column] = decode[np.int64(row[column])] if len(decode) else np.float32(row[column])
+
+
 @compiled(nogil=True, error_model="numpy")
 def _score(begin, end, queries, rows, ids, l2, out):  # type: ignore[no-untyped-def]
     for query in range(begin, end):
         for i in range(ids.shape[1]):
             row = ids[query, i]
-            out[query, i] = -np.inf if row < 0 else _score_one(queries[query], rows[row], l2)
+            out[query, i] = -np.inf if row < 0 else score_one(queries[query], rows[row], l2)
 
 
 @compiled(nogil=True, error_model="numpy")
@@ -148,6 +161,5 @@ def _score_coded(begin, end, queries, rows, decode, ids, l2, out):  # type: igno
             if row < 0:
                 out[query, i] = -np.inf
             else:
-                for column in range(len(buffer)):
-                    buffer[column] = decode[rows[row, column]]
-                out[query, i] = _score_one(queries[query], buffer, l2)
+                decode_row(rows[row], decode, buffer)
+                out[query, i] = score_one(queries[query], buffer, l2)

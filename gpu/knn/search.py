@@ -23,7 +23,7 @@ import torch
 
 from curation.gpu.knn import faiss
 from curation.gpu.knn.cpu import rank_rows, shortlist
-from curation.gpu.knn.exclusions import Exclusions
+from curation.gpu.knn.exclusions import Banned, Exclusions
 from curation.gpu.knn.matrix import Float32, Int64, Matrix, product_error
 from curation.gpu.knn.nearest import METRICS as METRICS
 from curation.gpu.knn.nearest import Metric as Metric
@@ -119,7 +119,7 @@ def knn(
         len(right),
     )
     l2 = metric == "l2"
-    chosen = choose(engine, len(right))
+    chosen = choose(engine, len(right), compared=exclusions.compared)
     need = min(offset + count, len(right))
     if chosen == "torch-cuda":
         from curation.gpu.knn import cuda
@@ -138,20 +138,20 @@ def knn(
     error = product_error(lengths, longest, right.width, l2=l2)
     rows, tile = _tiles(len(left), len(right), right.width, keep, memory_budget)
 
-    find: Callable[[Float32, int, tuple[Int64, Int64]], tuple[Int64, Float32]]
+    find: Callable[[Float32, int, Banned], tuple[Int64, Float32]]
     settings: dict[str, str] = {}
     if chosen.startswith("faiss"):
         search, settings = faiss.build(chosen, right, l2=l2, block=read, seed=seed, options=options or {})
         largest = faiss.GPU_LARGEST_K if chosen in faiss.ON_GPU else len(right)
 
-        def find(part: Float32, keep: int, banned: tuple[Int64, Int64]) -> tuple[Int64, Float32]:
+        def find(part: Float32, keep: int, banned: Banned) -> tuple[Int64, Float32]:
             # FAISS cannot leave out a row for one query only, so the banned ones are asked for as well.
-            extra = int(np.bincount(banned[0], minlength=1).max()) if len(banned[0]) else 0
-            return search(part, min(keep + min(extra, 4 * keep), largest))
+            extra = 4 * keep if banned.columns else min(banned.most(), 4 * keep)
+            return search(part, min(keep + extra, largest))
     else:
         device = torch.device("cuda" if chosen == "torch-cuda" else "cpu")
 
-        def find(part: Float32, keep: int, banned: tuple[Int64, Int64]) -> tuple[Int64, Float32]:
+        def find(part: Float32, keep: int, banned: Banned) -> tuple[Int64, Float32]:
             return shortlist(
                 part, right, keep, banned, l2=l2, tile=tile, device=device, precision=precision,
                 scan=device.type == "cpu",
@@ -164,7 +164,7 @@ def knn(
         ceiling = np.where((ids < 0).any(1), -np.inf, approximation.min(1) + error[which])
         if ids.shape[1] == len(right):
             ceiling[:] = -np.inf
-        ids = _without(ids, banned, len(right))
+        ids = np.where(banned.among(ids, len(right)), -1, ids)
         scores = right.score_pairs(part, ids, l2=l2)
         order = np.lexsort((np.where(ids < 0, len(right), ids), -scores))[:, :need]
         ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
@@ -225,15 +225,22 @@ def exact_result(
     )  # fmt: skip
 
 
-def choose(engine: str, size: int) -> str:
-    """The engine that ``"auto"`` stands for here, with ``size`` database rows; any other name is returned."""
+def choose(engine: str, size: int, *, compared: bool = False) -> str:
+    """The engine that ``"auto"`` stands for here; any other name is returned.
+
+    Args:
+        engine: one of ``ENGINES``.
+        size: database rows.
+        compared: whether many rows share an id that excludes them (:attr:`Exclusions.compared`), as a label does:
+            FAISS finds little else then, and most queries would be ranked in full.
+    """
     if engine != "auto":
         return engine
-    if faiss.gpus():
+    if faiss.gpus() and not compared:
         return "faiss-gpu"
     if torch.cuda.is_available():
         return "torch-cuda"
-    if size > EXACT_ON_CPU and faiss.installed():
+    if size > EXACT_ON_CPU and faiss.installed() and not compared:
         return "faiss-ivf"
     return "torch-cpu"
 
@@ -266,13 +273,6 @@ def _tiles(queries: int, database: int, width: int, keep: int, budget: int) -> t
     tile = int(min(database, max(256, min(16_384, budget // (16 * width)))))
     row = 4 * tile + 4 * width + 64 * keep + 4096
     return int(min(queries, max(1, (budget // 2) // row), 8192)), tile
-
-
-def _without(ids: Int64, banned: tuple[Int64, Int64], size: int) -> Int64:
-    if len(banned[0]) == 0:
-        return ids
-    keys = ids + np.arange(len(ids))[:, None] * np.int64(size)
-    return np.where((ids >= 0) & np.isin(keys, banned[0] * np.int64(size) + banned[1]), -1, ids)
 
 
 def _recall(ids: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:

@@ -15,6 +15,7 @@ from curation.gpu.graph import Graph, build_graph
 from curation.selectors.b3.conflicts import separate_clusters
 from curation.selectors.b3.partition import partition
 from curation.selectors.b3.ranking import RankWindow, by_dataset
+from curation.selectors.b3.repulsion import repel
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def find_communities(
     edges: str = "mutual",
     partitioner: str = "kaminpar",
     threads: int = 1,
+    repulsion: float = 0.0,
     apart: Int64 | None = None,
     datasets: Int64 | None = None,
     seed: int = 0,
@@ -60,7 +62,7 @@ def find_communities(
 
     Args:
         ranking: N rows.
-        cluster_size, edges, partitioner, threads: as :class:`B3`'s.
+        cluster_size, edges, partitioner, threads, repulsion: as :class:`B3`'s.
         apart: int64[c, N], as :func:`conflict_columns` gives them.
         datasets: int64[N] ids 0..; no window leaves its own data set, and no community does.
         seed: of the partitioner.
@@ -76,6 +78,8 @@ def find_communities(
             part, cluster_size=cluster_size, method=partitioner, threads=threads, seed=seed
         )
         first += -(-len(rows) // cluster_size)
+    if repulsion:
+        clusters = repel(clusters, ranking.near, graph, repulsion)
     if apart is not None:
         clusters = separate_clusters(clusters, apart, graph)
     return Communities(
@@ -116,7 +120,8 @@ def join_cells(
 
 
 def _metadata(ranking: RankWindow, partitioner: str, threads: int, communities: int, edges: int) -> dict[str, str]:
-    stable = (partitioner != "kaminpar" or threads == 1) and ranking.metadata.get("engine") not in UNSTABLE_ENGINES
+    engines = ranking.metadata.get("engine", "").split(", ")
+    stable = (partitioner != "kaminpar" or threads == 1) and not set(engines) & set(UNSTABLE_ENGINES)
     return {
         **ranking.metadata,
         "partitioner": partitioner,

@@ -25,6 +25,7 @@ from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.negatives import hard_negatives
 from curation.selectors.b3.partition import PARTITIONERS, Partitioner
 from curation.selectors.b3.ranking import RankWindow, rank_window
+from curation.selectors.b3.ranks import Ranks, check_ranks
 
 Int64 = npt.NDArray[np.int64]
 
@@ -36,14 +37,18 @@ class B3:
     Args:
         batch_size: rows of a batch, a multiple of ``cluster_size``.
         cluster_size: K, rows of a community. Small ones (4 to 8) do best in batches of 64.
-        ranks: (p, q), the ranks kept, from 0: p ≤ rank < q among the *other* positives.
+        ranks: (p, q), the ranks kept, from 0: p ≤ rank < q among the *other* positives. Two floats are shares of
+            them; a mapping gives each data set (by its id in ``datasets``) a pair of its own.
         edges: ``"mutual"`` joins i and j where each ranks the other, ``"either"`` where one does.
         partitioner: ``"kaminpar"``, ``"metis"`` (needs pymetis) or ``"louvain"`` (small graphs only).
         threads: of KaMinPar. Only 1 is deterministic.
+        repulsion: what a pair of a row and one of its first p ranks weighs against an edge when such pairs are
+            swapped out of communities; 0, as in the paper, leaves them where the edges put them.
         last: ``"keep"`` or ``"drop"`` the short batch of an epoch.
         negatives: h, explicit hard negatives for each row (B3++; the paper takes 5); 0 for none.
         similarity_ceiling: leave j out of i's window where their similarity exceeds this; None for no limit.
-        positive_margin: likewise where it exceeds this share of i's similarity to its own positive.
+        positive_margin: likewise where it exceeds s - (1 - margin)·|s|, s being i's similarity to its own positive.
+            Explicit negatives of i keep to both, and are never among its first p ranks.
         metric: ``"ip"`` or ``"l2"`` (similarity is then minus the squared distance).
         engine, precision, memory_budget: of the search; see :func:`curation.gpu.knn.knn`.
 
@@ -53,10 +58,11 @@ class B3:
 
     batch_size: int = 1024
     cluster_size: int = 32
-    ranks: tuple[int, int] = (30, 130)
+    ranks: Ranks = (30, 130)
     edges: Edges = "mutual"
     partitioner: Partitioner = "kaminpar"
     threads: int = 1
+    repulsion: float = 0.0
     last: Last = "keep"
     negatives: int = 0
     similarity_ceiling: float | None = None
@@ -71,9 +77,7 @@ class B3:
             raise ValueError(
                 f"batch_size must be a multiple of cluster_size, not {self.batch_size} with {self.cluster_size}"
             )
-        if len(self.ranks) != 2 or not 0 <= self.ranks[0] < self.ranks[1]:
-            raise ValueError(f"ranks must be (first, end) with 0 ≤ first < end, not {self.ranks}")
-        object.__setattr__(self, "ranks", (int(self.ranks[0]), int(self.ranks[1])))
+        object.__setattr__(self, "ranks", check_ranks(self.ranks))
         for name, known in (
             ("edges", EDGES),
             ("partitioner", tuple(PARTITIONERS)),
@@ -88,6 +92,8 @@ class B3:
             raise ValueError(
                 f"threads must be at least 1 and negatives not negative, not {self.threads}, {self.negatives}"
             )
+        if not 0 <= self.repulsion < np.inf:
+            raise ValueError(f"repulsion must be a finite number and not negative, not {self.repulsion}")
         for name in ("similarity_ceiling", "positive_margin"):
             value = getattr(self, name)
             if value is not None and not np.isfinite(value):
@@ -105,6 +111,7 @@ class B3:
         epoch: int = 0,
         groups: npt.ArrayLike | None = None,
         duplicates: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
         datasets: npt.ArrayLike | None = None,
     ) -> BatchPlan:
         """One epoch's batches. For several epochs call :meth:`mine` once and :meth:`batches` for each.
@@ -117,6 +124,9 @@ class B3:
             groups: int64[N]; rows of one group (several positives of one anchor, one page) are never each
                 other's negatives and never share a batch. -1 for no group.
             duplicates: int64[N] or int64[N, c], ids of equal texts (:func:`text_ids`), kept apart likewise.
+            labels: int64[N] classes, -1 for none: rows of one take no rank for each other, and are never each
+                other's explicit negatives. They may share a batch, where the loss has to mask them; where it does
+                not, give them as ``groups``.
             datasets: int64[N]; ranks, communities and batches then stay within one data set.
 
         Returns:
@@ -126,7 +136,8 @@ class B3:
         Raises:
             ValueError: shapes do not fit, a row is not finite, or rows cannot be kept apart.
         """
-        mined = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, datasets=datasets)
+        mined = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, labels=labels,
+                          datasets=datasets)  # fmt: skip
         return self.batches(mined, seed=seed, epoch=epoch)
 
     def mine(
@@ -137,6 +148,7 @@ class B3:
         seed: int = 0,
         groups: npt.ArrayLike | None = None,
         duplicates: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
         datasets: npt.ArrayLike | None = None,
     ) -> Communities:
         """Search, graph and partition: all that is the same in every epoch. Arguments as :meth:`plan`'s."""
@@ -144,14 +156,15 @@ class B3:
         if len(positives) != size:
             raise ValueError(f"there are {size} queries but {len(positives)} positives: row i of each is a pair")
         apart = _apart(groups, duplicates, size)
-        sets = None
-        if datasets is not None:
-            sets = np.unique(_column(datasets, "datasets", size), return_inverse=True)[1].astype(np.int64)
+        classes = None if labels is None else _column(labels, "labels", size)
+        sets = None if datasets is None else _column(datasets, "datasets", size)
         ranking = rank_window(
-            queries, positives, ranks=self.ranks, apart=apart, datasets=sets, metric=self.metric,
-            similarity_ceiling=self.similarity_ceiling, positive_margin=self.positive_margin,
+            queries, positives, ranks=self.ranks, apart=apart, labels=classes, datasets=sets,
+            metric=self.metric, similarity_ceiling=self.similarity_ceiling, positive_margin=self.positive_margin,
             engine=self.engine, precision=self.precision, memory_budget=self.memory_budget, seed=seed,
         )  # fmt: skip
+        if sets is not None:
+            sets = np.unique(sets, return_inverse=True)[1].astype(np.int64)
         return self.communities(ranking, apart=apart, datasets=sets, seed=seed)
 
     def communities(
@@ -167,7 +180,7 @@ class B3:
         """
         return find_communities(
             ranking, cluster_size=self.cluster_size, edges=self.edges, partitioner=self.partitioner,
-            threads=self.threads, apart=apart, datasets=datasets, seed=seed,
+            threads=self.threads, repulsion=self.repulsion, apart=apart, datasets=datasets, seed=seed,
         )  # fmt: skip
 
     def batches(self, found: Communities, *, seed: int = 0, epoch: int = 0) -> BatchPlan:
@@ -183,9 +196,10 @@ class B3:
         )  # fmt: skip
         negatives = None
         if self.negatives:
+            ranking = found.ranking
             negatives = hard_negatives(
-                found.clusters, found.ranking.window, found.ranking.near, count=self.negatives, seed=seed,
-                epoch=epoch, apart=found.apart,
+                found.clusters, ranking.window, ranking.near, count=self.negatives, seed=seed, epoch=epoch,
+                apart=_in_one_space(found.apart), labels=ranking.labels, limits=ranking.limits,
             )[plan.indices]  # fmt: skip
         ours = {item.name: str(getattr(self, item.name)) for item in fields(self)}
         metadata = {"method": "b3", **ours, **found.metadata, "seed": str(seed), "epoch": str(epoch)}
@@ -206,6 +220,13 @@ def _column(values: npt.ArrayLike, name: str, size: int) -> Int64:
     if column.shape != (size,) or not np.issubdtype(column.dtype, np.integer):
         raise ValueError(f"{name} must be integers of shape [{size}], not {column.dtype} of shape {column.shape}")
     return column.astype(np.int64)
+
+
+def _in_one_space(columns: Int64 | None) -> Int64 | None:
+    if columns is None:
+        return None
+    first = np.append(0, np.cumsum(columns.max(1) + 1)[:-1])
+    return np.where(columns < 0, -1, columns + first[:, None])
 
 
 def _apart(groups: npt.ArrayLike | None, duplicates: npt.ArrayLike | None, size: int) -> Int64 | None:

@@ -1,14 +1,15 @@
 """Ranks that B3 keeps: the search, cut into likely false negatives and strong ones. O(N²·D) where exact."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.gpu.knn import knn
-from curation.gpu.knn.matrix import Matrix
+from curation.gpu.knn import Neighbours, knn
+from curation.selectors.b3.limits import SimilarityLimits, similarity_limits
+from curation.selectors.b3.ranks import Ranks, check_ranks, cut_ranks, rank_bounds, rank_widths
 
 Int64 = npt.NDArray[np.int64]
 
@@ -20,11 +21,15 @@ class RankWindow:
     Args:
         near: int[N, p], ranks 0 to p: likely false negatives. -1 where there are fewer.
         window: int[N, m], ranks p to p + m: strong negatives. -1 where there are fewer, or one was left out.
-        metadata: engine and settings of the search, as strings.
+        labels: int64[N] classes, where there are any: rows of one take no rank for each other. -1 for none.
+        limits: of similarity, where there are any: what exceeds them is left out of the window.
+        metadata: engines and settings of the searches, as strings; see :func:`join_metadata`.
     """
 
     near: npt.NDArray[np.signedinteger[Any]]
     window: npt.NDArray[np.signedinteger[Any]]
+    labels: Int64 | None = None
+    limits: SimilarityLimits | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -32,8 +37,9 @@ def rank_window(
     queries: Any,
     positives: Any,
     *,
-    ranks: tuple[int, int] = (30, 130),
+    ranks: Ranks = (30, 130),
     apart: Int64 | None = None,
+    labels: Int64 | None = None,
     datasets: Int64 | None = None,
     metric: str = "ip",
     similarity_ceiling: float | None = None,
@@ -47,71 +53,57 @@ def rank_window(
 
     Args:
         queries, positives: [N, D] embeddings.
-        ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``.
+        ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``. Two floats are shares, and a mapping is from
+            ``datasets``; see :func:`curation.selectors.b3.ranks.rank_bounds`.
         apart: int64[c, N]: rows of an equal id (not -1) in one column take no rank for each other.
-        datasets: int64[N] ids 0..; a row ranks its own data set only.
+        labels: int64[N]: likewise; a share is then one of the rows of other labels. -1 for none.
+        datasets: int64[N] ids; a row ranks its own data set only.
         similarity_ceiling, positive_margin: as :class:`B3`'s. What exceeds them becomes -1 in the window.
         metric, engine, precision, memory_budget, seed: as :func:`curation.gpu.knn.knn`'s.
     """
     size = len(queries)
-    near = np.full((size, ranks[0]), -1, np.int32 if size < 2**31 else np.int64)
-    window = np.full((size, ranks[1] - ranks[0]), -1, near.dtype)
-    metadata: dict[str, str] = {}
+    bounds = rank_bounds(check_ranks(ranks), size, datasets=datasets, labels=labels)
+    widths = rank_widths(bounds)
+    near, window = (np.full((size, width), -1, np.int32 if size < 2**31 else np.int64) for width in widths)
+    unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
+    limits = similarity_limits(
+        queries, positives, metric=metric, similarity_ceiling=similarity_ceiling, positive_margin=positive_margin
+    )
+    searches = []
     for rows in by_dataset(datasets, size):
         left = queries if datasets is None else queries[rows]
         right = positives if datasets is None else positives[rows]
-        columns = [] if apart is None else [column[rows] for column in apart]
+        count = int(bounds[rows, 1].max())
+        if count == 0:
+            continue
         nearest = knn(
-            left, right, count=ranks[1], metric=metric, exclude=np.arange(len(rows)),
-            exclude_same=[(column, column) for column in columns], engine=engine, precision=precision,
+            left, right, count=count, metric=metric, exclude=np.arange(len(rows)),
+            exclude_same=[(column[rows], column[rows]) for column in unlike], engine=engine, precision=precision,
             memory_budget=memory_budget, seed=seed,
         )  # fmt: skip
         inside = np.where(nearest.indices < 0, -1, rows[nearest.indices]).astype(near.dtype)
-        near[rows], window[rows] = inside[:, : ranks[0]], inside[:, ranks[0] :]
-        window[rows] = drop_similar(
-            window[rows], nearest.scores[:, ranks[0] :], left, right,
-            similarity_ceiling=similarity_ceiling, positive_margin=positive_margin,
-        )  # fmt: skip
-        recall = {} if nearest.recall is None else {"recall": f"{nearest.recall:.4f}"}
-        metadata |= {
-            "engine": nearest.engine,
-            "exact": str(nearest.exact).lower(),
-            **recall,
-            **nearest.settings,
-        }
-    return RankWindow(near=near, window=window, metadata=metadata)
+        near[rows], kept, scores = cut_ranks(inside, nearest.scores, bounds[rows], widths)
+        window[rows] = kept if limits is None else limits.drop(kept, scores, rows)
+        searches.append(search_metadata(nearest))
+    return RankWindow(near=near, window=window, labels=labels, limits=limits, metadata=join_metadata(searches))
 
 
-def drop_similar(
-    window: npt.NDArray[Any],
-    scores: npt.NDArray[np.float32],
-    queries: Any,
-    positives: Any,
-    *,
-    similarity_ceiling: float | None = None,
-    positive_margin: float | None = None,
-    block: int = 65_536,
-) -> npt.NDArray[Any]:
-    """The window with -1 where a score exceeds a limit: near duplicates, and rivals of the row's own positive.
+def search_metadata(found: Neighbours) -> dict[str, str]:
+    """What a plan says of one search: engine, whether it is exact, its recall where that was measured, settings."""
+    recall = {} if found.recall is None else {"recall": f"{found.recall:.4f}"}
+    return {"engine": found.engine, "exact": str(found.exact).lower(), **recall, **found.settings}
 
-    Args:
-        window: int[N, m].
-        scores: float32[N, m], the similarity of each.
-        queries, positives: [N, D] embeddings of the same rows; read for ``positive_margin`` only.
-        similarity_ceiling, positive_margin: as :class:`B3`'s.
-        block: rows read at a time.
-    """
-    if similarity_ceiling is not None:
-        window = np.where(scores > similarity_ceiling, -1, window)
-    if positive_margin is not None:
-        left, right = Matrix(queries, "queries"), Matrix(positives, "positives")
-        window = window.copy()
-        for start in range(0, len(left), block):
-            part = left.read(start, start + block)
-            own_scores = right.score_pairs(part, np.arange(start, start + len(part))[:, None], l2=False)
-            part_of = slice(start, start + len(part))
-            window[part_of][scores[part_of] > positive_margin * own_scores] = -1
-    return window
+
+def join_metadata(searches: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What is true of all searches: ``exact`` if all are, the lowest ``recall``; else every value, once each."""
+    values: dict[str, set[str]] = {}
+    for search in searches:
+        for name, value in search.items():
+            values.setdefault(name, set()).update(value.split(", "))
+    # "false" and the lowest recall, written with as many digits, come first.
+    return {
+        name: min(known) if name in ("exact", "recall") else ", ".join(sorted(known)) for name, known in values.items()
+    }
 
 
 def by_dataset(datasets: Int64 | None, size: int) -> Iterator[Int64]:

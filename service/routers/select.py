@@ -75,6 +75,7 @@ class B3Body(_Body):
     cluster_size: int = Field(default=32, ge=1)
     ranks: tuple[int, int] = (30, 130)
     edges: Literal["mutual", "either"] = "mutual"
+    repulsion: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     last: Literal["keep", "drop"] = "keep"
     negatives: int = Field(default=0, ge=0, le=100)
     similarity_ceiling: float | None = None

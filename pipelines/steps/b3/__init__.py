@@ -1,15 +1,16 @@
 """``b3``: rows grouped into batches of hard negatives."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curation.arrow import is_text, is_vector
 from curation.errors import RecipeError
 from curation.pipelines.steps.base import ANYTHING, Kind, Outcome, Step, StepRun, require
 from curation.recipe.model import Made
+from curation.selectors.b3.ranks import Pair, check_ranks
 
 VECTORS = Kind("vectors (lists of floats)", is_vector)
 IDS = Kind("text or whole numbers", lambda kind: is_text(kind) or pa.types.is_integer(kind))
@@ -35,9 +36,15 @@ class MineB3(Step):
     positives: str = Field(default="positive", description="A column that `embed` embedded, or one of vectors.")
     batch_size: int = Field(default=1024, ge=2)
     cluster_size: int = Field(default=32, ge=1)
-    ranks: tuple[int, int] = Field(default=(30, 130), description="First rank kept, and the one after the last.")
+    ranks: Pair | dict[str, Pair] = Field(
+        default=(30, 130),
+        description="First rank kept, and the one after the last: numbers or shares, for all rows or by data set.",
+    )
     edges: Literal["mutual", "either"] = "mutual"
     partitioner: Literal["kaminpar", "metis", "louvain"] = "kaminpar"
+    repulsion: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Weight of likely false negatives against edges."
+    )
     negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
     similarity_ceiling: float | None = Field(default=None, allow_inf_nan=False)
     positive_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -45,6 +52,9 @@ class MineB3(Step):
         default="apart", description="Whether rows of an equal query or positive are kept out of one batch."
     )
     groups: str | None = Field(default=None, description="Rows with one value of this column never share a batch.")
+    labels: str | None = Field(
+        default=None, description="Rows with one value of this column are no negatives; the loss must mask them."
+    )
     datasets: str | None = Field(default=None, description="Batches stay within one value of this column.")
     last: Literal["keep", "drop"] = "keep"
     metric: Literal["ip", "l2"] = "ip"
@@ -66,14 +76,20 @@ class MineB3(Step):
         description="With more rows the graph is cut within cells (k-means) of at most so many, one task a cell.",
     )
 
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _names_are_texts(cls, ranks: Any) -> Any:
+        return {str(name): pair for name, pair in ranks.items()} if isinstance(ranks, dict) else ranks
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.batch_size % self.cluster_size:
             raise ValueError(
                 f"`batch_size` must be a multiple of `cluster_size`, not {self.batch_size} with {self.cluster_size}"
             )
-        if not 0 <= self.ranks[0] < self.ranks[1]:
-            raise ValueError(f"`ranks` must be [first, end] with 0 <= first < end, not {list(self.ranks)}")
+        check_ranks(self.ranks)
+        if isinstance(self.ranks, dict) and self.datasets is None:
+            raise ValueError("`ranks` by data set need `datasets`, the column that names them")
         if self.positive_margin is not None and self.metric == "l2":
             raise ValueError("`positive_margin` needs metric: ip, as a share of a distance has no such meaning")
         if self.cell_rows < self.cluster_size:
@@ -91,7 +107,7 @@ class MineB3(Step):
 
     def reads(self, made: Made) -> Mapping[str, Kind]:
         vectors = {name: VECTORS for name in self.pairs if name not in made.vectors}
-        return {**vectors, **{name: IDS for name in (self.groups, self.datasets) if name is not None}}
+        return {**vectors, **{name: IDS for name in (self.groups, self.labels, self.datasets) if name is not None}}
 
     def follow(self, made: Made, number: int) -> None:
         super().follow(made, number)

@@ -23,8 +23,10 @@ from curation.plan import BatchPlan
 from curation.selectors.b3 import B3
 from curation.selectors.b3.communities import Communities, join_cells
 from curation.selectors.b3.conflicts import conflict_columns
+from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.quality import plan_quality, random_plan
-from curation.selectors.b3.ranking import RankWindow, by_dataset
+from curation.selectors.b3.ranking import RankWindow, by_dataset, join_metadata
+from curation.selectors.b3.ranks import rank_widths
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -114,7 +116,8 @@ class CutCell:
         window = names[layout.array("window")[rows]]
         apart = layout.ids("apart")
         columns = None if apart is None else conflict_columns(apart[:, rows].T, len(rows))
-        ranking = RankWindow(near=np.empty((len(rows), 0), np.int32), window=window)
+        near = names[_near(layout)[rows]] if self.step.repulsion else np.empty((len(rows), 0), np.int32)
+        ranking = RankWindow(near=near, window=window)
         communities = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
         write_text(self.stage.piece(cell.number, "json"), json.dumps({"edges": communities.graph.edges}))
         save(self.stage.piece(cell.number), communities.clusters)
@@ -136,10 +139,17 @@ class Group:
 
     def __call__(self) -> None:
         layout = Layout.load(self.matrices.folder)
-        near, window = _ranks(layout, "near", self.step.ranks[0]), layout.array("window")
-        metadata = self._search_metadata()
+        near, window = _near(layout), layout.array("window")
+        metadata = join_metadata(
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
+        )
         b3 = b3_of(self.step)
-        ranking = RankWindow(near=near, window=window, metadata=metadata)
+        queries, positives = layout.array("queries"), layout.array("positives")
+        limits = similarity_limits(
+            queries, positives, metric=b3.metric, similarity_ceiling=b3.similarity_ceiling,
+            positive_margin=b3.positive_margin,
+        ) if b3.negatives else None  # fmt: skip
+        ranking = RankWindow(near=near, window=window, labels=layout.ids("labels"), limits=limits, metadata=metadata)
         apart, datasets = layout.ids("apart"), layout.ids("datasets")
         try:
             if self.cells is None:
@@ -154,7 +164,6 @@ class Group:
                 f"step {self.number} (b3) keeps none of {layout.rows} rows: they do not fill a batch of "
                 f"{self.step.batch_size}. Lower `batch_size`, or set `last: keep`"
             )
-        queries, positives = layout.array("queries"), layout.array("positives")
         graph = communities.graph if self.cells is None else None
         measured = {
             name: plan_quality(each, queries, positives, window=window, near=near, graph=graph).as_dict()
@@ -176,18 +185,6 @@ class Group:
             },
         }
         self.stage.finish({"rows_out": len(plan.indices), "details": details})
-
-    def _search_metadata(self) -> dict[str, str]:
-        records = [
-            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.searches.folder.glob("[0-9]*.json"))
-        ]
-        recalls = [record["recall"] for record in records if record.get("recall") is not None]
-        return {
-            "engine": records[0]["engine"],
-            "exact": str(all(record["exact"] for record in records)).lower(),
-            **({"recall": f"{np.mean(recalls):.4f}"} if recalls else {}),
-            **records[0].get("settings", {}),
-        }
 
     def _from_cells(self, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
         assert self.cells is not None
@@ -233,6 +230,7 @@ def b3_of(step: "MineB3") -> B3:
         ranks=step.ranks,
         edges=step.edges,
         partitioner=step.partitioner,
+        repulsion=step.repulsion,
         last=step.last,
         negatives=step.negatives,
         similarity_ceiling=step.similarity_ceiling,
@@ -243,9 +241,10 @@ def b3_of(step: "MineB3") -> B3:
     )
 
 
-def _ranks(layout: Layout, name: str, count: int) -> npt.NDArray[Any]:
+def _near(layout: Layout) -> npt.NDArray[Any]:
     # An empty file cannot be mapped.
-    return layout.array(name) if count else np.empty((layout.rows, 0), np.int32)
+    width, _ = rank_widths(layout.array("bounds"))
+    return layout.array("near") if width else np.empty((layout.rows, 0), np.int32)
 
 
 def _sizes(labels: Int64 | None) -> dict[str, int]:

@@ -11,7 +11,7 @@ what is mapped counts besides, while there is room. :mod:`curation.pipelines.ste
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from curation.files import write_text
 from curation.gpu.knn import APPROXIMATE, knn
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
-from curation.selectors.b3.ranking import drop_similar
+from curation.selectors.b3.limits import similarity_limits
+from curation.selectors.b3.ranking import join_metadata, search_metadata
+from curation.selectors.b3.ranks import cut_ranks, rank_widths
 
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
@@ -82,32 +84,34 @@ class Search:
         layout = Layout.load(self.matrices.folder)
         queries = layout.array("queries")[piece.start : piece.stop]
         database = layout.array("positives")[piece.low : piece.high]
-        apart, datasets = layout.ids("apart"), layout.ids("datasets")
-        rows = np.full((piece.rows, self.step.ranks[1]), -1, np.int64)
+        apart, labels, datasets = (layout.ids(name) for name in ("apart", "labels", "datasets"))
+        unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
+        ends = layout.array("bounds")[piece.start : piece.stop, 1]
+        rows = np.full((piece.rows, int(ends.max())), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)
-        record: dict[str, Any] = {"engine": layout.engine, "exact": layout.engine not in APPROXIMATE}
+        records = []
         for queried, searched in _pairs(piece, datasets):
+            count = int(ends[queried].max())
+            if count == 0:
+                continue
             itself = piece.start + queried - piece.low
             position = np.minimum(np.searchsorted(searched, itself), len(searched) - 1)
             neighbours = knn(
                 queries if datasets is None else queries[queried],
                 database if datasets is None else database[searched],
-                count=self.step.ranks[1],
+                count=count,
                 metric=self.step.metric,
                 exclude=np.where(searched[position] == itself, position, -1),
-                exclude_same=[
-                    (column[piece.start + queried], column[piece.low + searched])
-                    for column in (() if apart is None else apart)
-                ],
+                exclude_same=[(column[piece.start + queried], column[piece.low + searched]) for column in unlike],
                 engine=layout.engine,
                 memory_budget=budget(self.step),
                 seed=self.seed,
             )
             inside = neighbours.indices >= 0
-            rows[queried] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
-            scores[queried] = neighbours.scores
-            record |= {"exact": neighbours.exact, "recall": neighbours.recall, "settings": dict(neighbours.settings)}
-        write_text(self.stage.piece(piece.number, "json"), json.dumps(record))
+            rows[queried, :count] = np.where(inside, piece.low + searched[np.maximum(neighbours.indices, 0)], -1)
+            scores[queried, :count] = neighbours.scores
+            records.append(search_metadata(neighbours))
+        write_text(self.stage.piece(piece.number, "json"), json.dumps(join_metadata(records)))
         save_matrices(self.stage.piece(piece.number, "arrow"), {"row": rows, "score": scores})
 
 
@@ -128,17 +132,18 @@ class Merge:
         rows, scores = (
             np.concatenate([load_matrix(file, name) for file in files], axis=1) for name in ("row", "score")
         )
-        order = np.lexsort((np.where(rows < 0, layout.rows, rows), -scores))[:, : self.step.ranks[1]]
+        bounds = layout.array("bounds")[piece.start : piece.stop]
+        order = np.lexsort((np.where(rows < 0, layout.rows, rows), -scores))[:, : int(bounds[:, 1].max())]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        small = self.step.ranks[0]
-        near, window, scores = rows[:, :small], rows[:, small:], scores[:, small:]
-        window = drop_similar(
-            window,
-            scores,
+        near, window, scores = cut_ranks(rows, scores, bounds, rank_widths(layout.array("bounds")))
+        limits = similarity_limits(
             *(layout.array(side)[piece.start : piece.stop] for side in ("queries", "positives")),
+            metric=self.step.metric,
             similarity_ceiling=self.step.similarity_ceiling,
             positive_margin=self.step.positive_margin,
         )
+        if limits is not None:
+            window = limits.drop(window, scores, slice(None))
         for name, values in (("near", near), ("window", window)):
             if values.shape[1]:
                 layout.put(name, piece.start, values)

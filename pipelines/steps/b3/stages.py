@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from curation.pipelines.engine.ray import run_one
 from curation.pipelines.engine.workspace import Stage
+from curation.pipelines.steps.b3.columns import CopyVectors, vector_width
 from curation.pipelines.steps.b3.plan import Cell, CutCell, Group, MakeCells
 from curation.pipelines.steps.b3.search import Merge, Search, search_pieces
-from curation.pipelines.steps.b3.vectors import Allocate, CopyVectors, Gather, KeepApart, Layout, vector_width
+from curation.pipelines.steps.b3.vectors import Allocate, Gather, KeepApart, Layout
 from curation.pipelines.steps.base import MarkBad, Outcome, StepRun
 
 if TYPE_CHECKING:
@@ -81,16 +82,19 @@ class _Stages:
         vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
         hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
         # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
-        twins = tuple(dict.fromkeys(side if name in self.plain else name for side, name in hashed.items()))
+        # Rows of one label may share a batch, so what names labels keeps nothing apart.
+        twins = tuple(
+            dict.fromkeys(side if name in self.plain else name for side, name in hashed.items() if name != step.labels)
+        )
         apart = (() if step.groups is None else (step.groups,)) + twins
-        columns = apart + (() if step.datasets is None else (step.datasets,))
+        columns = (*apart, *(name for name in (step.labels, step.datasets) if name is not None))
 
         def each() -> None:
             if not (stage.folder / "layout.json").exists():
                 run_one(Allocate(step, stage, vectors, run.blocks, self.reason), resources=step.resources)
-            run.stages.each(label, stage, Gather(run.source, stage, vectors, columns, self.reason), run.blocks)
+            run.stages.each(label, stage, Gather(step, run.source, stage, vectors, columns, self.reason), run.blocks)
 
-        run.stages.finish(label, stage, each, KeepApart(stage, run.blocks, len(columns), len(apart)))
+        run.stages.finish(label, stage, each, KeepApart(step, stage, run.blocks, len(apart)))
         return stage
 
     def search(self, matrices: Stage) -> Stage:

@@ -1,4 +1,4 @@
-"""Vectors that a ``b3`` step searches: of the rows that are still in, in two matrices; and which rows may not meet.
+"""Vectors that a ``b3`` step searches: of the rows that are still in, in two matrices, with hashes of their ids.
 
 The rows get consecutive numbers 0..M-1. Blocks are gathered by tasks of their own into memory-mapped files, at places
 that are known beforehand, so they may come in any order and twice. Memory of a task is that of its block.
@@ -20,8 +20,8 @@ from curation.errors import StepError
 from curation.files import atomic, write_text
 from curation.gpu.knn import choose
 from curation.pipelines.engine.workspace import Stage, save
-from curation.pipelines.steps.embed import write_vectors
 from curation.selectors.b3.conflicts import conflict_columns
+from curation.selectors.b3.ranks import Ranks, rank_bounds, rank_widths
 from curation.sources.base import Block, Source
 
 if TYPE_CHECKING:
@@ -29,54 +29,6 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class CopyVectors:
-    """Take the vectors of a block from columns of the source."""
-
-    source: Source
-    stage: Stage
-    columns: Mapping[str, Stage]
-    widths: Mapping[str, int]
-    reason: Path
-    quarantine: bool
-
-    def __call__(self, block: Block) -> None:
-        inside = np.load(self.reason, mmap_mode="r")[block.start : block.start + block.rows] == 0
-        table, _ = self.source.read(block, tuple(self.columns))
-        table = table.filter(pa.array(inside))
-        vectors = {name: _lists(table[name], self.widths[name]) for name in self.columns}
-        write_vectors(self.source, self.stage, self.columns, block, inside, vectors, "the vector", self.quarantine)
-
-
-def vector_width(source: Source, blocks: Sequence[Block], column: str) -> int:
-    """D of a column of vectors: that of its type, or of its first row that is not null.
-
-    Raises:
-        StepError: no row has a vector.
-    """
-    kind = source.schema.field(column).type
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
-    for block in blocks:
-        lengths = source.read(block, (column,))[0][column].combine_chunks().value_lengths().drop_null()
-        if len(lengths) and lengths[0].as_py():
-            return int(lengths[0].as_py())
-    raise StepError(f"column {column!r} holds no vector")
-
-
-def _lists(column: pa.ChunkedArray, width: int) -> Float32:
-    """float32[rows, width]; a row of NaN for what is null or of another length."""
-    values = column.combine_chunks()
-    out = np.full((len(values), width), np.nan, np.float32)
-    if pa.types.is_fixed_size_list(values.type):
-        good = values.is_valid().to_numpy(zero_copy_only=False)
-    else:
-        good = values.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False) == width
-    flat = values.filter(pa.array(good)).flatten()
-    out[good] = flat.cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, width)
-    return out
 
 
 @dataclass(frozen=True)
@@ -94,7 +46,7 @@ class Layout:
         return cls(folder, record["rows"], record["engine"])
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """One of ``queries``, ``positives``, ``near``, ``window``, ``apart``, ``datasets``, memory-mapped."""
+        """One of ``queries``, ``positives``, ``bounds`` (of ranks), ``near``, ``window``, or ids; memory-mapped."""
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     def put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
@@ -104,13 +56,25 @@ class Layout:
         matrix.flush()
 
     def ids(self, name: str) -> Int64 | None:
-        """``apart`` or ``datasets``, where there are any."""
+        """``apart``, ``labels`` or ``datasets``, where there are any."""
         return self.array(name) if (self.folder / f"{name}.npy").exists() else None
+
+
+def make_room(folder: Path, name: str, shape: tuple[int, int], kind: Any) -> None:
+    """A file for an array, which :meth:`Layout.put` fills in."""
+    # What a killed driver's task still does must not wipe what the next driver's have filled in.
+    if (folder / f"{name}.npy").exists():
+        return
+    with atomic(folder / f"{name}.npy") as path, path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(
+            file, {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+        )
+        file.truncate(file.tell() + shape[0] * shape[1] * np.dtype(kind).itemsize)
 
 
 @dataclass(frozen=True)
 class Allocate:
-    """Make room for the vectors of the rows that are still in, and for their ranks."""
+    """Make room for the vectors of the rows that are still in."""
 
     step: "MineB3"
     stage: Stage
@@ -131,30 +95,40 @@ class Allocate:
                 f"b3: the vectors of {self.step.queries!r} have {widths['queries']} numbers, those of "
                 f"{self.step.positives!r} have {widths['positives']}: one teacher must make both"
             )
-        small, end = self.step.ranks
-        kind = np.int32 if rows < 2**31 else np.int64
         for side, width in widths.items():
-            self._make(side, (rows, width), np.float32)
-        self._make("near", (rows, small), kind)
-        self._make("window", (rows, end - small), kind)
-        layout = {"rows": rows, "engine": choose(self.step.engine, rows)}
+            make_room(self.stage.folder, side, (rows, width), np.float32)
+        engine = choose(self.step.engine, rows, compared=self.step.labels is not None)
+        layout = {"rows": rows, "engine": engine}
         write_text(self.stage.folder / "layout.json", json.dumps(layout))
 
-    def _make(self, name: str, shape: tuple[int, int], kind: Any) -> None:
-        # What a killed driver's task still does must not wipe what the next driver's have filled in.
-        if (self.stage.folder / f"{name}.npy").exists():
-            return
-        with atomic(self.stage.folder / f"{name}.npy") as path, path.open("wb") as file:
-            np.lib.format.write_array_header_2_0(
-                file, {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
-            )
-            file.truncate(file.tell() + shape[0] * shape[1] * np.dtype(kind).itemsize)
+
+def allot_ranks(step: "MineB3", layout: Layout, names: npt.NDArray[np.uint64] | None) -> None:
+    """Write which ranks each row keeps, and make room for them; ``names`` uint64[rows, 2], hashes of data sets."""
+    datasets, labels, ranks = layout.ids("datasets"), layout.ids("labels"), step.ranks
+    bound_to: Ranks = ranks if isinstance(ranks, tuple) else {}
+    if isinstance(ranks, dict) and datasets is not None and names is not None:
+        rows = {name: np.flatnonzero((names == digests([name.encode()])).all(1))[:1] for name in ranks}
+        bound_to = {int(datasets[row[0]]): ranks[name] for name, row in rows.items() if len(row)}
+    try:
+        bounds = rank_bounds(bound_to, layout.rows, datasets=datasets, labels=labels)
+    except ValueError as error:
+        raise StepError(f"b3: {error}") from error
+    save(layout.folder / "bounds.npy", bounds)
+    for name, width in zip(("near", "window"), rank_widths(bounds), strict=True):
+        make_room(layout.folder, name, (layout.rows, width), np.int32 if layout.rows < 2**31 else np.int64)
+
+
+def digests(keys: Sequence[bytes | None]) -> npt.NDArray[np.uint64]:
+    """uint64[len(keys), 2]: equal keys have equal hashes, and what is null has zeros."""
+    joined = b"".join(b"\0" * 16 if key is None else xxhash.xxh3_128_digest(key) for key in keys)
+    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
 class Gather:
     """Put a block's vectors in their place, and hash what tells which rows must not meet."""
 
+    step: "MineB3"
     source: Source
     stage: Stage
     vectors: Mapping[str, Stage]
@@ -181,7 +155,7 @@ class Gather:
                         f"{values.shape[1]} numbers, others {width}"
                     )
                 layout.put(side, low, values)
-            names = [name for name in self.hashed if name not in sides]
+            names = [name for name in dict.fromkeys(self.hashed) if name not in sides]
             table = self.source.read(block, names)[0].filter(pa.array(inside)) if names else None
             for column, name in enumerate(self.hashed):
                 if name in sides:
@@ -189,31 +163,46 @@ class Gather:
                 else:
                     assert table is not None
                     keys = table[name].cast(pa.string()).cast(pa.binary()).to_pylist()
-                digests = b"".join(b"\0" * 16 if key is None else xxhash.xxh3_128_digest(key) for key in keys)
-                hashes[column] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+                hashes[column] = digests(keys)
+            if table is not None and isinstance(self.step.ranks, dict):
+                assert self.step.datasets is not None
+                unknown = set(table[self.step.datasets].cast(pa.string()).unique().to_pylist()) - set(self.step.ranks)
+                if unknown:
+                    raise StepError(
+                        f"b3: `ranks` give no pair to {sorted(map(repr, unknown))[0]} of column "
+                        f"{self.step.datasets!r}: add one for each of its values"
+                    )
         save(self.stage.piece(block.number), hashes)
 
 
 @dataclass(frozen=True)
 class KeepApart:
-    """From hashes to ids: which rows must not meet, and which data set each belongs to."""
+    """From hashes to ids: which rows must not meet, and each row's label, data set and ranks.
 
+    The first ``apart`` columns of hashes are of what keeps rows apart; labels and data sets follow, where asked for.
+    """
+
+    step: "MineB3"
     stage: Stage
     blocks: Sequence[Block]
-    columns: int
     apart: int
 
     def __call__(self) -> None:
         layout = Layout.load(self.stage.folder)
         pieces = [np.load(self.stage.piece(block.number)) for block in self.blocks]
-        ids = [_ids(np.concatenate([piece[column] for piece in pieces])) for column in range(self.columns)]
+        names = [name for name in ("labels", "datasets") if getattr(self.step, name) is not None]
+        hashes = [np.concatenate([piece[column] for piece in pieces]) for column in range(self.apart + len(names))]
         if self.apart:
-            columns = conflict_columns(np.stack(ids[: self.apart], 1), layout.rows)
+            apart = np.stack([_ids(column) for column in hashes[: self.apart]], 1)
+            columns = conflict_columns(apart, layout.rows)
             if columns is not None:
                 save(self.stage.folder / "apart.npy", columns)
-        if self.columns > self.apart:
-            datasets = ids[self.apart]
-            save(self.stage.folder / "datasets.npy", np.where(datasets < 0, datasets.max() + 1, datasets))
+        for name, column in zip(names, hashes[self.apart :], strict=True):
+            ids = _ids(column)
+            if name == "datasets":
+                ids[ids < 0] = ids.max() + 1
+            save(self.stage.folder / f"{name}.npy", ids)
+        allot_ranks(self.step, layout, hashes[-1] if "datasets" in names else None)
         self.stage.finish({"rows_out": layout.rows})
 
 

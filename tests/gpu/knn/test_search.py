@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curation.gpu.knn import cpu, cuda, faiss, knn
 from curation.gpu.knn import search as module
-from curation.gpu.knn.exclusions import Exclusions
+from curation.gpu.knn.exclusions import Banned, Exclusions
 from curation.gpu.knn.matrix import Matrix
 
 EXACT = ["torch-cpu", "faiss-flat"]
@@ -56,6 +56,40 @@ def test_ranks_and_ties_are_those_of_a_plain_ranking(engine: str, metric: str) -
     assert np.all(np.diff(found.scores, axis=1) <= 0)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([*EXACT, "faiss-ivf"]), st.sampled_from(["ip", "l2"]), st.booleans())
+def test_labels_that_many_rows_share(seed: int, engine: str, metric: str, copies: bool) -> None:
+    # More than MOST_LISTED rows of a label, so that ids are compared; equal rows make queries be ranked in full.
+    rng = np.random.default_rng(seed)
+    database = embeddings(seed, 3 if copies else 700)[rng.integers(0, 3 if copies else 700, 700)]
+    labels, groups = rng.integers(-1, 2, 700), rng.integers(-1, 90, 700)
+    queries = rng.permutation(700)[:20]
+    same = [(labels[queries], labels), (groups[queries], groups)]
+    banned = [
+        {i} | {j for column in (labels, groups) if column[i] >= 0 for j in np.flatnonzero(column == column[i]).tolist()}
+        for i in queries
+    ]
+    expected = plain(database[queries], database, metric=metric, banned=banned)
+    found = knn(
+        database[queries], database, count=9, metric=metric, engine=engine, exclude=queries, exclude_same=same,
+        memory_budget=1 << 20,
+    )  # fmt: skip
+    assert found.exact == (engine != "faiss-ivf")
+    if found.exact:
+        assert found.indices.tolist() == [ranks[:9] for ranks in expected]
+    else:
+        assert all(j not in left_out for row, left_out in zip(found.indices.tolist(), banned, strict=True) for j in row)
+
+
+@pytest.mark.gpu
+def test_labels_on_the_card() -> None:
+    rows, labels = embeddings(18, 3000), np.random.default_rng(19).integers(-1, 4, 3000)
+    options: Any = {"count": 20, "exclude": np.arange(3000), "exclude_same": [(labels, labels)]}
+    cpu, cuda = (knn(rows, rows, engine=engine, **options) for engine in ("torch-cpu", "torch-cuda"))
+    np.testing.assert_array_equal(cpu.indices, cuda.indices)
+    assert cuda.exact
+
+
 @pytest.mark.parametrize("engine", EXACT)
 def test_more_copies_than_the_shortlist_holds_still_break_ties_by_index(engine: str) -> None:
     database = np.repeat(embeddings(4, 5), 100, axis=0)[np.random.default_rng(5).permutation(500)]
@@ -79,7 +113,8 @@ def test_engines_and_tilings_agree_on_real_numbers() -> None:
 def test_the_topk_path_of_cuda_finds_the_same_shortlist_on_a_cpu() -> None:
     rng = np.random.default_rng(7)
     queries, database = (rng.normal(size=(n, 16)).astype(np.float32) for n in (50, 700))
-    banned = (np.arange(50), np.arange(50))
+    labels = rng.integers(-1, 3, 700)
+    banned = Banned(np.arange(50), np.arange(50), ((labels[:50], labels),))
     ids = [
         cpu.shortlist(
             queries, Matrix(database, "database"), 20, banned, l2=True, tile=256,
@@ -88,6 +123,7 @@ def test_the_topk_path_of_cuda_finds_the_same_shortlist_on_a_cpu() -> None:
         for scan in (True, False)
     ]  # fmt: skip
     np.testing.assert_array_equal(np.sort(ids[0], 1), np.sort(ids[1], 1))
+    assert not banned.among(ids[1], 700).any()
 
 
 @pytest.mark.gpu
@@ -247,4 +283,5 @@ def test_auto_takes_what_the_size_allows() -> None:
         pytest.skip("the choice below is a CPU's")
     assert module.choose("auto", 1000) == "torch-cpu"
     assert module.choose("auto", module.EXACT_ON_CPU + 1) in ("faiss-ivf", "torch-cpu")
+    assert module.choose("auto", module.EXACT_ON_CPU + 1, compared=True) == "torch-cpu"
     assert module.choose("faiss-hnsw", 10) == "faiss-hnsw"

@@ -14,7 +14,6 @@ from curation.plan import BatchPlan
 from curation.selectors.b3 import B3, rank_window, text_ids
 from curation.selectors.b3.batches import regroup
 from curation.selectors.b3.conflicts import conflict_columns, separate
-from curation.selectors.b3.negatives import hard_negatives
 
 
 def pairs(count: int, width: int = 16, seed: int = 0) -> tuple[Any, Any]:
@@ -212,37 +211,6 @@ def test_data_sets_share_no_batch_and_no_edge() -> None:
     check_whole(plan, 300)
     assert all(len(set(datasets[batch].tolist())) == 1 for batch in plan)
     assert all(len(set(datasets[found.clusters == c].tolist())) == 1 for c in range(found.clusters.max() + 1))
-
-
-def test_negatives_follow_the_windows_of_the_community() -> None:
-    # Community {0, 1, 2}: 3 stands in three windows, 4 in two, 5 in one, 6 in three but once in a top p.
-    clusters = np.array([0, 0, 0, 1, 1, 1, 1])
-    window = np.array([[3, 4, 5, 6], [3, 4, 6, 1], [3, 6, 2, -1], *[[-1] * 4] * 4])
-    near = np.array([[6], [-1], [-1], *[[-1]] * 4])
-    weights = {3: 3, 4: 2, 5: 1, 6: 1}
-    first, second = Counter[int](), Counter[tuple[int, int]]()
-    draws = 4000
-    for seed in range(draws):
-        drawn = hard_negatives(clusters, window, near, count=5, seed=seed)[:3]
-        assert [sorted(row) for row in drawn.tolist()] == [[-1, 3, 4, 5, 6]] * 3
-        first[int(drawn[0, 0])] += 1
-        second[int(drawn[0, 0]), int(drawn[0, 1])] += 1
-    total = sum(weights.values())
-    chi = sum((first[j] - draws * w / total) ** 2 / (draws * w / total) for j, w in weights.items())
-    chi2 = 0.0
-    for a, wa in weights.items():
-        for b, wb in weights.items():
-            if a != b:
-                expected = draws * wa / total * wb / (total - wa)
-                chi2 += (second[a, b] - expected) ** 2 / expected
-    # Chance of a false alarm, 3 and 11 degrees of freedom: below 1e-5 each.
-    assert chi < 26
-    assert chi2 < 43
-    apart = np.array([[7, -1, -1, 7, -1, -1, -1]])
-    drawn = hard_negatives(clusters, window, near, count=5, apart=apart)
-    assert sorted(drawn[0].tolist()) == [-1, -1, 4, 5, 6]
-    assert sorted(drawn[1].tolist()) == [-1, 3, 4, 5, 6]
-    assert (drawn[3:] == -1).all()
 
 
 @pytest.mark.parametrize(

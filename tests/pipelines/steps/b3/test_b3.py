@@ -120,7 +120,8 @@ def test_equals_memory_on_any_number_of_workers(pairs: Path, tmp_path: Path) -> 
 
 def test_every_option_equals_memory(pairs: Path, tmp_path: Path) -> None:
     left, right = vectors()
-    options = {"edges": "either", "negatives": 2, "similarity_ceiling": 14.0, "positive_margin": 1.2, "last": "drop"}
+    options: dict[str, Any] = {"edges": "either", "repulsion": 0.5, "negatives": 2, "last": "drop"}
+    options |= {"similarity_ceiling": 14.0, "positive_margin": 1.2}
     step = {**MINE, **options, "duplicates": "apart", "groups": "page"}
     manifest = run(spec(pairs, step), tmp_path / "out")
     b3 = B3(batch_size=32, cluster_size=8, ranks=(3, 15), **options)
@@ -136,15 +137,24 @@ def test_every_option_equals_memory(pairs: Path, tmp_path: Path) -> None:
     Dataset(tmp_path / "out").verify()
 
 
-def test_data_sets_are_kept_apart(pairs: Path, tmp_path: Path) -> None:
+def test_data_sets_are_kept_apart_and_have_ranks_of_their_own(pairs: Path, tmp_path: Path) -> None:
     left, right = vectors()
-    run(spec(pairs, {**MINE, "datasets": "part"}), tmp_path / "out")
-    expected = B3(batch_size=32, cluster_size=8, ranks=(3, 15)).plan(left, right, datasets=np.arange(ROWS) % 3)
+    ranks: dict[int, Any] = {0: (3, 15), 1: (1, 9), 2: (0.0, 0.2)}
+    step = {**MINE, "datasets": "part", "labels": "page", "negatives": 2, "ranks": {**ranks, "another": [0, 5]}}
+    manifest = run(spec(pairs, step), tmp_path / "out")
+    datasets, labels = np.arange(ROWS) % 3, np.arange(ROWS) % 140
+    b3 = B3(batch_size=32, cluster_size=8, ranks=ranks, negatives=2)
+    expected = b3.plan(left, right, datasets=datasets, labels=labels)
     assert plan_of(tmp_path / "out") == [batch.tolist() for batch in expected]
+    plan = BatchPlan.load(tmp_path / "out" / "batches.arrow")
+    assert plan.negatives is not None
+    assert expected.negatives is not None
+    np.testing.assert_array_equal(np.append(expected.indices, -1)[plan.negatives], expected.negatives)
+    assert manifest.steps[0].details["exact"] == "true"
 
 
 def test_cells_bound_the_graph(pairs: Path, tmp_path: Path) -> None:
-    manifest = run(spec(pairs, {**MINE, "cell_rows": 120, "groups": "page"}), tmp_path / "out")
+    manifest = run(spec(pairs, {**MINE, "cell_rows": 120, "groups": "page", "repulsion": 0.5}), tmp_path / "out")
     batches = plan_of(tmp_path / "out")
     assert sorted(index for batch in batches for index in batch) == list(range(ROWS))
     assert manifest.steps[0].details["cells"] == 3
@@ -212,6 +222,11 @@ BAD: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
         StepError,
         "keeps none of 300 rows: they do not fill a batch of 512",
     ),
+    "a data set without ranks": (
+        [{**MINE, "datasets": "part", "ranks": {0: [3, 15], 2: [1, 9]}}],
+        StepError,
+        "`ranks` give no pair to '1' of column 'part'",
+    ),
     "cannot be kept apart": (
         [{**MINE, "groups": "part"}],
         StepError,
@@ -235,7 +250,8 @@ BAD_ORDERS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "embed for nothing": ([EMBEDS, {"step": "dedup"}], "embeds 'query', which no later `b3` step uses"),
     "embedded twice": ([EMBEDS, EMBEDS, B3_STEP], "embeds 'query', which step 1 has done"),
     "sizes": ([EMBEDS, {**B3_STEP, "batch_size": 30, "cluster_size": 8}], "multiple of `cluster_size`, not 30 with 8"),
-    "ranks": ([EMBEDS, {**B3_STEP, "ranks": [9, 9]}], "0 <= first < end, not"),
+    "ranks": ([EMBEDS, {**B3_STEP, "ranks": [9, 9]}], "0 ≤ first < end, not"),
+    "ranks of data sets": ([EMBEDS, {**B3_STEP, "ranks": {"a": [1, 9]}}], "by data set need `datasets`"),
     "margin of a distance": ([EMBEDS, {**B3_STEP, "metric": "l2", "positive_margin": 0.9}], "needs metric: ip"),
     "prompts": ([{**EMBEDS, "prompts": {"text": "x"}}, B3_STEP], "`prompts` names text, which `columns` does not"),
     "teacher": ([{**EMBEDS, "teacher": "word2vec"}, B3_STEP], "teacher"),

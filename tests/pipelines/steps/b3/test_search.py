@@ -43,10 +43,10 @@ def mined(tmp_path: Path, rows: int, block_rows: int, order: int, **options: Any
     step = MineB3.model_validate({"step": "b3", "batch_size": 8, "cluster_size": 2, "ranks": [2, 9], **options})
     matrices, searches, ranks = (Stage(tmp_path / name) for name in ("m", "s", "r"))
     Allocate(step, matrices, vectors, blocks, tmp_path / "reason.npy")()
-    gather = Gather(source, matrices, vectors, ("group",), tmp_path / "reason.npy")
+    gather = Gather(step, source, matrices, vectors, ("group",), tmp_path / "reason.npy")
     for block in blocks[::order]:
         gather(block)
-    KeepApart(matrices, blocks, 1, 1)()
+    KeepApart(step, matrices, blocks, 1)()
     layout = Layout.load(matrices.folder)
     pieces, chunks = search_pieces(step, layout, block_rows)
     for piece in pieces[::order]:
