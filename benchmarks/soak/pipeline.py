@@ -1,8 +1,9 @@
 """A pipeline under fire: SIGKILL at random moments, a hundred times, with edits in between and meanwhile.
 
-``python -m benchmarks.soak.pipeline``. A run on a Ray cluster of two nodes loses its driver, a worker or a node; recipe,
-targets, code, what the code imports, and rows are edited between two starts, and some of them while the run works.
-Whatever comes to an end must be, row by row, what a plain loop makes of one state of all these files: never a mixture.
+``python -m benchmarks.soak.pipeline``. A run on a Ray cluster of two nodes loses its driver, a worker or a node;
+recipe, targets, code, what the code imports, and rows are edited between two starts, and some of them while the run
+works. Whatever comes to an end must be, row by row, what a plain loop makes of one state of all these files: never a
+mixture.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The service under fire: SIGKILL at random moments, a hundred times, with eight client processes.
 
-``python -m benchmarks.soak.service``. Two sessions run at once, four ranks each: a plan, of which every row of every epoch
-must be handed out exactly once, and InfoBatch, whose batches, weights and last state must equal those of a run in one
-process that nothing disturbed. Clients send some requests twice and some reports again, late and out of order.
+``python -m benchmarks.soak.service``. Two sessions run at once, four ranks each: a plan, of which every row of every
+epoch must be handed out exactly once, and InfoBatch, whose batches, weights and last state must equal those of a run
+in one process that nothing disturbed. Clients send some requests twice and some reports again, late and out of order.
 """
 
 import argparse

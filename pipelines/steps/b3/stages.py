@@ -16,8 +16,10 @@ from curation.pipelines.steps.base import MarkBad, Outcome, StepRun
 if TYPE_CHECKING:
     from curation.pipelines.steps.b3 import MineB3
 
-
-AFTER_THE_SEARCH = ("batch_size", "cluster_size", "edges", "partitioner", "negatives", "last", "cell_rows")
+AFTER_THE_SEARCH = (
+    *("batch_size", "cluster_size", "edges", "partitioner", "repulsion"),
+    *("negatives", "last", "cell_rows"),
+)
 """Parameters of the step that its search, by far the longest part, does not depend on."""
 OF_THE_SEARCH = ("metric", "engine", "part_rows", "ranks", "similarity_ceiling", "positive_margin")
 
