@@ -4,11 +4,13 @@ One rule, for the local samplers and for the service's sessions:
 
 - every rank has the same number of steps, and together they get every row once;
 - a step takes ``batch_size`` rows for each rank, or one batch of a plan for each rank;
-- what is left at the end is shared out row by row, so that the ranks' batches differ by one row at most. Where it is
-  fewer rows than ranks, so that a rank would get an empty batch, the step before helps out: of rows, it takes in the
-  few (one more for some ranks); of batches, which may be as large as memory allows, the rows of both steps are halved
-  and shared out. Either way the number of steps depends on sizes alone and not on the order, so that all epochs of
-  a plan have as many;
+- what is left at the end is shared out: of rows, one by one, so that the ranks' batches differ by one row at most; of
+  batches, each among ranks of its own, as many as its size asks for. **No rank ever gets rows of two batches at once**:
+  what a plan keeps apart (data sets, rows with equal ids) stays apart on each rank;
+- where that is fewer rows than ranks, so that a rank would get an empty batch, the step before helps out: of rows, it
+  takes in the few (one more for some ranks); of batches, which may be as large as memory allows, the batches of both
+  steps are halved and shared out. Either way the number of steps depends on sizes alone and not on the order, so that
+  all epochs of a plan have as many;
 - what is dropped on request is what does not fill a last step, never a whole epoch: an epoch has at least one step,
   because neither a session, which counts its steps, nor a trainer can do anything with none.
 
@@ -25,6 +27,7 @@ Positions count rows, or batches where the split is of batches. Nothing here nee
 
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heapreplace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -147,8 +150,8 @@ class BatchSplit:
     Args:
         offsets: int64[B + 1], batch b of the epoch's order is its rows ``offsets[b]`` to ``offsets[b + 1]``.
         world_size: ranks.
-        remainder: what becomes of the last batches, where they are fewer than ranks: ``"share"`` shares out their
-            rows, ``"drop"`` leaves them out, ``"repeat"`` fills up with the first batches.
+        remainder: what becomes of the last batches, where they are fewer than ranks: ``"share"`` shares out the
+            rows of each among some ranks, ``"drop"`` leaves them out, ``"repeat"`` fills up with the first batches.
         start: batches that were handed out before.
     """
 
@@ -190,9 +193,12 @@ class BatchSplit:
             batch = first + rank
         elif self.remainder == "repeat":
             batch = self.start + (first - self.start + rank) % (self.batches - self.start)
-        else:
+        elif self.offsets[stop] - self.offsets[first] < self.world_size:
             start, end = int(self.offsets[first]), int(self.offsets[stop])
-            return share(start, end, rank, self.world_size, repeat=first > 0 and end - start < self.world_size)
+            return share(start, end, rank, self.world_size, repeat=first > 0)
+        else:
+            shares = self._shares[step]
+            return int(shares[rank]), int(shares[rank + 1])
         return int(self.offsets[batch]), int(self.offsets[batch + 1])
 
     def _first(self, step: int) -> int:
@@ -207,10 +213,23 @@ class BatchSplit:
         last, ranks = self.start + (self.steps - 1) * self.world_size, self.world_size
         if self.remainder != "share" or self.steps < 2 or self.rows - self.offsets[last] >= ranks:
             return last
-        before, rows = self.offsets[last - ranks], self.offsets[last - ranks :]
-        middle = last - ranks + int(np.argmin(np.abs(2 * rows - before - self.rows)))
-        halves = self.offsets[middle] - before, self.rows - self.offsets[middle]
-        return middle if min(halves) >= ranks else last
+        # Neither half may have more batches than ranks.
+        middles = np.arange(self.batches - ranks, last + 1)
+        before, after = self.offsets[middles] - self.offsets[last - ranks], self.rows - self.offsets[middles]
+        possible = np.flatnonzero(np.minimum(before, after) >= ranks)
+        if len(possible) == 0:
+            return last
+        return int(middles[possible[np.argmin(np.abs(before - after)[possible])]])
+
+    @cached_property
+    def _shares(self) -> dict[int, npt.NDArray[np.int64]]:
+        """int64[world_size + 1] by step, of those that share out batches: the rows at which the ranks' shares start."""
+        firsts = {step: (self._first(step), self._first(step + 1)) for step in range(self.steps)[-2:]}
+        return {
+            step: share_batches(self.offsets[first : stop + 1], self.world_size)
+            for step, (first, stop) in firsts.items()
+            if 0 < stop - first < self.world_size <= self.offsets[stop] - self.offsets[first]
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,3 +284,31 @@ def share(start: int, stop: int, rank: int, world_size: int, *, repeat: bool = F
     rows = stop - start
     first, last = start + rows * rank // world_size, start + rows * (rank + 1) // world_size
     return first, max(last, first + 1) if repeat else last
+
+
+def share_batches(offsets: npt.NDArray[np.int64], world_size: int) -> npt.NDArray[np.int64]:
+    """Where the ranks' shares of some batches start, in rows: no share has rows of two batches, and none is empty.
+
+    The largest share is as small as it can be so.
+
+    Args:
+        offsets: int64[k + 1], of k ≤ ``world_size`` batches, rising, with at least ``world_size`` rows in all.
+        world_size: ranks.
+
+    Returns:
+        int64[world_size + 1], rising from ``offsets[0]`` to ``offsets[k]``.
+    """
+    sizes = np.diff(offsets).tolist()
+    ranks = [1] * len(sizes)
+    # Each further rank helps where the shares are largest: they have two rows or more, as long as a rank is left over.
+    shares = [(-float(size), batch) for batch, size in enumerate(sizes)]
+    heapify(shares)
+    for _ in range(world_size - len(sizes)):
+        batch = shares[0][1]
+        ranks[batch] += 1
+        heapreplace(shares, (-sizes[batch] / ranks[batch], batch))
+    starts = [
+        first + size * np.arange(count) // count
+        for first, size, count in zip(offsets[:-1].tolist(), sizes, ranks, strict=True)
+    ]
+    return np.concatenate([*starts, offsets[-1:]])
