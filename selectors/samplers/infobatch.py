@@ -11,7 +11,8 @@ from curation.plan import BatchPlan
 from curation.selectors.infobatch import InfoBatch
 from curation.selectors.infobatch.thinning import thinned
 from curation.selectors.samplers.base import Fetch, RowSampler
-from curation.selectors.samplers.split import BatchSplit, Remainder, SharedBatchSplit, SharedSplit, Split
+from curation.selectors.samplers.batch_split import BatchSplit, Remainder, SharedBatchSplit
+from curation.selectors.samplers.split import SharedSplit, Split
 
 Plans = BatchPlan | Callable[[int], BatchPlan]
 

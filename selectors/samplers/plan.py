@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from curation.selectors.samplers.base import Fetch, ResumableSampler
+from curation.selectors.samplers.batch_split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit
 from curation.selectors.samplers.infobatch import Plans, plan_of
 from curation.selectors.samplers.plan_order import PlanOrder
-from curation.selectors.samplers.split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit, Split
+from curation.selectors.samplers.split import Split
 
 
 class PlanBatchSampler(ResumableSampler):
