@@ -147,7 +147,6 @@ class BatchPlan:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "BatchPlan":
         """The inverse of :meth:`to_arrow`."""
-
         names = set(table.column_names)
 
         def flat(name: str) -> pa.Array:

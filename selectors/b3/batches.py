@@ -85,7 +85,7 @@ def regroup(
 
 
 def _ids_of_rows(columns: Int64 | None, indices: Int64) -> Int64:
-    # Pairs (row of the plan, id), as a BatchPlan's `apart` has them: each column's ids are its own.
+    # Pairs (row of the plan, id), as a BatchPlan has them in `apart`, where ids of different columns must differ.
     if columns is None:
         return np.empty((0, 2), np.int64)
     sizes = columns.max(axis=1) + 1

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import BatchPlan, InfoBatch
-from curation.selectors.b3.batches import regroup
+from curation.selectors.b3 import B3
+from curation.selectors.b3.communities import Communities
+from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.infobatch.thinning import thinned
 from curation.selectors.samplers import InfoBatchSampler
 
@@ -47,10 +49,17 @@ def a_promise(size: int, sets: int, shared: float, rng: np.random.Generator) -> 
 
 def a_plan(promise: Promise, batch_size: int, epoch: int, *, says: bool = True) -> BatchPlan:
     """An epoch's plan of B3; or the same, which does not say what it keeps apart."""
-    clusters = np.arange(len(promise.datasets)) // 4
-    plan = regroup(
-        clusters, batch_size=batch_size, cluster_size=1, apart=promise.ids, datasets=promise.datasets, epoch=epoch
+    size = len(promise.datasets)
+    nothing: Any = None
+    found = Communities(
+        clusters=np.arange(size),
+        ranking=nothing,
+        graph=nothing,
+        apart=conflict_columns(promise.ids, size),
+        datasets=promise.datasets,
+        metadata={},
     )
+    plan = B3(batch_size=batch_size, cluster_size=1).batches(found, epoch=epoch)
     return plan if says else BatchPlan(indices=plan.indices, offsets=plan.offsets)
 
 
@@ -64,20 +73,22 @@ def run(
         for rank, info in enumerate(infos)
     ]
     epochs = []
-    for epoch in losses:
+    for number, epoch in enumerate(losses):
+        planned = plan(number).indices
         lengths = [len(sampler) for sampler in ranks]
         epochs.append([list(sampler) for sampler in ranks])
         assert [len(batches) for batches in epochs[-1]] == lengths == lengths[:1] * world_size
         trained = sorted(row for batches in epochs[-1] for batch in batches for row in batch)
         for one in infos:
-            chosen = one.epoch(one.current or 0)
-            assert trained == sorted(chosen.indices.tolist()), "a kept row is lost, or comes twice"
+            chosen = one.epoch(number)
+            kept = np.intersect1d(chosen.indices, planned)
+            assert trained == kept.tolist(), "a kept row is lost, or comes twice"
             assert one.weights(chosen.indices).tolist() == chosen.weights.tolist()
             one.update(chosen.indices, epoch[chosen.indices])
     return epochs
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     size=st.integers(40, 200),
     sets=st.integers(1, 4),
@@ -187,7 +198,7 @@ def test_how_full_batches_are() -> None:
         )
         assert not any(promise.broken(batch) for epoch in epochs for batch in epoch[0])
         means.append([sum(map(len, epoch[0])) / len(epoch[0]) / 64 for epoch in epochs])
-    assert [[round(100 * mean) for mean in epochs] for epochs in means] == [[89, 89, 88], [89, 62, 61]]
+    np.testing.assert_allclose(means, [[0.89, 0.89, 0.88], [0.89, 0.62, 0.61]], atol=0.02)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
