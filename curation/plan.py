@@ -23,6 +23,10 @@ class BatchPlan:
         offsets: int64[B + 1], rising from 0 to M; no batch is empty.
         clusters: int64[M], the community each row came from, where the method has any.
         negatives: int64[M, h], explicit hard negatives of each row, -1 where there are fewer than h.
+        apart: int64[K, 2], what no batch may hold twice: pairs (row of the plan in 0..M-1, id), rising by row. Rows
+            that share an id were kept in different batches; a row may have several ids, or none. Empty where rows
+            may meet as they like. None where nobody knows: then no two batches may be joined.
+        datasets: int64[B], the data set of each batch: only batches of one may be joined. None for a single one.
         metadata: what made the plan (method, parameters, seed, epoch), as strings; saved with it.
 
     Raises:
@@ -34,6 +38,8 @@ class BatchPlan:
     offsets: npt.NDArray[np.int64]
     clusters: npt.NDArray[np.int64] | None = None
     negatives: npt.NDArray[np.int64] | None = None
+    apart: npt.NDArray[np.int64] | None = None
+    datasets: npt.NDArray[np.int64] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,10 +56,23 @@ class BatchPlan:
             if negatives.ndim != 2 or len(negatives) != len(indices) or negatives.shape[1] == 0:
                 raise ValueError(f"negatives must have shape [{len(indices)}, h], h ≥ 1, not {negatives.shape}")
             negatives = as_positions(negatives.reshape(-1), "negatives").reshape(negatives.shape)
+        apart = None if self.apart is None else np.asarray(self.apart)
+        if apart is not None:
+            if apart.ndim != 2 or apart.shape[1] != 2:
+                raise ValueError(f"apart must have shape [K, 2], not {apart.shape}")
+            apart = as_positions(apart.reshape(-1), "apart").reshape(apart.shape)
+            rows = apart[:, 0]
+            if len(rows) and not (rows[0] >= 0 and rows[-1] < len(indices) and np.all(rows[1:] >= rows[:-1])):
+                raise ValueError(f"apart must name rows of the plan, 0 to {len(indices) - 1}, rising")
+        datasets = None if self.datasets is None else as_positions(self.datasets, "datasets")
+        if datasets is not None and len(datasets) != len(offsets) - 1:
+            raise ValueError(f"datasets has {len(datasets)} entries, but there are {len(offsets) - 1} batches")
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "clusters", clusters)
         object.__setattr__(self, "negatives", negatives)
+        object.__setattr__(self, "apart", apart)
+        object.__setattr__(self, "datasets", datasets)
         object.__setattr__(self, "metadata", dict(self.metadata))
 
     @classmethod
@@ -105,37 +124,51 @@ class BatchPlan:
             raise SourceError(f"{path}: not a batch plan: {error}") from error
 
     def to_arrow(self) -> pa.Table:
-        """A row for each batch: ``indices`` list<int64>, and ``clusters`` and ``negatives`` where present."""
+        """A row for each batch: ``indices`` list<int64>, and where present ``clusters``, ``negatives``, ``apart``
+        (its pairs, whose rows count from the plan's first) and ``datasets``."""
 
-        def lists(values: pa.Array) -> pa.Array:
-            return pa.LargeListArray.from_arrays(pa.array(self.offsets), values)
+        def lists(values: pa.Array, offsets: npt.NDArray[np.int64] = self.offsets) -> pa.Array:
+            return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+        def tuples(values: npt.NDArray[np.int64]) -> pa.Array:
+            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
         columns = {"indices": lists(pa.array(self.indices))}
         if self.clusters is not None:
             columns["clusters"] = lists(pa.array(self.clusters))
         if self.negatives is not None:
-            flat = pa.array(self.negatives.reshape(-1))
-            columns["negatives"] = lists(pa.FixedSizeListArray.from_arrays(flat, self.negatives.shape[1]))
+            columns["negatives"] = lists(tuples(self.negatives))
+        if self.apart is not None:
+            columns["apart"] = lists(tuples(self.apart), np.searchsorted(self.apart[:, 0], self.offsets))
+        if self.datasets is not None:
+            columns["datasets"] = pa.array(self.datasets)
         return pa.table(columns).replace_schema_metadata(dict(self.metadata))
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "BatchPlan":
         """The inverse of :meth:`to_arrow`."""
+        names = set(table.column_names)
 
         def flat(name: str) -> pa.Array:
             column = table[name]
             chunks = [chunk.flatten() for chunk in column.chunks]
             return pa.chunked_array(chunks, column.type.value_type).combine_chunks()
 
+        def tuples(name: str) -> npt.NDArray[np.int64] | None:
+            if name not in names:
+                return None
+            values = flat(name)
+            rows: npt.NDArray[np.int64] = values.flatten().to_numpy().reshape(-1, values.type.list_size)
+            return rows
+
         lengths = [chunk.value_lengths().to_numpy() for chunk in table["indices"].chunks]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, np.empty(0, np.int64)]))])
-        negatives = flat("negatives") if "negatives" in table.column_names else None
         return cls(
             indices=flat("indices").to_numpy(),
             offsets=offsets.astype(np.int64),
-            clusters=flat("clusters").to_numpy() if "clusters" in table.column_names else None,
-            negatives=None
-            if negatives is None
-            else negatives.flatten().to_numpy().reshape(-1, negatives.type.list_size),
+            clusters=flat("clusters").to_numpy() if "clusters" in names else None,
+            negatives=tuples("negatives"),
+            apart=tuples("apart"),
+            datasets=table["datasets"].to_numpy() if "datasets" in names else None,
             metadata={k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()},
         )

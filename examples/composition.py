@@ -75,15 +75,22 @@ def communities(epoch: int) -> BatchPlan:
 teacher = towers(1)
 train("B3", PlanBatchSampler(communities), teacher)
 
-# InfoBatch over B3's plan: what is learned is skipped, communities stay together, batches stay full.
+# InfoBatch over B3's plan: what is learned is skipped, and batches stay full, filled up from others of the plan. What
+# B3 keeps apart (data sets, rows with equal ids) stays apart, because its plans say what that is.
 info = InfoBatch(size=SIZE, epochs=EPOCHS, delta=1.0)
 train("InfoBatch over B3", InfoBatchSampler(info, batch_size=64, plan=communities), towers(), info)
 
 # JEST over super-batches made of B3's communities, with the first model as its reference.
 supers = B3(batch_size=256, cluster_size=8, ranks=(5, 55))
 wide = supers.mine(left.numpy(), right.numpy(), seed=0)
+
+
+def super_batches(epoch: int) -> BatchPlan:
+    return supers.batches(wide, seed=0, epoch=epoch)
+
+
 model = towers()
-source = PlanBatchSampler(lambda epoch: supers.batches(wide, seed=0, epoch=epoch))
+source = PlanBatchSampler(super_batches)
 jest = JEST(loss="softmax", filter_ratio=0.75, chunks=4)
 chosen = JESTBatchSampler(source, jest, lambda positions: (embed(model, positions), embed(teacher, positions)))
 train("JEST over B3", chosen, model)
@@ -94,7 +101,7 @@ model = towers()
 
 def stack() -> tuple[JESTBatchSampler, InfoBatch]:
     info = InfoBatch(size=SIZE, epochs=EPOCHS, delta=1.0)
-    source = InfoBatchSampler(info, batch_size=256, plan=communities)
+    source = InfoBatchSampler(info, batch_size=256, plan=super_batches)
     return JESTBatchSampler(source, jest, lambda positions: (embed(model, positions), embed(teacher, positions))), info
 
 

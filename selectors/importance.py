@@ -17,7 +17,7 @@ import torch.distributed as dist
 from curation.gpu.compiled import compiled
 from curation.gpu.pruning.cpu import finite_mean
 from curation.selectors.infobatch.rule import shuffled_kept
-from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
+from curation.selectors.losses import RunningLosses, Sync, checked_positions, positions_of, weighted
 from curation.selectors.state import check_state, restored
 
 _DRAW, _ORDER = 2, 3
@@ -34,8 +34,9 @@ class Importance:
         size: N, the number of examples.
         uniform: the share of the uniform distribution in p, in (0, 1]; it bounds weights by 1 / uniform.
         seed: the draws of an epoch are a function of the losses at its start, the seed and the epoch.
-        sync: with several ranks, ``"step"`` gathers losses in every :meth:`update` (one all-gather);
-            ``"epoch"`` keeps them until the next epoch begins, or :meth:`synchronize`.
+        sync: ``"step"`` brings losses to the host, and to all ranks (one all-gather), in every :meth:`update`, which
+            therefore waits for the device; ``"epoch"`` leaves them on their device until the next epoch begins, or
+            :meth:`synchronize`.
         group: the process group of the ranks that share the examples; None is the default group.
 
     Raises:
@@ -111,9 +112,9 @@ class Importance:
             ValueError: losses are averaged already, shapes differ, or an index is out of range.
             TypeError: indices are not integers.
         """
-        positions, values = checked_losses(indices, losses, self.size)
+        positions = positions_of(indices, losses, self.size)
         weights = self.weights(positions)
-        self._losses.take(positions, values)
+        self._losses.take(positions, losses)
         return weighted(losses, weights)
 
     def synchronize(self) -> None:

@@ -45,7 +45,8 @@ def regroup(
         last: whether short batches stay (at the end) or go.
 
     Returns:
-        BatchPlan: M = N rows (fewer with ``last="drop"``), with ``clusters``.
+        BatchPlan: M = N rows (fewer with ``last="drop"``), with ``clusters``, and with what its batches promise, in
+        ``apart`` and ``datasets``, for whoever joins some of them.
 
     Raises:
         ValueError: an option is not allowed, or the rows that must not meet cannot be kept apart.
@@ -77,7 +78,20 @@ def regroup(
     chosen = [full[i] for i in order] + short
     indices = np.concatenate([np.empty(0, np.int64), *chosen])
     offsets = np.cumsum([0, *(len(batch) for batch in chosen)], dtype=np.int64)
-    return BatchPlan(indices=indices, offsets=offsets, clusters=labels[indices])
+    return BatchPlan(
+        indices=indices, offsets=offsets, clusters=labels[indices], apart=_ids_of_rows(columns, indices),
+        datasets=None if datasets is None else sets[indices[offsets[:-1]]],
+    )  # fmt: skip
+
+
+def _ids_of_rows(columns: Int64 | None, indices: Int64) -> Int64:
+    # Pairs (row of the plan, id), as a BatchPlan has them in `apart`, where ids of different columns must differ.
+    if columns is None:
+        return np.empty((0, 2), np.int64)
+    sizes = columns.max(axis=1) + 1
+    of_rows = columns[:, indices].T
+    rows, column = np.nonzero(of_rows >= 0)
+    return np.stack([rows, of_rows[rows, column] + (np.cumsum(sizes) - sizes)[column]], axis=1)
 
 
 def _draw(labels: Int64, size: int, rng: np.random.Generator) -> Int64:

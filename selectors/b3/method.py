@@ -205,7 +205,7 @@ class B3:
         metadata = {"method": "b3", **ours, **found.metadata, "seed": str(seed), "epoch": str(epoch)}
         return BatchPlan(
             indices=plan.indices, offsets=plan.offsets, clusters=plan.clusters, negatives=negatives,
-            metadata=metadata,
+            apart=plan.apart, datasets=plan.datasets, metadata=metadata,
         )  # fmt: skip
 
 

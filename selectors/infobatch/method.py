@@ -9,7 +9,6 @@ and a byte that says whether it is kept and at which weight), and 4 bytes (8 abo
 while its order is in use. So 10^9 candidates take 5 GB, and up to 4 GB more for the order.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -21,8 +20,9 @@ import torch.distributed as dist
 from curation.gpu.pruning import DROPPED, KEPT
 from curation.selection import Selection
 from curation.selectors.infobatch.rule import Form, Rule
-from curation.selectors.losses import RunningLosses, Sync, checked_losses, checked_positions, weighted
-from curation.selectors.state import check_state, restored
+from curation.selectors.losses import RunningLosses, Sync, checked_positions, positions_of, weighted
+from curation.selectors.samplers.split import RowSplit
+from curation.selectors.state import check_state
 
 _STATE = (
     *("version", "epoch", "seen", "nonfinite"),
@@ -53,12 +53,14 @@ class InfoBatch:
             ``quantiles`` one for each band.
         delta: the share of the epochs that prunes; epochs from ⌊delta · epochs⌋ on run on everything.
         quantiles: None prunes below the mean score. Or thresholds at these quantiles of the scores, rising in
-            (0, 1]: ``quantiles=(0.5, 0.8), prune_ratio=(0.75, 0.25)``.
+            (0, 1]: ``quantiles=(0.5, 0.8), prune_ratio=(0.75, 0.25)``. Either way a score that equals the threshold
+            is not below it, so of equal losses none is pruned: where 90 % are 0, quantiles up to 0.9 prune nothing.
         form: ``"coins"`` drops each by a coin of its own; ``"exact"`` drops ⌊r · n⌋ of the n below the
             threshold and weighs the rest n / n_kept. Both are unbiased; the second varies less.
         seed: epoch e is a function of the scores, the seed and e.
-        sync: with several ranks, ``"step"`` gathers losses in every :meth:`update` (one all-gather);
-            ``"epoch"`` keeps them until the next epoch starts, or :meth:`synchronize`.
+        sync: ``"step"`` brings losses to the host, and to all ranks (one all-gather), in every :meth:`update`, which
+            therefore waits for the device; ``"epoch"`` leaves them on their device until the next epoch starts, or
+            :meth:`synchronize`.
         group: the process group of the ranks that share the examples; None is the default group.
         device: where an epoch's start is worked out, such as ``"cuda"``; the same on all ranks. What is kept, and
             its weights, are the host's (``form="exact"`` keeps another subset of the same size); the order is
@@ -161,7 +163,8 @@ class InfoBatch:
     def mask(self, epoch: int) -> npt.NDArray[np.bool_]:
         """bool[N]: whether ``epoch`` keeps each example: the current one, or another if it began now.
 
-        Changes nothing; with ``sync="epoch"`` call :meth:`synchronize` before, for losses still held back.
+        Changes nothing; with several ranks and ``sync="epoch"`` call :meth:`synchronize` before, for losses that are
+        still held back.
         """
         codes = self._codes if epoch == self.current else self.rule.decide(self._losses.values, epoch).codes
         kept: npt.NDArray[np.bool_] = codes != DROPPED
@@ -189,9 +192,9 @@ class InfoBatch:
             ValueError: losses are averaged already, shapes differ, or an example is not in this epoch.
             TypeError: indices are not integers.
         """
-        positions, values = checked_losses(indices, losses, self.size)
+        positions = positions_of(indices, losses, self.size)
         weights = self.weights(positions)
-        self._seen += self._losses.take(positions, values)
+        self._seen += self._losses.take(positions, losses)
         return weighted(losses, weights)
 
     def weights(self, indices: Any) -> npt.NDArray[np.float32]:
@@ -243,15 +246,20 @@ class InfoBatch:
         """Optimizer steps until the last epoch ends: exact for the current epoch, expected for later ones.
 
         Later epochs are reckoned with the present scores, so ask again at each epoch's start. ``batch_size``
-        is one rank's, times the accumulation steps; ``world_size`` None is that of torch.distributed.
+        is one rank's, times the accumulation steps; ``world_size`` None is that of torch.distributed. The last rows of
+        an epoch are split as an :class:`InfoBatchSampler` does without a plan and without ``drop_last``.
         """
-        per_step = batch_size * (self._losses.ranks if world_size is None else world_size)
+        ranks = self._losses.ranks if world_size is None else world_size
+
+        def steps(rows: int, done: int = 0) -> int:
+            return RowSplit(rows, batch_size, ranks, start=done).steps
+
         now = self.current or 0
-        steps = math.ceil(max(0, self._kept - self._seen) / per_step)
         pruned = sum(self.rule.prunes(epoch) for epoch in range(now + 1, self.epochs))
         full = max(0, self.epochs - now - 1 - pruned)
         share = self.rule.expected_share(self._losses.values)
-        return steps + pruned * math.ceil(share * self.size / per_step) + full * math.ceil(self.size / per_step)
+        left = steps(self._kept, min(self._seen, self._kept))
+        return left + pruned * steps(round(share * self.size)) + full * steps(self.size)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything: tensors and plain values, so ``torch.load(weights_only=True)`` reads it."""
@@ -273,10 +281,8 @@ class InfoBatch:
         """
         identity = self.rule.identity()
         check_state(state, {*_STATE, *identity}, identity, "InfoBatch")
-        codes = restored(state["codes"], np.uint8)
-        if codes.shape != (self.size,):
-            raise ValueError(f"codes has shape {codes.shape}, not ({self.size},)")
+        fates = self.rule.checked(*(torch.as_tensor(state[name]).cpu().numpy() for name in ("codes", "weights")))
         self._losses.restore(state)
-        self._codes, self._weights = codes, restored(state["weights"], np.float32)
-        self._kept = int(np.count_nonzero(codes))
+        self._codes, self._weights = fates.codes, fates.weights
+        self._kept = int(np.count_nonzero(fates.codes))
         self.current, self._seen = state["epoch"], state["seen"]

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.gpu.pruning.cpu import (
@@ -137,6 +138,30 @@ class Rule:
     def no_weights(self) -> Floats:
         """float32[2 + bands]: weight 1 for every code."""
         return np.ones(BAND + len(self.prune_ratio), np.float32)
+
+    def checked(self, codes: npt.NDArray[Any], weights: npt.NDArray[Any]) -> Fates:
+        """Fates out of a saved state, copied.
+
+        Args:
+            codes: int[N].
+            weights: [2 + bands].
+
+        Raises:
+            ValueError: there are more or fewer, or a code is of no band.
+        """
+        known = self.no_weights().shape
+        if codes.shape != (self.size,):
+            raise ValueError(f"codes has shape {codes.shape}, not ({self.size},)")
+        if weights.shape != known:
+            raise ValueError(f"weights has shape {weights.shape}, not {known}: one for each code")
+        unknown = (codes < 0) | (codes >= known[0])
+        if unknown.any():
+            first = int(np.argmax(unknown))
+            raise ValueError(
+                f"codes gives example {first} the code {codes[first]}, but with {len(self.prune_ratio)} bands they are "
+                f"0 to {known[0] - 1}: the state is damaged"
+            )
+        return Fates(codes.astype(np.uint8), weights.astype(np.float32))
 
     def identity(self) -> dict[str, Any]:
         """What a saved state must agree with: all but the epochs planned, which may change."""

@@ -239,10 +239,10 @@ class RowSampler(ResumableSampler):
         """Rows of the epoch. Changes nothing."""
         raise NotImplementedError
 
-    def _split(self, epoch: int, start: int, world_size: int) -> RowSplit:
+    def _split(self, epoch: int, start: int, world_size: int) -> Split:
         return RowSplit(self._rows(epoch), self.batch_size, world_size, self.drop_last, start)
 
-    def _shared_split(self, epoch: int, start: int, world_size: int) -> RowSplit:
+    def _shared_split(self, epoch: int, start: int, world_size: int) -> SharedSplit:
         return RowSplit(self._rows(epoch), self.batch_size, world_size, self.drop_last, start, together=True)
 
 
@@ -278,9 +278,9 @@ def _steps(epoch: int, split: Split) -> int:
     Raises:
         ValueError: the epoch has fewer rows than ranks.
     """
-    if split.remaining == 0:
+    if split.remaining == 0 and split.start > 0:
         return 0
-    if split.scarce and split.start == 0:
+    if split.start == 0 and (split.scarce or split.remaining == 0):
         raise ValueError(
             f"epoch {epoch} has fewer rows than ranks, {split.rows} for {split.world_size}, and no batch may be empty: "
             "train on fewer ranks, or go on with another epoch (set_epoch)"

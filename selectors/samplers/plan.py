@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from curation.selectors.samplers.base import Fetch, ResumableSampler
+from curation.selectors.samplers.batch_split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit
 from curation.selectors.samplers.infobatch import Plans, plan_of
 from curation.selectors.samplers.plan_order import PlanOrder
-from curation.selectors.samplers.split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit, Split
+from curation.selectors.samplers.split import Split
 
 
 class PlanBatchSampler(ResumableSampler):
@@ -19,9 +20,9 @@ class PlanBatchSampler(ResumableSampler):
         split: ``"batches"`` gives each rank a batch of its own; ``"rows"`` shares the rows of one batch among
             the ranks, for a contrastive loss that gathers embeddings from all of them.
         remainder: what becomes of the last batches of the order, where batches do not divide by ranks: ``"share"``
-            shares out their rows, so that none is lost (where they have fewer rows than there are ranks, together
-            with the step before); ``"drop"`` leaves them out, unless they are the whole epoch; ``"repeat"`` fills up
-            with the first batches of the order.
+            shares out the rows of each among some ranks, so that none is lost and no rank gets rows of two batches
+            (where they have fewer rows than there are ranks, together with the step before); ``"drop"`` leaves them
+            out, unless they are the whole epoch; ``"repeat"`` fills up with the first batches of the order.
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:

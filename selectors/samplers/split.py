@@ -4,11 +4,13 @@ One rule, for the local samplers and for the service's sessions:
 
 - every rank has the same number of steps, and together they get every row once;
 - a step takes ``batch_size`` rows for each rank, or one batch of a plan for each rank;
-- what is left at the end is shared out row by row, so that the ranks' batches differ by one row at most. Where it is
-  fewer rows than ranks, so that a rank would get an empty batch, the step before helps out: of rows, it takes in the
-  few (one more for some ranks); of batches, which may be as large as memory allows, the rows of both steps are halved
-  and shared out. Either way the number of steps depends on sizes alone and not on the order, so that all epochs of
-  a plan have as many;
+- what is left at the end is shared out: of rows, one by one, so that the ranks' batches differ by one row at most; of
+  batches, each among ranks of its own, as many as its size asks for. **No rank ever gets rows of two batches at once**:
+  what a plan keeps apart (data sets, rows with equal ids) stays apart on each rank;
+- where that is fewer rows than ranks, so that a rank would get an empty batch, the step before helps out: of rows, it
+  takes in the few (one more for some ranks); of batches, which may be as large as memory allows, the batches of both
+  steps are halved and shared out. Either way the number of steps depends on sizes alone and not on the order, so that
+  all epochs of a plan have as many;
 - what is dropped on request is what does not fill a last step, never a whole epoch: an epoch has at least one step,
   because neither a session, which counts its steps, nor a trainer can do anything with none.
 
@@ -20,18 +22,13 @@ few rows are given to several ranks each: none is lost, and no rank waits for on
 rows of a plan of such tiny batches that its last two steps cannot be halved.)
 
 A split also describes the *rest* of an epoch, from a position on, so that a sampler resumes on any number of ranks.
-Positions count rows, or batches where the split is of batches. Nothing here needs more than numpy.
+Positions count rows, or batches where the split is of batches. Rows are split here, batches in
+:mod:`~curation.selectors.samplers.batch_split`; nothing of it needs more than numpy.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
-
-Remainder = Literal["share", "drop", "repeat"]
-REMAINDERS: tuple[Remainder, ...] = ("share", "drop", "repeat")
+from typing import Protocol
 
 
 class Split(Protocol):
@@ -138,123 +135,6 @@ class RowSplit:
     def span(self, rank: int, step: int) -> tuple[int, int]:
         start, stop = self.step_span(step)
         return share(start, stop, rank, self.world_size, repeat=self.start > 0 and self.scarce)
-
-
-@dataclass(frozen=True, eq=False)
-class BatchSplit:
-    """The split of a plan's batches: one batch to each rank at each step.
-
-    Args:
-        offsets: int64[B + 1], batch b of the epoch's order is its rows ``offsets[b]`` to ``offsets[b + 1]``.
-        world_size: ranks.
-        remainder: what becomes of the last batches, where they are fewer than ranks: ``"share"`` shares out their
-            rows, ``"drop"`` leaves them out, ``"repeat"`` fills up with the first batches.
-        start: batches that were handed out before.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    world_size: int
-    remainder: Remainder = "share"
-    start: int = 0
-
-    @property
-    def batches(self) -> int:
-        """Batches of the whole epoch."""
-        return len(self.offsets) - 1
-
-    @property
-    def rows(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def remaining(self) -> int:
-        return self.rows - int(self.offsets[self.start])
-
-    @property
-    def scarce(self) -> bool:
-        return self.steps > 0 and self.remainder != "repeat" and self.remaining < self.world_size
-
-    @cached_property
-    def steps(self) -> int:
-        full, rest = divmod(self.batches - self.start, self.world_size)
-        if self.remainder == "drop":
-            return full or int(self.start == 0 and rest > 0)
-        return full + (rest > 0)
-
-    def end(self, step: int) -> int:
-        return self._first(step + 1)
-
-    def span(self, rank: int, step: int) -> tuple[int, int]:
-        first, stop = self._first(step), self._first(step + 1)
-        if stop - first == self.world_size:
-            batch = first + rank
-        elif self.remainder == "repeat":
-            batch = self.start + (first - self.start + rank) % (self.batches - self.start)
-        else:
-            start, end = int(self.offsets[first]), int(self.offsets[stop])
-            return share(start, end, rank, self.world_size, repeat=first > 0 and end - start < self.world_size)
-        return int(self.offsets[batch]), int(self.offsets[batch + 1])
-
-    def _first(self, step: int) -> int:
-        """The batch at which a step starts."""
-        if step == self.steps - 1:
-            return self._last
-        return min(self.start + step * self.world_size, self.batches)
-
-    @cached_property
-    def _last(self) -> int:
-        """The batch at which the last step starts."""
-        last, ranks = self.start + (self.steps - 1) * self.world_size, self.world_size
-        if self.remainder != "share" or self.steps < 2 or self.rows - self.offsets[last] >= ranks:
-            return last
-        before, rows = self.offsets[last - ranks], self.offsets[last - ranks :]
-        middle = last - ranks + int(np.argmin(np.abs(2 * rows - before - self.rows)))
-        halves = self.offsets[middle] - before, self.rows - self.offsets[middle]
-        return middle if min(halves) >= ranks else last
-
-
-@dataclass(frozen=True, eq=False)
-class SharedBatchSplit:
-    """The split of a plan's batches where a step is one batch, whose rows the ranks share.
-
-    Args:
-        offsets: int64[B + 1], as in :class:`BatchSplit`.
-        world_size: ranks.
-        start: batches that were handed out before.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    world_size: int
-    start: int = 0
-
-    @property
-    def rows(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def remaining(self) -> int:
-        return self.rows - int(self.offsets[self.start])
-
-    @property
-    def scarce(self) -> bool:
-        return 0 < self.remaining < self.world_size
-
-    @property
-    def steps(self) -> int:
-        return len(self.offsets) - 1 - self.start
-
-    @property
-    def fewest(self) -> int:
-        return int(np.diff(self.offsets[self.start :]).min()) if self.steps else 0
-
-    def end(self, step: int) -> int:
-        return self.start + step + 1
-
-    def step_span(self, step: int) -> tuple[int, int]:
-        return int(self.offsets[self.start + step]), int(self.offsets[self.start + step + 1])
-
-    def span(self, rank: int, step: int) -> tuple[int, int]:
-        return share(*self.step_span(step), rank, self.world_size)
 
 
 def share(start: int, stop: int, rank: int, world_size: int, *, repeat: bool = False) -> tuple[int, int]:

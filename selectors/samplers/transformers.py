@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from curation.selectors.infobatch import InfoBatch, by_progress
 from curation.selectors.samplers.loader import InfoBatchLoader
+from curation.selectors.samplers.split import RowSplit
 
 Losses = Callable[[Any, Tensor], Tensor]
 """(the model's outputs, labels) -> one loss an example."""
@@ -128,8 +129,8 @@ class InfoBatchTrainer(Trainer):
 class _Loader(InfoBatchLoader):
     def __len__(self) -> int:
         """The longest epoch's steps: the Trainer asks once, and would cut off longer epochs."""
-        per_step = self.batch_sampler.batch_size * self.batch_sampler.ranks[1]
-        return -(-self.info.size // per_step)
+        sampler = self.batch_sampler
+        return RowSplit(self.info.size, sampler.batch_size, sampler.ranks[1], sampler.drop_last).steps
 
 
 class _Collate:

@@ -23,12 +23,17 @@ def plans(draw: st.DrawFn) -> BatchPlan:
     clusters = draw(st.none() | st.lists(st.integers(0, 5), min_size=total, max_size=total))
     width = draw(st.integers(0, 3))
     negatives = np.arange(total * width).reshape(total, width) - 1 if width else None
+    rows = draw(st.none() | st.lists(st.integers(0, total - 1), max_size=8)) if total else None
+    apart = None if rows is None else [(row, draw(st.integers(0, 9))) for row in sorted(rows)]
+    datasets = draw(st.none() | st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)))
     metadata = draw(st.dictionaries(st.text("abc é=", min_size=1), st.text(), max_size=3))
     return BatchPlan(
         indices=np.array(indices, np.int64) * spread,
         offsets=np.cumsum([0, *sizes]),
         clusters=None if clusters is None else np.array(clusters, np.int64),
         negatives=negatives,
+        apart=None if apart is None else np.array(apart, np.int64).reshape(-1, 2),
+        datasets=None if datasets is None else np.array(datasets, np.int64),
         metadata=metadata,
     )
 
@@ -47,7 +52,7 @@ def test_a_plan_comes_back_from_disk_as_it_was(plan: BatchPlan) -> None:
         plan.save(path)
         assert [entry.name for entry in Path(folder).iterdir()] == ["batches.arrow"]
         back = BatchPlan.load(path)
-    for name in ("indices", "offsets", "clusters", "negatives"):
+    for name in ("indices", "offsets", "clusters", "negatives", "apart", "datasets"):
         assert same(getattr(back, name), getattr(plan, name)), name
     assert back.metadata == plan.metadata
     assert len(back) == len(plan) == len(plan.offsets) - 1
@@ -103,6 +108,12 @@ def test_offsets_that_do_not_fit(offsets: list[int]) -> None:
         ({"negatives": np.zeros((2, 4), int)}, ValueError, r"not \(2, 4\)"),
         ({"negatives": np.zeros((3, 0), int)}, ValueError, r"not \(3, 0\)"),
         ({"negatives": np.zeros((3, 2))}, TypeError, "negatives must be integers"),
+        ({"apart": np.zeros(3, int)}, ValueError, r"apart must have shape \[K, 2\], not \(3,\)"),
+        ({"apart": np.array([[3, 0]])}, ValueError, "apart must name rows of the plan, 0 to 2, rising"),
+        ({"apart": np.array([[-1, 0]])}, ValueError, "apart must name rows of the plan"),
+        ({"apart": np.array([[1, 0], [0, 0]])}, ValueError, "apart must name rows of the plan, 0 to 2, rising"),
+        ({"apart": np.zeros((1, 2))}, TypeError, "apart must be integers"),
+        ({"datasets": np.array([0, 1])}, ValueError, "datasets has 2 entries, but there are 1 batches"),
     ],
 )
 def test_what_a_plan_refuses(changes: dict[str, Any], error: type[Exception], message: str) -> None:

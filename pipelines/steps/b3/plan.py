@@ -215,6 +215,8 @@ class Group:
             offsets=plan.offsets,
             clusters=plan.clusters,
             negatives=None if plan.negatives is None else row_of[plan.negatives],
+            apart=plan.apart,
+            datasets=plan.datasets,
             metadata=plan.metadata,
         )
         laid_out.save(self.stage.folder / "batches.arrow")

@@ -9,8 +9,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.plan import BatchPlan
+from curation.selectors.samplers.batch_split import BatchSplit, Remainder
 from curation.selectors.samplers.plan_order import PlanOrder
-from curation.selectors.samplers.split import BatchSplit, Remainder
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curation import InfoBatch
 from curation.selectors.infobatch import by_progress, cosine
@@ -184,3 +186,29 @@ class TestFaultsOfThePublicCode:
         assert info.steps_remaining(10, world_size=4) == 100
         run(info, 7, rng)
         assert info.steps_remaining(10, world_size=1) == 0
+
+    @given(
+        size=st.integers(1, 60),
+        batch_size=st.integers(1, 9),
+        world_size=st.integers(1, 5),
+        taken=st.integers(0, 9),
+    )
+    @settings(deadline=None, max_examples=100)
+    def test_steps_remaining_are_those_of_the_sampler(
+        self, size: int, batch_size: int, world_size: int, taken: int
+    ) -> None:
+        """A rest of fewer rows than ranks joins the step before: a plain ceiling counts one step too many."""
+        size = max(size, world_size)
+        info = InfoBatch(size=size, epochs=3, delta=0.0)
+        ranks = [
+            InfoBatchSampler(info, batch_size=batch_size, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        steps = [[*zip(*ranks, strict=True)] for _ in range(3)]
+        info.begin(0)
+        assert info.steps_remaining(batch_size, world_size=world_size) == sum(map(len, steps))
+        taken = min(taken, len(steps[0]))
+        for batches in steps[0][:taken]:
+            for batch in batches:
+                info.update(batch, np.ones(len(batch)))
+        assert info.steps_remaining(batch_size, world_size=world_size) == sum(map(len, steps)) - taken

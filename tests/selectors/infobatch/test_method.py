@@ -110,6 +110,14 @@ class TestAgainstThePaper:
         assert chosen.weights.sum() == pytest.approx(10_000, rel=1e-5)
         assert set(np.round(chosen.weights, 2).tolist()) == {4.0, np.float32(1.33).item(), 1.0}
 
+    def test_of_equal_losses_none_is_below_a_quantile_among_them(self) -> None:
+        """The paper's rule is strict, for the mean and for quantiles: equal losses are all treated alike."""
+        losses = np.array([0.0] * 90 + list(range(1, 11)), np.float32)
+        assert len(trained(losses, quantiles=(0.8,), prune_ratio=0.5).epoch(1)) == 100
+        kept = trained(losses, quantiles=(0.95,), prune_ratio=0.5, form="exact").epoch(1)
+        assert len(kept) == 53
+        assert len(trained(np.ones(100, np.float32)).epoch(1)) == 100
+
     @given(
         losses=st.lists(st.floats(0, 100, width=32), min_size=1, max_size=60),
         ratio=st.floats(0, 0.95),

@@ -83,6 +83,13 @@ class TestState:
             ({"surplus": 1}, "unknown .'surplus'"),
             ({"version": 9}, "version 9"),
             ({"scores": torch.zeros(3)}, "shape"),
+            ({"codes": torch.zeros(3)}, r"codes has shape \(3,\), not \(10,\)"),
+            (
+                {"codes": torch.tensor([1] * 9 + [3])},
+                r"codes gives example 9 the code 3, but with 1 bands they are 0 to 2",
+            ),
+            ({"codes": torch.tensor([1] * 9 + [257])}, "codes gives example 9 the code 257"),
+            ({"weights": torch.ones(2)}, r"weights has shape \(2,\), not \(3,\)"),
         ],
     )
     def test_a_state_of_something_else_is_refused(self, change: dict[str, object], message: str) -> None:

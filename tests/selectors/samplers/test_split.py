@@ -7,12 +7,14 @@ import sys
 from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from curation.selectors.samplers.split import REMAINDERS, BatchSplit, Remainder, RowSplit, SharedBatchSplit, Split
+from curation.selectors.samplers.batch_split import REMAINDERS, BatchSplit, Remainder, SharedBatchSplit
+from curation.selectors.samplers.split import RowSplit, Split
 
 
 def rows_of(split: Split) -> list[list[list[int]]]:
@@ -98,21 +100,55 @@ def test_batches(sizes: list[int], world_size: int, remainder: Remainder, start:
     shared = 0 if rest == 0 else 1 if tail >= world_size or full == 0 else 2
     whole = len(steps) - shared
     assert [batch for ranks in steps[:whole] for batch in ranks] == batches[: whole * world_size]
-    of_shared = sum(map(len, batches[whole * world_size :]))
-    # Halves of whole batches: each lies within half a batch of the middle.
-    check_shares(split, steps, repeats=shared == 2 and of_shared < 2 * world_size + max(sizes))
-    assert {row for ranks in steps for batch in ranks for row in batch} == {row for b in batches for row in b}
-    longest = max(map(len, batches), default=0)
-    assert all(len(batch) <= longest for ranks in steps for batch in ranks)
+    check_shares(split, steps, repeats=shared == 2 and any(len(rows) < world_size for rows in map(flat, steps[-2:])))
+    assert set(flat(flat(steps))) == set(flat(batches))
+    inside = [set(batch) for batch in batches]
+    assert all(any(set(batch) <= one for one in inside) for ranks in steps for batch in ranks), "two batches mix"
+    for ranks in steps[whole:]:
+        # The largest share is as small as ranks that take no rows of two batches can make it.
+        sizes = [len(one & set(flat(ranks))) for one in inside]
+        largest = max(map(len, ranks))
+        assert largest == 1 or sum(-(-size // (largest - 1)) for size in sizes) > world_size
+
+
+def flat(lists: list[list[Any]]) -> list[Any]:
+    return [item for items in lists for item in items]
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    sizes=st.lists(st.sampled_from([1, 1, 1, 2, 30]), min_size=1, max_size=24),
+    world_size=st.integers(1, 9),
+    remainder=st.sampled_from(REMAINDERS[:2]),
+    taken=st.integers(0, 8),
+)
+@example([30, 30, 1, 1, 1, 1, 1], 4, "share", 1)
+def test_the_rest_of_a_split_is_what_the_whole_would_have_gone_on_with(
+    sizes: list[int], world_size: int, remainder: Remainder, taken: int
+) -> None:
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    split = BatchSplit(offsets, world_size, remainder)
+    taken = min(taken, split.steps)
+    if split.scarce or taken == 0:
+        return
+    rest = BatchSplit(offsets, world_size, remainder, split.end(taken - 1))
+    assert rows_of(rest) == rows_of(split)[taken:]
 
 
 def test_batches_whose_last_has_fewer_rows_than_ranks() -> None:
     """The last two steps are halved at a batch, so that positions stay whole batches."""
     split = BatchSplit(np.array([0, 3, 6, 9, 11]), world_size=3)
-    assert rows_of(split) == [[[0, 1], [2, 3], [4, 5]], [[6], [7, 8], [9, 10]]]
+    assert rows_of(split) == [[[0], [1, 2], [3, 4, 5]], [[6], [7, 8], [9, 10]]]
     assert [split.end(step) for step in range(2)] == [2, 4]
     rest = BatchSplit(split.offsets, world_size=2, start=2)
     assert rows_of(rest) == [[[6, 7, 8], [9, 10]]]
+
+
+def test_no_half_has_more_batches_than_ranks() -> None:
+    """Rows alone would put six batches into the second half: two steps of theirs, and an epoch longer by one."""
+    split = BatchSplit(np.array([0, 30, 60, 61, 62, 63, 64, 65]), world_size=4)
+    assert rows_of(split)[-1] == [[61], [62], [63], [64]]
+    assert BatchSplit(split.offsets, 4, start=split.end(0)).steps == 1
 
 
 @settings(deadline=None)
@@ -151,7 +187,7 @@ def test_the_example_of_the_docs_prints_what_it_says() -> None:
 
 def test_the_rule_needs_nothing_heavy() -> None:
     code = (
-        "import sys, curation.selectors.samplers.split, curation.selectors.samplers.plan_order\n"
+        "import sys, curation.selectors.samplers.batch_split, curation.selectors.samplers.plan_order\n"
         "assert not {'torch', 'numba', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -69,3 +69,19 @@ def test_a_data_set_of_another_size_is_refused(tmp_path: Path) -> None:
     trainer = InfoBatchTrainer(InfoBatch(size=ROWS + 1, epochs=2), **common(tmp_path))
     with pytest.raises(ValueError, match=f"the dataset has {ROWS} items, but InfoBatch was made for size={ROWS + 1}"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "drop_last", "steps"),
+    [(8, 1, False, 6), (8, 5, False, 2), (8, 5, True, 1), (9, 5, False, 1), (9, 5, True, 1), (8, 7, True, 1)],
+)
+def test_the_loaders_length_is_that_of_a_whole_epoch(
+    tmp_path: Path, batch_size: int, ranks: int, drop_last: bool, steps: int
+) -> None:
+    """Of 48 rows in a step of 5 times 9 three are left: fewer than ranks, which join that step."""
+    options = common(tmp_path)
+    options["args"].per_device_train_batch_size = batch_size
+    options["args"].dataloader_drop_last = drop_last
+    loader = InfoBatchTrainer(InfoBatch(size=ROWS, epochs=4), **options).get_train_dataloader()
+    loader.batch_sampler._rank, loader.batch_sampler._world_size = 0, ranks
+    assert len(loader) == len(loader.batch_sampler) == steps
