@@ -53,6 +53,8 @@ class _Planned(DefaultBatchSampler):
         self, plan: Plans, shuffle: bool, dataset: Any, batch_size: int, drop_last: bool, **others: Any
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, **others)
+        # Accelerate leaves out, of a sampler that has a size, what it deals out together with a shorter batch.
+        self.batch_size = None  # type: ignore[assignment]
         self._plan, self._shuffle = plan, shuffle
         first = plan_of(plan, 0)
         highest = int(first.indices.max(initial=-1))

@@ -52,6 +52,22 @@ def test_drop_last_leaves_out_the_short_batch() -> None:
     assert [len(batch) for batch in sampler(drop_last=True)] == [6] * 6
 
 
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_get_every_batch_whole_wherever_the_short_ones_stand(ranks: int, even: bool) -> None:
+    from accelerate.data_loader import BatchSamplerShard
+
+    sizes = np.array([6, 3, 6, 5, 6, 2, 6, 6])
+    short = BatchPlan(indices=np.arange(ROWS), offsets=np.append(0, np.cumsum(sizes)))
+    dealt = [
+        [tuple(batch) for batch in BatchSamplerShard(sampler(plan=short), ranks, rank, even_batches=even)]
+        for rank in range(ranks)
+    ]
+    batches = {tuple(batch.tolist()) for batch in short}
+    assert {batch for rank in dealt for batch in rank} == batches
+    assert sum(map(len, dealt)) == (-(-len(sizes) // ranks) * ranks if even else len(sizes))
+
+
 def test_a_plan_of_other_data_is_refused() -> None:
     with pytest.raises(ValueError, match="names row 39, but the dataset has 10 rows"):
         plan_batch_sampler(plan())(Dataset.from_dict({"a": list(range(10))}), 6, False)
