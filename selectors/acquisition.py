@@ -45,7 +45,7 @@ class Draw:
 
     def to_selection(self, size: int | None = None) -> Selection:
         """The same as a :class:`~curation.selection.Selection`, on the host; ``size`` is the pool's N."""
-        return Selection(indices=_to_numpy(self.indices), scores=_to_numpy(self.scores), size=size)
+        return Selection(indices=as_numpy(self.indices), scores=as_numpy(self.scores), size=size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class StochasticAcquisition:
 
     def refused(self, scores: Array) -> npt.NDArray[np.bool_]:
         """bool[N]: the scores that a draw would raise for: NaN, and with ``power`` what is negative after the shift."""
-        values = np.asarray(_to_numpy(scores), np.float64)
+        values = np.asarray(as_numpy(scores), np.float64)
         if self.kind != "power":
             return np.isnan(values)
         return np.isnan(values) | (values + float(self.settled(values).shift) < 0)
@@ -254,7 +254,7 @@ def select_above(scores: Array, threshold: float) -> Selection:
     if np.isnan(threshold):
         raise ValueError("threshold is NaN")
     topk(scores, 0)
-    values = _to_numpy(scores)
+    values = as_numpy(scores)
     indices: npt.NDArray[np.int64] = np.flatnonzero(values >= threshold)
     return Selection(indices=indices, scores=values[indices], size=len(values))
 
@@ -307,7 +307,7 @@ def select_per_group(
     quotas = sizes.clamp(max=count) if fraction is None else count_of(fraction, sizes)
     chosen = (ranks_within < quotas)[order]
     values = torch.as_tensor(drawn.scores)[chosen]
-    return Selection(indices=_to_numpy(order[chosen]), scores=_to_numpy(values), size=len(scores))
+    return Selection(indices=as_numpy(order[chosen]), scores=as_numpy(values), size=len(scores))
 
 
 def count_of(fraction: float, size: Any) -> Any:
@@ -353,7 +353,8 @@ def _codes_of(groups: Array) -> torch.Tensor:
     return groups.to(torch.int64) if isinstance(groups, torch.Tensor) else torch.from_numpy(np.array(groups, np.int64))
 
 
-def _to_numpy(values: Array) -> npt.NDArray[Any]:
+def as_numpy(values: Array) -> npt.NDArray[Any]:
+    """An array as it is, or a tensor of any device and type as an array on the host."""
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
     # numpy has no bfloat16.
