@@ -63,8 +63,9 @@ class StochasticAcquisition:
       they weigh what their ranks weigh, however coarsely scores are rounded.
 
     β = ∞ is exactly the top k, equal scores by position, and needs no seed; however large a smaller β is, equal scores
-    are equally likely. β = 0 ignores the scores, zeros and infinities too: a uniform draw. A score of +inf comes before
-    all finite ones, and one of -inf after them (power refuses it); several, in random order. NaN is refused.
+    are equally likely. β = 0 ignores the scores, zeros and infinities too: a uniform draw. Of power and softmax, a
+    score of +inf comes before all finite ones, and one of -inf after them (power refuses it); several, in random
+    order. NaN is no score, and refused.
 
     Args:
         kind: ``"power"``, ``"softmax"`` or ``"soft-rank"``.
@@ -345,8 +346,10 @@ def _ranks_in_groups(order: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Te
 
 def _codes_of(groups: Array) -> torch.Tensor:
     """int64[N], a number of each group; unsigned ones above int64 turn negative, and stay distinct."""
-    integers = not (groups.is_floating_point() or groups.is_complex()) if isinstance(groups, torch.Tensor) else (
-        np.asarray(groups).dtype.kind in "iub"
+    integers = (
+        not (groups.is_floating_point() or groups.is_complex())
+        if isinstance(groups, torch.Tensor)
+        else (np.asarray(groups).dtype.kind in "iub")
     )
     if not integers:
         raise TypeError(f"groups must be integers, not {groups.dtype}")

@@ -60,7 +60,10 @@ def best(values: torch.Tensor, k: int, start: int, keying: Keying) -> tuple[torc
         high = min(n, low + BLOCK)
         fresh, bad = block_keys(values, low, high, start, keying)
         first_bad = torch.minimum(first_bad, bad)
-        keys, indices = torch.cat([keys, fresh]), torch.cat([indices, torch.arange(start + low, start + high, device=values.device)])
+        keys, indices = (
+            torch.cat([keys, fresh]),
+            torch.cat([indices, torch.arange(start + low, start + high, device=values.device)]),
+        )
         order = by_keys(keys, torch.arange(len(keys), device=values.device))[:k]
         keys, indices = keys[order], indices[order]
     raise_if_bad(values, int(first_bad), start, keying.shift)

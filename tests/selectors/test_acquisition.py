@@ -160,9 +160,7 @@ def test_soft_rank_favours_the_most_informative() -> None:
 def merged(method: StochasticAcquisition, scores: Any, k: int, seed: Any) -> Any:
     """The draw of three shards, each by itself."""
     ranks, edges = descending_ranks(scores, seed=seed), [0, 3 * len(scores) // 7, len(scores) // 2, len(scores)]
-    shards = [
-        method.local(scores[a:b], k, seed=seed, start=a, ranks=ranks[a:b]) for a, b in itertools.pairwise(edges)
-    ]
+    shards = [method.local(scores[a:b], k, seed=seed, start=a, ranks=ranks[a:b]) for a, b in itertools.pairwise(edges)]
     return method.merge(shards[::-1], k).indices
 
 
@@ -174,19 +172,21 @@ def sampled(method: StochasticAcquisition, scores: Any, k: int, seed: Any) -> An
 WAYS: dict[str, Callable[..., Any]] = {
     "select": lambda method, scores, k, seed: method.select(scores, k, seed=seed).indices,
     "a tensor": lambda method, scores, k, seed: method.select(torch.from_numpy(scores), k, seed=seed).indices,
-    "a generator": lambda method, scores, k, seed: method.select(
-        scores, k, generator=np.random.default_rng(seed)
-    ).indices,
+    "a generator": lambda method, scores, k, seed: (
+        method.select(scores, k, generator=np.random.default_rng(seed)).indices
+    ),
     "shards": merged,
-    "one group": lambda method, scores, k, seed: select_per_group(
-        method, scores, np.zeros(len(scores), np.int64), count=k, seed=seed
-    ).indices,
+    "one group": lambda method, scores, k, seed: (
+        select_per_group(method, scores, np.zeros(len(scores), np.int64), count=k, seed=seed).indices
+    ),
     "a sampler": sampled,
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("kind", "beta", "score"), [("soft-rank", 1.0, 0.5), ("softmax", 1.0, 1e18), ("power", 1e300, 3)])
+@pytest.mark.parametrize(
+    ("kind", "beta", "score"), [("soft-rank", 1.0, 0.5), ("softmax", 1.0, 1e18), ("power", 1e300, 3)]
+)
 def test_equal_scores_are_drawn_wherever_they_stand(way: str, kind: str, beta: float, score: float) -> None:
     """6,000 of 10,000 equal scores by position: a share of the first 1 %, and a chi-square of 20 parts; 1e-4 each."""
     method, scores, draws = StochasticAcquisition(kind=kind, beta=beta), np.full(10_000, score), 60
@@ -258,7 +258,14 @@ def test_a_shift_makes_negative_scores_fit_for_power(beta: float) -> None:
             np.testing.assert_array_equal(chosen.scores, scores[added])
         assert select_per_group(method, scores, np.zeros(5, int), count=5, seed=seed).indices.tolist() == added.tolist()
         assert not method.refused(scores).any()
-    assert StochasticAcquisition().refused(np.append(scores, np.nan)).tolist() == [False, True, False, False, True, True]
+    assert StochasticAcquisition().refused(np.append(scores, np.nan)).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
     assert StochasticAcquisition(kind="softmax").refused(scores).tolist() == [False] * 5
     integers = np.array([-5, 2**62, -7], np.int64)
     assert StochasticAcquisition(beta=1e300, shift="lowest").select(integers, 3, seed=0).indices.tolist() == [1, 0, 2]

@@ -227,7 +227,9 @@ def test_a_session_of_scores_that_may_be_negative(client: Client, shift: float |
         with pytest.raises(ServiceError, match=r"no score below -0\.5"):
             client.report(session, [(1, np.full(10, -0.75))])
         spec["scores"] = scores - 1
-        with pytest.raises(ServiceError, match=r"position 0 is -1\.5: it must be -0\.5 or more, with the shift of 0\.5"):
+        with pytest.raises(
+            ServiceError, match=r"position 0 is -1\.5: it must be -0\.5 or more, with the shift of 0\.5"
+        ):
             client.create_session("acquisition", **spec)
 
 
