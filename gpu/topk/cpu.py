@@ -70,6 +70,7 @@ def _cut(kept: list[Top], k: int) -> tuple[Top, npt.NDArray[np.float64]]:
     if not kept or k == 0:
         return (np.empty(0, np.int64), np.empty((0, 3))), np.full(3, np.inf)
     indices, keys = np.concatenate([part[0] for part in kept]), np.concatenate([part[1] for part in kept])
+    kept.clear()
     if len(keys) <= k:
         return (indices, keys), _NO_FLOOR
     bar = np.partition(keys[:, 0], len(keys) - k)[len(keys) - k]

@@ -106,12 +106,7 @@ def check_values(values: Array) -> None:
 def raise_if_bad(values: Array, offset: int, start: int, shift: float = 0.0) -> None:
     """Raise for the value at ``offset``, unless that is past the end."""
     if offset < len(values):
-        raise ValueError(refusal(f"the score at position {start + offset}", float(values[offset]), shift))
-
-
-def refusal(what: str, value: float, shift: float = 0.0) -> str:
-    """Why a value has no key, for an error."""
-    if np.isnan(value):
-        return f"{what} is nan: it must be a number"
-    least = f"{-shift} or more, with the shift of {shift}," if shift else "0 or more"
-    return f"{what} is {value}: it must be {least} to have a logarithm (a higher shift makes it so)"
+        value = float(values[offset])
+        allowed = f"{-shift} or more, with the shift of {shift}," if shift else "0 or more"
+        allowed = "a number" if np.isnan(value) else f"{allowed} to have a logarithm; a higher shift makes it so"
+        raise ValueError(f"the score at position {start + offset} is {value}: it must be {allowed}")

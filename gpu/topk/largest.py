@@ -110,8 +110,10 @@ def merge_topk(parts: Iterable[Top], k: int) -> Top:
     tops = list(parts)
     if not tops:
         raise ValueError("there are no parts to merge")
-    join = torch.cat if isinstance(tops[0][0], torch.Tensor) else np.concatenate
-    indices, keys = join([top[0] for top in tops]), join([top[1] for top in tops])
+    indices, keys = tops[0]
+    if len(tops) > 1:
+        join = torch.cat if isinstance(indices, torch.Tensor) else np.concatenate
+        indices, keys = join([top[0] for top in tops]), join([top[1] for top in tops])
     order = descending_order(keys, indices)[:k]
     return indices[order], keys[order]
 

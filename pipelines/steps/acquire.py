@@ -1,6 +1,6 @@
 """``acquire``: the candidates with the highest scores, those above a threshold, or a stochastic draw.
 
-One task draws from all rows that are still in: some 40 bytes a row there, nothing in the driver.
+One task draws from all rows that are still in: some 40 bytes a row there (120 with `per`), nothing in the driver.
 """
 
 from collections.abc import Mapping, Sequence
