@@ -383,7 +383,7 @@ def gumbel(bench: Bench) -> None:
         whole = best_by_bar(values, k, 0, keying, sample=sample, programs=programs)
         top = whole or slow
         keys = keys_at(values[top[0]].cpu(), top[0].cpu(), keying)[0]
-        error = ((keys - top[1].cpu()).abs() / keys.abs()).max()
+        error = ((keys - top[1].cpu())[:, 0].abs() / keys[:, 0].abs()).max()
         part = f"Gumbel top-{k} {str(dtype)[6:]}"
         bench.check(
             part,
@@ -444,47 +444,6 @@ def infobatch(bench: Bench) -> None:
     )  # fmt: skip
 
 
-def ngrams(bench: Bench) -> None:
-    """Shared 4-grams of texts and targets."""
-    from curation.gpu.ngrams import shared_grams, target_grams
-
-    texts, targets, length = bench.pick(100_000, 40), bench.pick(164, 6), 420
-
-    def made(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # Words of four letters out of a thousand or so, so that texts share grams as real ones do.
-        words = torch.randint(97, 102, (count, length), generator=bench.generator, device=bench.device)
-        return words.to(torch.uint8).reshape(-1), torch.arange(count + 1, device=bench.device) * length
-
-    data, offsets = made(texts)
-    block = made(targets)
-    ready = target_grams(*block)
-    shared, own = shared_grams(data, offsets, ready)
-    rows = data.reshape(texts, length)[:16].cpu().numpy().tobytes()
-    sets = [{rows[i * length + j : i * length + j + 4] for j in range(length - 3)} for i in range(16)]
-    raw = block[0].cpu().numpy().tobytes()
-    wanted = [{raw[i * length + j : i * length + j + 4] for j in range(length - 3)} for i in range(targets)]
-    equal = [[len(x & t) for t in wanted] for x in sets] == shared[:16].long().tolist()
-    sizes = [len(x) for x in sets] == own[:16].tolist()
-    bench.check("4-gram product", [(equal and sizes, "16 texts' counts equal Python's sets")])
-
-    def plain() -> Any:
-        grams = torch.stack([data.reshape(texts, length)[:, j : length - 3 + j].long() << (8 * j) for j in range(4)])
-        keys = (torch.arange(texts, device=bench.device)[:, None] << 32 | grams.sum(0)).reshape(-1).unique()
-        place = torch.searchsorted(ready.vocabulary, keys & (2**32 - 1)).clamp(max=len(ready.vocabulary) - 1)
-        hit = ready.vocabulary[place] == keys & (2**32 - 1)
-        index = torch.stack([(keys >> 32)[hit], place[hit]])
-        matrix = torch.sparse_coo_tensor(index, torch.ones(index.shape[1], device=bench.device),
-                                         (texts, len(ready.vocabulary) + 1), check_invariants=False)  # fmt: skip
-        return torch.sparse.mm(matrix, ready.held)
-
-    bench.check("4-gram product", [(torch.equal(plain(), shared), "torch.sparse gives the same counts")])
-    bytes_moved = len(data) * (8 * 6) + 4.0 * targets * float(own.sum())
-    bench.rows.append(
-        Row("4-gram product", f"{texts}×{length} B, {targets} targets", bench.time(
-            lambda: shared_grams(data, offsets, ready)), bytes_moved, "B", "copy", bench.time(plain))
-    )  # fmt: skip
-
-
 def graph(bench: Bench) -> None:
     """Compressed rows from a rank window."""
     from curation.gpu.graph.tensor import build_csr
@@ -538,7 +497,6 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "knn": knn,
     "gumbel": gumbel,
     "infobatch": infobatch,
-    "ngrams": ngrams,
     "graph": graph,
 }
 

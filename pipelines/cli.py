@@ -68,6 +68,9 @@ def reselect(
     beta: Annotated[
         float | None, typer.Option(min=0, help="Coldness of a stochastic draw.", show_default=False)
     ] = None,
+    shift: Annotated[
+        str | None, typer.Option(help="Added to scores for power: a number, or lowest.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the recipe's.", show_default=False)] = None,
     ray_address: Address = None,
     workers: Workers = None,
@@ -80,8 +83,10 @@ def reselect(
         raise typer.BadParameter(f"it must be above 0 and at most 1, not {fraction:g}", param_hint="--fraction")
     if sum(size is not None for size in (count, fraction, threshold)) > 1:
         raise typer.BadParameter("give only one of --count, --fraction and --threshold")
-    if all(change is None for change in (count, fraction, threshold, kind, beta, seed)):
-        raise typer.BadParameter("say what is to change: --count, --fraction, --threshold, --kind, --beta or --seed")
+    if all(change is None for change in (count, fraction, threshold, kind, beta, shift, seed)):
+        raise typer.BadParameter(
+            "say what is to change: --count, --fraction, --threshold, --kind, --beta, --shift or --seed"
+        )
     with terminal.watching(json) as progress:
         from curation.pipelines.job import reselect as work
 
@@ -93,12 +98,22 @@ def reselect(
             threshold=threshold,
             kind=kind,
             beta=beta,
+            shift=_shift(shift),
             seed=seed,
             ray_address=ray_address,
             workers=workers,
             progress=progress,
         )
     _finish(manifest, out, json)
+
+
+def _shift(given: str | None) -> float | Literal["lowest"] | None:
+    if given is None or given == "lowest":
+        return given  # type: ignore[return-value]
+    try:
+        return float(given)
+    except ValueError:
+        raise typer.BadParameter(f"it must be a number or the word lowest, not {given}", param_hint="--shift") from None
 
 
 def summary(manifest: "Manifest", out: Path) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def reselect(
     threshold: float | None = None,
     kind: str | None = None,
     beta: float | None = None,
+    shift: float | Literal["lowest"] | None = None,
     seed: int | None = None,
     ray_address: str | None = None,
     workers: int | None = None,
@@ -131,8 +132,9 @@ def reselect(
         count: how many rows to keep; at most one of ``count``, ``fraction`` and ``threshold``.
         fraction: how much of what reaches the step to keep.
         threshold: keep scores at or above it.
-        kind: another way to draw; None keeps the old one, as for ``beta`` and ``seed``.
+        kind: another way to draw; None keeps the old one, as for ``beta``, ``shift`` and ``seed``.
         beta: another coldness.
+        shift: another shift of the scores, for ``power``.
         seed: another seed.
         ray_address: as for :func:`run`, like ``workers`` and ``progress``.
         workers: see there.
@@ -147,7 +149,7 @@ def reselect(
     """
     done, out = Path(done), Path(out)
     manifest = Manifest.load(done)
-    changes = {"count": count, "fraction": fraction, "threshold": threshold, "kind": kind, "beta": beta}
+    changes = {"count": count, "fraction": fraction, "threshold": threshold, "kind": kind, "beta": beta, "shift": shift}
     recipe = _recut(done, manifest, changes, seed)
     return _Job(recipe, out, None, ray_address, workers, False, progress or Silent(), (done, manifest))()
 
@@ -165,7 +167,9 @@ def _recut(done: Path, manifest: Manifest, changes: Mapping[str, Any], seed: int
             last["kind"] = "threshold"
         elif last["kind"] == "threshold":
             last["kind"] = "top-k"
-    last.update({name: changes[name] for name in ("kind", "beta") if changes[name] is not None})
+    last.update({name: changes[name] for name in ("kind", "beta", "shift") if changes[name] is not None})
+    if last["kind"] != "power" and changes["shift"] is None:
+        last.pop("shift", None)
     if seed is not None:
         raw["seed"] = seed
     try:
@@ -243,7 +247,9 @@ class _Job:
     def _run(self, source: Source, held: Callable[[], AbstractContextManager[None]], keep: str = "") -> Manifest:
         """Walk the steps; ``held`` keeps other drivers out of the workspace, ``keep`` is a file there that stays."""
         self.source = source
-        required = check_columns(self.steps, source.schema)
+        # A cut of stored scores loses nothing where it stops.
+        stops = not self.quarantine and self.stored is None
+        required = check_columns(self.steps, source.schema, stops=stops)
         inputs = source.inputs()
         self.depends = [self._depends(number) for number in range(1, len(self.steps) + 1)]
         finished = self._already_there(inputs, held)
@@ -255,6 +261,8 @@ class _Job:
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
+            for number, step in enumerate(self.steps, 1):
+                step.check_rows(f"step {number} ({step.step})", self.rows)
             rows = self._check_rows(required, inputs)
             for number, step in enumerate(self.steps, 1):
                 rows = self._step(number, step, rows)

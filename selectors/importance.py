@@ -165,6 +165,8 @@ def chances(scores: npt.NDArray[np.float32], uniform: float) -> npt.NDArray[np.f
     if np.isnan(mean) or mean <= 0:
         return np.full(len(scores), 1 / len(scores), np.float32)
     share[~np.isfinite(share)] = mean
+    # In two steps, because the sum of losses may be beyond what float32 can divide by.
+    share /= share.max()
     share *= np.float32((1 - uniform) / share.sum(dtype=np.float64))
     share += np.float32(uniform / len(scores))
     return share

@@ -146,7 +146,7 @@ def epig(
             right = probabilities[low : low + step].transpose(0, 1).reshape(samples, -1).to(chunk.dtype)
             joint += torch.special.entr(left @ right / samples).reshape(n, -1).sum(1, dtype=torch.float64)
         gain = _entropy(chunk.mean(1)).double() + entropy - joint / len(probabilities)
-        return gain.clamp(min=0).to(chunk.dtype)
+        return gain.to(chunk.dtype)
 
     # A chunk of candidates meets targets in blocks, so that the joint tables take the memory, not the chunk.
     return _score(predictions, information, logits, chunk_bytes // 64, needs_samples=True)
@@ -169,8 +169,7 @@ def _entropy(p: torch.Tensor) -> torch.Tensor:
 
 
 def _bald(p: torch.Tensor) -> torch.Tensor:
-    # Rounding may leave a hair below 0, which power sampling would refuse.
-    return (_entropy(p.mean(1)) - _entropy(p).mean(1)).clamp(min=0)
+    return _entropy(p.mean(1)) - _entropy(p).mean(1)
 
 
 def _margin(p: torch.Tensor) -> torch.Tensor:
@@ -197,7 +196,8 @@ def _score(
 ) -> Scores:
     def of_chunk(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         p, valid = _probabilities(chunk if chunk.ndim == 3 else chunk[:, None], logits)
-        return score(p), valid
+        # Rounding, or a sum of probabilities a little above 1, may leave a hair below 0, which power refuses.
+        return score(p).clamp(min=0), valid
 
     return _stream(predictions, of_chunk, chunk_bytes // 4, (3,) if needs_samples else (2, 3), _expected(logits))
 

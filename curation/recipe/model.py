@@ -103,12 +103,16 @@ class Made:
         vectors: the step that embeds each column.
         unused: the columns of vectors that no step has read yet.
         last: the step that lays out the rows, after which nothing may come.
+        signed: scores that are known to be negative for some rows.
+        stops: whether a row that a later step cannot use will stop the run, after all that was made before.
     """
 
     scores: dict[str, int] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
     last: str | None = None
+    signed: set[str] = field(default_factory=set)
+    stops: bool = False
 
 
 class RecipeStep(Protocol):

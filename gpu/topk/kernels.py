@@ -19,6 +19,7 @@ import triton.language as tl
 from curation.gpu.random.kernels import STEP, high_bits, mix
 from curation.gpu.random.tensor import signed
 from curation.gpu.topk.gumbel import Keying
+from curation.gpu.topk.order import descending_order
 from curation.gpu.topk.tensor import keys_at
 
 PROGRAMS = 1056  # eight for each of an H100's 132 multiprocessors
@@ -121,7 +122,7 @@ def best_by_bar(
     scaled = keying.scale != 0.0 or keying.seeds is None
     if k == 0 or n < 4 * sample or wanted > sample // 8 or (keying.log and (keying.scale < 0 or keying.seeds is None)):
         return None
-    if not values.is_contiguous() or values.dtype == torch.bool or abs(keying.scale) > 1e30:
+    if not values.is_contiguous() or values.dtype == torch.bool or abs(keying.scale) > 1e30 or keying.shift:
         return None
     values = values.detach()
     seeds = torch.empty(2, dtype=torch.int64, device=device)
@@ -149,8 +150,7 @@ def best_by_bar(
         return None
     offsets = slots[torch.arange(cap, device=device) < counts[:, None]]
     keys, bad = keys_at(values[offsets], offsets + start, keying)
-    if not bool((keys >= (bar + shift) * unit).sum().ge(k) & ~bad.any()):
+    if not bool((keys[:, 0] >= (bar + shift) * unit * keying.spread).sum().ge(k) & ~bad.any()):
         return None
-    order = offsets.argsort()
-    order = order[keys[order].argsort(descending=True, stable=True)][:k]
+    order = descending_order(keys, offsets)[:k]
     return offsets[order] + start, keys[order]

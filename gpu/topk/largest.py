@@ -1,6 +1,6 @@
 """The k largest of a long list of scores, with or without Gumbel noise, exactly and in one pass.
 
-Decides: which k positions hold the largest keys; equal keys go to the lower position. With noise the k largest
+Decides: which k positions hold the largest keys; equal values go to the lower position. With noise the k largest
 are a draw of k without replacement (Plackett–Luce), in the order drawn (Kool et al. 2019, arXiv 1903.06059).
 The noise belongs to the position (:mod:`curation.gpu.topk.gumbel`), so a shard that holds positions
 ``start..start + n - 1`` sees the noise that a draw over everything gives them, and shards' local top k, merged
@@ -20,9 +20,10 @@ import torch
 
 from curation.gpu.topk import tensor
 from curation.gpu.topk.gumbel import Array, Keying, Seed, check_values, noise_seeds, raise_if_bad
+from curation.gpu.topk.order import descending_order
 
 Top = tuple[Array, Array]
-"""``(indices int64[k], keys float64[k])``, of one kind and on one device."""
+"""``(indices int64[k], keys float64[k, 3])``, of one kind and on one device."""
 
 
 def topk(values: Array, k: int, *, start: int = 0) -> Top:
@@ -34,7 +35,7 @@ def topk(values: Array, k: int, *, start: int = 0) -> Top:
         start: the position of ``values[0]``, where ``values`` is one shard of many.
 
     Returns:
-        ``(indices int64[min(k, N)], keys float64[min(k, N)])``, of the kind and on the device of ``values``.
+        ``(indices int64[min(k, N)], keys float64[min(k, N), 3])``, of the kind and on the device of ``values``.
 
     Raises:
         ValueError: a value is NaN (the first is named), k is negative, or values are not one-dimensional.
@@ -46,16 +47,19 @@ def topk(values: Array, k: int, *, start: int = 0) -> Top:
 def gumbel_topk(values: Array, k: int, *, seed: Seed, scale: float = 1.0, log: bool = False, start: int = 0) -> Top:
     """The k largest of ``scale · v + G``, or with ``log`` of ``scale · log v + G``; G ~ Gumbel(0, 1).
 
+    Keys are these divided by ``scale``; see :mod:`curation.gpu.topk.gumbel` for their three columns.
+
     Args:
         values: [N] of real numbers, a numpy array (memory maps too) or a torch tensor on any device; not changed.
         k: how many; all N where k is larger.
         seed: integers, or a generator, from which 128 bits are drawn (a CUDA generator costs one read of 16 bytes).
-        scale: multiplies before the noise is added; finite. 0 makes the draw uniform.
+        scale: multiplies before the noise is added; finite. 0 makes the draw uniform, and a negative one puts low
+            values first.
         log: whether the logarithm of the values is meant.
         start: the position of ``values[0]``, where ``values`` is one shard of many.
 
     Returns:
-        ``(indices int64[min(k, N)], keys float64[min(k, N)])`` by descending key, of the kind and on the device
+        ``(indices int64[min(k, N)], keys float64[min(k, N), 3])`` by descending key, of the kind and on the device
         of ``values``.
 
     Raises:
@@ -77,7 +81,8 @@ def gumbel_keys(values: Array, *, seed: Seed, scale: float = 1.0, log: bool = Fa
         start: the position of ``values[0]``, where ``values`` is one shard of many.
 
     Returns:
-        float64[N], of the kind and on the device of ``values``.
+        float64[N, 3], of the kind and on the device of ``values``: rows compare by the first column, then by the
+        second, then by the third.
 
     Raises:
         ValueError: a value is NaN, or negative with ``log`` (the first is named), or not one-dimensional; scale
@@ -96,7 +101,7 @@ def merge_topk(parts: Iterable[Top], k: int) -> Top:
         k: how many; all where there are fewer.
 
     Returns:
-        ``(indices int64[min(k, total)], keys float64[min(k, total)])``.
+        ``(indices int64[min(k, total)], keys float64[min(k, total), 3])``.
 
     Raises:
         ValueError: there are no parts, or k is negative.
@@ -105,43 +110,12 @@ def merge_topk(parts: Iterable[Top], k: int) -> Top:
     tops = list(parts)
     if not tops:
         raise ValueError("there are no parts to merge")
-    join = torch.cat if isinstance(tops[0][0], torch.Tensor) else np.concatenate
-    indices, keys = join([top[0] for top in tops]), join([top[1] for top in tops])
+    indices, keys = tops[0]
+    if len(tops) > 1:
+        join = torch.cat if isinstance(indices, torch.Tensor) else np.concatenate
+        indices, keys = join([top[0] for top in tops]), join([top[1] for top in tops])
     order = descending_order(keys, indices)[:k]
     return indices[order], keys[order]
-
-
-def descending_order(keys: Array, indices: Array) -> Array:
-    """int64[n]: the order of rows by descending key, then by ascending index."""
-    if isinstance(keys, torch.Tensor):
-        order = indices.argsort(stable=True)
-        return order[keys[order].argsort(descending=True, stable=True)]
-    return np.lexsort((indices, -keys))
-
-
-def descending_ranks(values: Array) -> Array:
-    """int64[N]: each value's rank from 1, the largest first; equal values by position.
-
-    O(N log N) time and 16 bytes a value. Same kind and device as ``values``, which are not changed.
-
-    Raises:
-        ValueError: a value is NaN (the first is named), or values are not one-dimensional.
-        TypeError: values are complex, or not numbers.
-    """
-    check_values(values)
-    if isinstance(values, torch.Tensor):
-        keys, bad = tensor.block_keys(values, 0, len(values), 0, Keying()) if len(values) else (values, 0)
-        raise_if_bad(values, int(bad), 0)
-        order = keys.argsort(descending=True, stable=True)
-        ranks = torch.empty_like(order)
-        ranks[order] = torch.arange(1, len(order) + 1, device=order.device)
-        return ranks
-    missing = np.flatnonzero(np.isnan(values))
-    raise_if_bad(values, int(missing[0]) if len(missing) else len(values), 0)
-    by_value = np.argsort(-np.asarray(values, np.float64), kind="stable")
-    out = np.empty(len(values), np.int64)
-    out[by_value] = np.arange(1, len(values) + 1)
-    return out
 
 
 def best(values: Array, k: int, keying: Keying, *, start: int = 0) -> Top:
@@ -160,7 +134,7 @@ def best(values: Array, k: int, keying: Keying, *, start: int = 0) -> Top:
 
 
 def keys_of(values: Array, keying: Keying, *, start: int = 0) -> Array:
-    """float64[N]: the keys of all values. Arguments and errors as :func:`gumbel_keys`."""
+    """float64[N, 3]: the keys of all values. Arguments and errors as :func:`gumbel_keys`."""
     check_values(values)
     if not _on_host(values):
         return tensor.keys(values, keying, start)
@@ -192,7 +166,7 @@ def _best_on_host(values: Array, k: int, start: int, keying: Keying) -> Top:
     else:
         with ThreadPoolExecutor(workers) as pool:
             results = list(pool.map(work, range(workers)))
-    raise_if_bad(values, min(bad for _, bad in results), start)
+    raise_if_bad(values, min(bad for _, bad in results), start, keying.shift)
     indices, keys = merge_topk([top for top, _ in results], k)
     if isinstance(values, torch.Tensor):
         return torch.from_numpy(indices), torch.from_numpy(keys)

@@ -1,24 +1,29 @@
 """``acquire``: the candidates with the highest scores, those above a threshold, or a stochastic draw.
 
-One task draws from all rows that are still in: some 40 bytes a row there, nothing in the driver.
+One task draws from all rows that are still in: some 40 bytes a row there (120 with `per`), nothing in the driver.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AllowInfNan, Field, model_validator
 
-from curation.errors import StepError
+from curation.errors import RecipeError, StepError
 from curation.files import atomic
 from curation.pipelines.engine.workspace import Stage, save
-from curation.pipelines.steps.base import ANYTHING, Kind, Outcome, Step, StepRun
+from curation.pipelines.steps.base import ANYTHING, Kind, Outcome, Step, StepRun, write_bad_rows
 from curation.recipe.model import Made
-from curation.sources.base import Block, Source
+from curation.sources.base import BadRow, Block, Source
+
+if TYPE_CHECKING:
+    from curation.selectors.acquisition import StochasticAcquisition
+
+_FEWER = "lower `count`, or give a `fraction`"
 
 
 class Acquire(Step):
@@ -32,6 +37,11 @@ class Acquire(Step):
     beta: float = Field(default=1.0, ge=0, description="Coldness of a stochastic draw: 0 uniform, inf top-k.")
     count: int | None = Field(default=None, ge=1)
     fraction: float | None = Field(default=None, gt=0, le=1)
+    shift: Annotated[float, AllowInfNan(False)] | Literal["lowest"] = Field(
+        default=0.0,
+        description="kind: power: added to all scores, which must be 0 or more then; or lowest: less the lowest score "
+        "of the rows that are left.",
+    )
     threshold: float | None = Field(
         default=None, allow_inf_nan=False, description="Keep scores at or above it (kind: threshold)."
     )
@@ -48,6 +58,8 @@ class Acquire(Step):
             raise ValueError(f"`threshold` goes with kind: threshold, not with kind: {self.kind}")
         elif (self.count is None) == (self.fraction is None):
             raise ValueError("give either `count` or `fraction`")
+        if self.shift != 0 and self.kind != "power":
+            raise ValueError(f"`shift` goes with kind: power, not with kind: {self.kind}")
         return self
 
     @property
@@ -63,6 +75,21 @@ class Acquire(Step):
             raise ValueError("has no score to choose by: put an `align` or `score` step before it")
         if self.score is not None and self.score not in made.scores:
             raise ValueError(f"chooses by {self.score!r}, but the steps before it make only {', '.join(made.scores)}")
+        if self.threshold is not None and self.threshold >= 0:
+            made.signed.discard(self.chosen_by(made.scores))
+
+    def check(self, label: str, schema: pa.Schema, made: Made) -> None:
+        super().check(label, schema, made)
+        score = self.chosen_by(made.scores)
+        if self.kind == "power" and self.shift == 0 and made.stops and score in made.signed:
+            raise RecipeError(
+                f"{label} draws by power, which needs scores of 0 or more, and {score} is negative for some rows, as "
+                "text that does not compress: give it `shift: lowest` or a number, or take kind: soft-rank"
+            )
+
+    def check_rows(self, label: str, rows: int) -> None:
+        if self.per is None and self.count is not None and self.count > rows:
+            raise StepError(f"{label} asks for {self.count} rows, but only {rows} are in the source: {_FEWER}")
 
     def did(self, made: Made) -> str:
         size = f"{self.count:,}" if self.count is not None else f"{100 * (self.fraction or 0):g} %"
@@ -80,7 +107,19 @@ class Acquire(Step):
 
     def run(self, run: StepRun) -> Outcome:
         stage, score = run.stage(self.step), self.chosen_by(run.scores)
-        draw = Draw(self, run.number, run.seed, stage, run.scores[score], run.reason, run.code, run.blocks)
+        draw = Draw(
+            self,
+            run.number,
+            run.seed,
+            stage,
+            score,
+            run.scores[score],
+            run.reason,
+            run.code,
+            run.blocks,
+            run.source,
+            run.quarantine,
+        )
 
         def groups() -> None:
             if self.per is not None:
@@ -92,7 +131,9 @@ class Acquire(Step):
         return Outcome.of(
             stage,
             done,
-            dropped={self.reasons[0]: run.rows_in - done["rows_out"]},
+            dropped={self.reasons[0]: run.rows_in - done["bad"] - done["rows_out"]},
+            bad_rows=done["bad"],
+            bad=[stage],
             details={**cut, **done["details"]},
             pick=stage.folder / "pick.npy",
         )
@@ -121,16 +162,25 @@ class Draw:
     number: int
     seed: int
     stage: Stage
+    name: str
     scores: Stage
     before: Path
     code: int
     blocks: Sequence[Block]
+    source: Source
+    quarantine: bool
 
     def __call__(self) -> None:
         reason = np.load(self.before)
-        inside = np.flatnonzero(reason == 0)
-        scores = self._scores(reason == 0)
-        picks = inside[self._choose(scores)]
+        inside, scores = np.flatnonzero(reason == 0), self._scores(reason == 0)
+        method = self._method(scores)
+        usable = np.ones(len(scores), bool) if method is None else ~method.refused(scores)
+        bad = inside[~usable]
+        if method is not None:
+            self._set_aside(bad, scores[~usable], 0.0 - float(method.shift))
+        reason[bad] = 1
+        inside, scores = inside[usable], scores[usable]
+        picks = inside[self._choose(scores, method, usable)]
         if len(picks) == 0:
             raise StepError(f"step {self.number} (acquire) keeps none of {len(inside)} rows: {_range_of(scores)}")
         reason[inside] = self.code
@@ -145,7 +195,38 @@ class Draw:
             "mean_before": float(scores.mean()),
             "mean_after": float(kept.mean()),
         }
-        self.stage.finish({"rows_out": len(picks), "details": details})
+        if self.step.kind == "power":
+            assert method is not None
+            details["shift"] = float(method.shift)
+        self.stage.finish({"rows_out": len(picks), "bad": len(bad), "details": details})
+
+    def _method(self, scores: npt.NDArray[np.float64]) -> "StochasticAcquisition | None":
+        """How it draws, the shift a number; None for a threshold."""
+        # Here, so that only the worker that draws loads torch.
+        from curation.selectors.acquisition import StochasticAcquisition
+
+        step = self.step
+        if step.kind == "threshold":
+            return None
+        if step.kind == "top-k":
+            return StochasticAcquisition(kind="softmax", beta=float("inf"))
+        return StochasticAcquisition(kind=step.kind, beta=step.beta, shift=step.shift).settled(scores)
+
+    def _set_aside(self, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], least: float) -> None:
+        """Write down the rows whose scores are below the least that can be drawn by, or stop at the first of them."""
+        needs = f"step {self.number} (acquire) draws by power, which needs {least:g} or more"
+        for block in self.blocks:
+            low, high = np.searchsorted(rows, [block.start, block.start + block.rows])
+            why = [
+                f"its {self.name} is {score:.6g}, and {needs}: give the step a higher `shift`, or `shift: lowest`"
+                for score in scores[low:high].tolist()
+            ]
+            listed = [
+                BadRow(row, *self.source.locate(row), reason)
+                for row, reason in zip(rows[low:high].tolist(), why, strict=True)
+            ]
+            if listed:
+                write_bad_rows(self.stage, block, listed, quarantine=self.quarantine)
 
     def _scores(self, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         scores = np.empty(int(np.count_nonzero(inside)))
@@ -157,30 +238,28 @@ class Draw:
             start += count
         return scores
 
-    def _choose(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        # Here, so that only the worker that draws loads torch.
-        from curation.selectors.acquisition import StochasticAcquisition, count_of, select_per_group
+    def _choose(
+        self,
+        scores: npt.NDArray[np.float64],
+        method: "StochasticAcquisition | None",
+        usable: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.int64]:
+        from curation.selectors.acquisition import count_of, select_per_group
 
         step = self.step
-        if step.kind == "threshold":
+        if method is None:
             assert step.threshold is not None
             above = np.flatnonzero(scores >= step.threshold)
             return above[np.argsort(-scores[above], kind="stable")]
-        method = (
-            StochasticAcquisition(kind="softmax", beta=float("inf"))
-            if step.kind == "top-k"
-            else StochasticAcquisition(kind=step.kind, beta=step.beta)
-        )
         seed = (self.seed, self.number)
         if step.per is not None:
-            groups = self._groups()
+            groups = self._groups()[usable]
             return select_per_group(method, scores, groups, count=step.count, fraction=step.fraction, seed=seed).indices
         count = step.count if step.fraction is None else count_of(step.fraction, len(scores))
         assert count is not None
         if count > len(scores):
             raise StepError(
-                f"step {self.number} (acquire) asks for {count} rows, but only {len(scores)} are left: "
-                "lower `count`, or give a `fraction`"
+                f"step {self.number} (acquire) asks for {count} rows, but only {len(scores)} are left: {_FEWER}"
             )
         return method.select(scores, count, seed=seed).indices
 

@@ -57,6 +57,11 @@ class Align(BlockStep):
     def draws(self) -> bool:
         return False
 
+    @property
+    def signed(self) -> tuple[str, ...]:
+        # Text that does not compress gets longer where it is compressed with another.
+        return (self.name,)
+
     def reads(self, made: Made) -> Mapping[str, Kind]:
         return {self.column: TEXT}
 

@@ -190,6 +190,11 @@ class Step(Model):
         return ()
 
     @property
+    def signed(self) -> tuple[str, ...]:
+        """Those of its scores that are negative for some rows."""
+        return ()
+
+    @property
     def vectors(self) -> tuple[str, ...]:
         """Columns of the source that it embeds, for a later step."""
         return ()
@@ -249,6 +254,7 @@ class Step(Model):
                     f"makes the score {name!r}, which an earlier step has made: give one of them another `name`"
                 )
             made.scores[name] = number
+        made.signed |= set(self.signed)
         for name in self.vectors:
             if name in made.vectors:
                 raise ValueError(f"embeds {name!r}, which step {made.vectors[name]} has done")
@@ -267,6 +273,13 @@ class Step(Model):
         """
         for column, kind in self.reads(made).items():
             require(label, column, schema, kind)
+
+    def check_rows(self, label: str, rows: int) -> None:
+        """Check, before anything runs, that the source has as many rows as the step needs.
+
+        Raises:
+            StepError: it has not.
+        """
 
     def run(self, run: StepRun) -> Outcome:
         """Do it. What stands on disk already is not done again.

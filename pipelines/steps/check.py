@@ -23,14 +23,17 @@ MOST_REASONS = int(np.iinfo(np.int8).max) - FIRST_REASON + 1
 """Why a row is out is an int8."""
 
 
-def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[Kind, ...]]:
+def check_columns(steps: Sequence[Step], schema: pa.Schema, *, stops: bool = False) -> dict[str, tuple[Kind, ...]]:
     """Check that every column a step reads is there and fits, and that nothing that is added is there already.
+
+    Args:
+        stops: whether a row that a step cannot use will stop the run.
 
     Returns:
         What each column must hold in every row.
 
     Raises:
-        RecipeError: a name is taken, or a function cannot be imported.
+        RecipeError: a name is taken, a function cannot be imported, or a step could stop the run after the others.
         SourceError: a column is missing, or of another type.
     """
     _check_names(steps)
@@ -40,7 +43,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema) -> dict[str, tuple[K
                 f"the source has a column {name!r}, and the output adds one of that name: "
                 "give the step another `name`, or the column, by `columns` of the source"
             )
-    made, required = Made(), dict[str, tuple[Kind, ...]]()
+    made, required = Made(stops=stops), dict[str, tuple[Kind, ...]]()
     for number, step in enumerate(steps, 1):
         step.check(f"step {number} ({step.step})", schema, made)
         for column, kind in step.reads(made).items():

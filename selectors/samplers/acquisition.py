@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from curation.selectors.acquisition import StochasticAcquisition
+from curation.selectors.acquisition import StochasticAcquisition, as_numpy
 from curation.selectors.samplers.base import Fetch, RowSampler
 from curation.selectors.state import restored
 
@@ -23,8 +23,9 @@ class AcquisitionSampler(RowSampler):
 
     Args:
         scores: [N], higher is sooner: an array, read anew at each draw, so it may be changed in place
-            (``info.scores`` of an InfoBatch is one); or a function that returns it. Scores that are not
-            finite mean "not known" and are drawn last, in random order.
+            (``info.scores`` of an InfoBatch is one); or a function that returns it. NaN means "not known": drawn
+            last, in random order. Infinite scores are scores, as in :class:`StochasticAcquisition`: +inf is drawn
+            first.
         acquisition: how to draw.
         size: N.
         batch_size: candidates of a step on each rank; ranks share one draw.
@@ -38,7 +39,8 @@ class AcquisitionSampler(RowSampler):
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:
-        ValueError: a parameter is out of range; or, where an epoch begins, the budget is less than the ranks.
+        ValueError: a parameter is out of range; or, where an epoch begins, the budget is less than the ranks; or, at a
+            draw, the acquisition refuses a score that is left (the first candidate is named).
     """
 
     def __init__(
@@ -95,13 +97,19 @@ class AcquisitionSampler(RowSampler):
     def _draw(self, pool: npt.NDArray[np.int64], end: int, epoch: int) -> npt.NDArray[np.int64]:
         """The order's candidates from where it stands up to ``end``, out of the pool."""
         values: Any = self.scores() if callable(self.scores) else self.scores
-        scores = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        scores = as_numpy(values)
         if scores.shape != (self.size,):
             raise ValueError(f"scores has shape {scores.shape}, not ({self.size},), the size of the pool")
         scores, drawn = scores[pool], len(self._order)
         # The service's sessions draw an epoch by (seed, epoch).
         seed = (self.seed, epoch) if self.redraw == "epoch" and drawn == 0 else (self.seed, epoch, drawn)
-        known = np.isfinite(scores)
+        known = ~np.isnan(scores)
+        refused = np.flatnonzero(self.acquisition.refused(scores) & known)
+        if len(refused):
+            raise ValueError(
+                f"the score of candidate {pool[refused[0]]} is {scores[refused[0]]}, which {self.acquisition.kind} "
+                "cannot draw by: give the acquisition a higher `shift`, or another `kind`"
+            )
         known_count = min(end - drawn, int(known.sum()))
         picks = self.acquisition.select(scores[known], known_count, seed=seed).indices
         unknown = np.random.default_rng(seed).permutation(pool[~known])

@@ -47,13 +47,10 @@ class ZipFit:
         shortlist_fraction: the share of candidates, in (0, 1], that shortlist mode scores exactly; never
             fewer than 2·k. With 24 targets or fewer there is nothing to gain, and all are.
         threads: how many; None is as many as this process may use. Results do not depend on it.
-        estimate: what shortlist mode goes by: ``"pursuit"``, the distances to some targets, or ``"grams"``, shared
-            4-grams, which a GPU counts but which finds fewer of the best.
-        device: where 4-grams are counted, such as ``"cuda"``.
 
     Raises:
-        ValueError: no targets, an empty target, an unknown codec, mode or estimate, or a number out of its range.
-        TypeError: targets are not strings.
+        ValueError: no targets, an empty target, an unknown codec or mode, or a number out of its range.
+        TypeError: targets are not strings, or a set, which has no order.
     """
 
     targets: Sequence[str]
@@ -62,16 +59,12 @@ class ZipFit:
     mode: str = "exact"
     shortlist_fraction: float = 0.03
     threads: int | None = None
-    estimate: str = "pursuit"
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
             raise ValueError(f"codec must be one of {', '.join(CODECS)}, not {self.codec!r}")
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        if self.estimate not in shortlist.ESTIMATES:
-            raise ValueError(f"estimate must be one of {', '.join(shortlist.ESTIMATES)}, not {self.estimate!r}")
         levels = CODECS[self.codec].levels
         if self.level is not None and self.level not in levels:
             raise ValueError(
@@ -178,30 +171,11 @@ class ZipFit:
     def _estimates(self, column: Any) -> Floats:
         """float64[N], the order of which is nearly that of the alignments."""
         sample = shortlist.sample(len(column))
-        if self.estimate == "grams":
-            terms = self._gram_terms(column)
-            weights = np.linalg.lstsq(terms[sample], self.score(column.take(sample)))[0]
-            estimates: Floats = terms @ weights
-            return estimates
         count = shortlist.column_count(len(self.targets))
         columns, weights = shortlist.pick_columns(self.compute(column.take(sample)), count)
         few = replace(self, targets=[self.targets[j] for j in columns])
         parts = few._each_block(column, lambda distances: -(distances * weights).sum(axis=1))
         return np.concatenate([*parts, np.empty(0)])
-
-    def _gram_terms(self, texts: Any) -> Floats:
-        """float64[N, 2]; every text is compressed once, by itself."""
-        from curation.selectors.zipfit.grams import GramTerms
-
-        terms = GramTerms(joined(list(text_blocks(self.targets))), self._prepared[1], self.device)
-        # One target is the fewest that sizes can be had with.
-        sizer, _ = replace(self, targets=self.targets[:1])._prepared
-
-        def work(part: TextBlock) -> Floats:
-            return terms(part, sizer(part)[0])
-
-        parts = in_threads(work, text_blocks(texts), self.threads or usable_threads())
-        return np.concatenate([*parts, np.empty((0, 2))])
 
     def _alignments(self, texts: Iterable[Any]) -> Iterator[tuple[int, Floats]]:
         start = 0

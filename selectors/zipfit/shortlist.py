@@ -6,11 +6,7 @@ are learned from exact distances of a small sample of the candidates: orthogonal
 targets whose distances explain the sample's alignments, least squares weighs them. All candidates are then
 estimated in O(N · m) compressions, and only the best few per cent are scored exactly.
 
-The other estimate, ``"grams"``, compresses no pair at all: it counts the 4-grams that a text shares with each
-target, a sparse product that runs on any device, and two weights learned from the sample make alignments of them.
-It finds fewer of the very best than the pursuit.
-
-Both are estimates: what they leave out is lost. Tropp & Gilbert 2007 for the pursuit.
+It is an estimate: what it leaves out is lost. Tropp & Gilbert 2007 for the pursuit.
 """
 
 import tempfile
@@ -23,8 +19,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation.selectors.zipfit.texts import TextBlock, text_blocks
-
-ESTIMATES = ("pursuit", "grams")
 
 SAMPLE = 512
 MOST_COLUMNS = 24

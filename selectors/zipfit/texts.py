@@ -55,10 +55,12 @@ def text_blocks(texts: Iterable[Any]) -> Iterator[TextBlock]:
 
     Raises:
         ValueError: a text is null or empty; the message has its position.
-        TypeError: ``texts`` is one string, or holds anything but strings.
+        TypeError: ``texts`` is one string or a set, or holds anything but strings.
     """
     if isinstance(texts, str | bytes):
         raise TypeError("texts must be a list, an Arrow array or another iterable of strings, not one string")
+    if isinstance(texts, set | frozenset):
+        raise TypeError("texts must have an order, which a set has not: pass sorted(texts), or a list")
     if isinstance(texts, pa.ChunkedArray):
         chunks: Iterable[Any] = texts.chunks
     elif isinstance(texts, pa.Array):
@@ -76,6 +78,9 @@ def text_blocks(texts: Iterable[Any]) -> Iterator[TextBlock]:
 def _encoded(texts: Iterator[Any]) -> Iterator[Any]:
     start = 0
     while batch := list(islice(texts, 1_024)):
+        # Arrow would take bytes for strings.
+        if not all(issubclass(kind, str | None) for kind in set(map(type, batch))):
+            raise _bad_value(batch, start)
         try:
             yield pa.array(batch, pa.large_string())
         except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:

@@ -183,7 +183,8 @@ class AsyncClient:
         return await self._send(self._requests.zipfit(texts, targets, k, **options))
 
     async def acquire(self, scores: npt.ArrayLike, k: int, **options: Any) -> Selection:
-        """A stochastic acquisition of k candidates by their scores [N]; options ``kind``, ``beta``, ``seed``."""
+        """A stochastic acquisition of k candidates by their scores [N]; options are those of
+        :class:`curation.StochasticAcquisition`, and ``seed``."""
         return await self._send(self._requests.acquire(scores, k, **options))
 
     async def jest(self, learner: Pair | None, reference: Pair | None, **options: Any) -> Selection:

@@ -44,6 +44,9 @@ class AcquireBody(_Body):
     k: int = Field(ge=0)
     kind: Literal["power", "softmax", "soft-rank"] = "power"
     beta: float = Field(default=1.0, ge=0)
+    shift: float | Literal["lowest"] = Field(
+        default=0.0, description="power: added to all scores; or lowest: less the lowest of them"
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
@@ -132,7 +135,8 @@ async def acquire(request: Request, app: App, caller: Selector) -> Response:
     def work() -> Selection:
         from curation.selectors.acquisition import StochasticAcquisition
 
-        return StochasticAcquisition(kind=body.kind, beta=body.beta).select(scores, body.k, seed=(body.seed,))
+        method = StochasticAcquisition(kind=body.kind, beta=body.beta, shift=body.shift)
+        return method.select(scores, body.k, seed=(body.seed,))
 
     return write_selection(await compute(app.select_slots, work), arrow)
 

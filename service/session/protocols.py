@@ -54,8 +54,8 @@ class Method(Protocol[E]):
         """Whether an epoch depends on the reports of the one before."""
 
     @property
-    def nonnegative(self) -> bool:
-        """Whether a negative loss is refused."""
+    def lowest_loss(self) -> float:
+        """The lowest loss that is taken; -inf where any is."""
 
     @property
     def choosing(self) -> "Choosing | None":

@@ -171,10 +171,12 @@ class Session(Generic[E]):
         length = self.length(report.rank, report.step)
         if len(report.losses) != length:
             raise Refusal("bad-report", f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
-        if self.method.nonnegative and (report.losses < 0).any():
-            row = int(np.argmax(report.losses < 0))
+        low = report.losses.astype(np.float64) < self.method.lowest_loss
+        if low.any():
+            row = int(np.argmax(low))
+            lowest = "negative scores" if self.method.lowest_loss == 0 else f"score below {self.method.lowest_loss:g}"
             raise Refusal(
-                "bad-report", f"{where}: loss {row} is {report.losses[row]}, and this method takes no negative scores"
+                "bad-report", f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}"
             )
         if self.spec.non_finite == "reject" and not np.isfinite(report.losses).all():
             row = int(np.argmin(np.isfinite(report.losses)))

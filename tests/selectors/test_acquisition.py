@@ -24,6 +24,7 @@ from curation.selectors.acquisition import (
     select_above,
     select_per_group,
 )
+from curation.selectors.samplers import AcquisitionSampler
 
 ALPHA = 1e-4
 Floats = npt.NDArray[np.float64]
@@ -156,6 +157,137 @@ def test_soft_rank_favours_the_most_informative() -> None:
     assert negative.indices.tolist() == chosen.indices.tolist()
 
 
+def merged(method: StochasticAcquisition, scores: Any, k: int, seed: Any) -> Any:
+    """The draw of three shards, each by itself."""
+    ranks, edges = descending_ranks(scores, seed=seed), [0, 3 * len(scores) // 7, len(scores) // 2, len(scores)]
+    shards = [method.local(scores[a:b], k, seed=seed, start=a, ranks=ranks[a:b]) for a, b in itertools.pairwise(edges)]
+    return method.merge(shards[::-1], k).indices
+
+
+def sampled(method: StochasticAcquisition, scores: Any, k: int, seed: Any) -> Any:
+    sampler = AcquisitionSampler(scores, method, size=len(scores), batch_size=k // 2, budget=k, seed=hash(seed) % 997)
+    return np.array([row for batch in sampler for row in batch])
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "select": lambda method, scores, k, seed: method.select(scores, k, seed=seed).indices,
+    "a tensor": lambda method, scores, k, seed: method.select(torch.from_numpy(scores), k, seed=seed).indices,
+    "a generator": lambda method, scores, k, seed: (
+        method.select(scores, k, generator=np.random.default_rng(seed)).indices
+    ),
+    "shards": merged,
+    "one group": lambda method, scores, k, seed: (
+        select_per_group(method, scores, np.zeros(len(scores), np.int64), count=k, seed=seed).indices
+    ),
+    "a sampler": sampled,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("kind", "beta", "score"), [("soft-rank", 1.0, 0.5), ("softmax", 1.0, 1e18), ("power", 1e300, 3)]
+)
+def test_equal_scores_are_drawn_wherever_they_stand(way: str, kind: str, beta: float, score: float) -> None:
+    """6,000 of 10,000 equal scores by position: a share of the first 1 %, and a chi-square of 20 parts; 1e-4 each."""
+    method, scores, draws = StochasticAcquisition(kind=kind, beta=beta), np.full(10_000, score), 60
+    picks = np.concatenate([WAYS[way](method, scores, 100, (seed, 7)) for seed in range(draws)])
+    assert abs((picks < 100).mean() - 0.01) < stats.norm.isf(ALPHA / 2) * np.sqrt(0.01 * 0.99 / len(picks))
+    assert stats.chisquare(np.bincount(picks // 500, minlength=20)).pvalue > ALPHA
+
+
+def test_soft_rank_shares_the_ranks_of_equal_scores_out_at_random() -> None:
+    """Ordered pairs of picks against Plackett–Luce, averaged over every order of the equal scores."""
+    scores, k = np.array([1.0, 2.0, 2.0, 3.0, 2.0]), 2
+    chances = Counter[tuple[int, ...]]()
+    for equal in itertools.permutations([1, 2, 4]):
+        ranks = np.empty(5)
+        ranks[[3, *equal, 0]] = np.arange(1, 6)
+        for outcome, chance in plackett_luce(1 / ranks, k).items():
+            chances[outcome] += chance / 6
+    method = StochasticAcquisition(kind="soft-rank")
+    assert fits(lambda seed: tuple(method.select(scores, k, seed=(seed, 1)).indices.tolist()), chances, 2_000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.sampled_from([0.0, 5e-324, 1e-12, 0.3, float(np.nextafter(0.3, 1)), 5.0, 1e300, np.inf]), max_size=40),
+    st.sampled_from([5e-324, 1e-300, 0.7, 1.0, 1e17, 1e300, 1.7e308]),
+    st.integers(0, 99),
+)
+def test_no_limit_of_floats_decides_a_draw(kind: str, values: list[float], beta: float, seed: int) -> None:
+    """A candidate of no lower score and of no lower noise comes first; at a high β the score alone decides."""
+    scores, n = np.array(values), len(values)
+    method = StochasticAcquisition(kind=kind, beta=beta)
+    order = method.select(scores, n, seed=seed).indices
+    place = np.argsort(order)
+    by_noise = np.argsort(StochasticAcquisition(beta=0).select(scores, n, seed=seed).indices)
+    higher = scores[:, None] > scores[None, :]
+    ahead = higher & (by_noise[:, None] < by_noise[None, :])
+    assert np.all((place[:, None] < place[None, :])[ahead])
+    if beta > 1e299 and kind != "softmax":
+        assert np.all((place[:, None] < place[None, :])[higher])
+    for way in ("shards", "one group"):
+        np.testing.assert_array_equal(WAYS[way](method, scores, n // 2, seed), order[: n // 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_highest_beta_keeps_the_order_of_the_scores(kind: str) -> None:
+    method = StochasticAcquisition(kind=kind, beta=1e300)
+    assert all(method.select(np.array([1.0, 2, 3]), 3, seed=seed).indices.tolist() == [2, 1, 0] for seed in range(20))
+    for dtype in (np.int64, np.uint64):
+        scores = np.array([2**53, 2**53 + 1, 2**53 + 2], dtype)
+        assert StochasticAcquisition(kind=kind, beta=np.inf).select(scores, 3).indices.tolist() == [2, 1, 0]
+        assert method.select(torch.from_numpy(scores), 3, seed=0).indices.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, np.inf])
+def test_a_shift_makes_negative_scores_fit_for_power(beta: float) -> None:
+    scores = np.array([0.4, -0.012, 0.1, np.inf, -0.012])
+    seed = None if beta == np.inf else 5
+    with pytest.raises(ValueError, match=r"position 1 is -0\.012: it must be 0 or more .*shift"):
+        StochasticAcquisition(beta=beta).select(scores, 2, seed=seed)
+    with pytest.raises(ValueError, match=r"position 1 is -0\.012: it must be -0\.01 or more, with the shift of 0\.01"):
+        StochasticAcquisition(beta=beta, shift=0.01).select(scores, 2, seed=seed)
+    added = StochasticAcquisition(beta=beta).select(scores + 0.012, 5, seed=seed).indices
+    for shift in (0.012, "lowest"):
+        method = StochasticAcquisition(beta=beta, shift=shift)  # type: ignore[arg-type]
+        for given_scores in (scores, torch.from_numpy(scores)):
+            chosen = method.select(given_scores, 5, seed=seed)
+            assert chosen.indices.tolist() == added.tolist()
+            np.testing.assert_array_equal(chosen.scores, scores[added])
+        assert select_per_group(method, scores, np.zeros(5, int), count=5, seed=seed).indices.tolist() == added.tolist()
+        assert not method.refused(scores).any()
+    assert StochasticAcquisition().refused(np.append(scores, np.nan)).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert StochasticAcquisition(kind="softmax").refused(scores).tolist() == [False] * 5
+    integers = np.array([-5, 2**62, -7], np.int64)
+    assert StochasticAcquisition(beta=1e300, shift="lowest").select(integers, 3, seed=0).indices.tolist() == [1, 0, 2]
+
+
+def test_what_no_shift_makes_a_score_is_named() -> None:
+    method = StochasticAcquisition(shift="lowest")
+    for bad in (np.nan, -np.inf):
+        for scores in (np.array([-3.0, 1, bad]), torch.tensor([-3.0, 1, bad])):
+            with pytest.raises(ValueError, match=f"position 2 is {bad}: it must be"):
+                method.select(scores, 1, seed=0)
+            assert method.refused(scores).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="a shard does not know the lowest"):
+        method.local(np.ones(2), 1, seed=0)
+    for shift, words in ((np.inf, "finite"), ("least", '"lowest"')):
+        with pytest.raises(ValueError, match=words):
+            StochasticAcquisition(shift=shift)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="goes with power"):
+        StochasticAcquisition(kind="softmax", shift=1.0)
+    assert len(method.select(np.empty(0), 0, seed=0)) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [0.0, 2.0, np.inf])
 @settings(deadline=None, max_examples=15)
@@ -173,7 +305,7 @@ def test_shards_merge_to_the_global_draw(
     method = StochasticAcquisition(kind=kind, beta=beta)
     needed = None if beta == np.inf else (seed, 4)
     whole = method.draw(scores, k, seed=needed)
-    ranks = descending_ranks(scores)
+    ranks = descending_ranks(scores, seed=(seed, 4))
     edges = [0, *sorted(min(cut, n) for cut in cuts), n]
     shards = [
         method.local(scores[a:b], k, seed=needed, start=a, ranks=ranks[a:b]) for a, b in itertools.pairwise(edges)
@@ -184,7 +316,7 @@ def test_shards_merge_to_the_global_draw(
     merged = method.merge(shards[::-1], k)
     for name in ("indices", "keys", "scores"):
         np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
-    np.testing.assert_array_equal(np.argsort(-keys, kind="stable")[:k], whole.indices)
+    np.testing.assert_array_equal(np.lexsort((np.arange(n), *-keys.T[::-1]))[:k], whole.indices)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,6 +435,35 @@ def test_bad_groups() -> None:
         select_per_group(method, scores, np.zeros(3, int), fraction=1.5, seed=0)
     with pytest.raises(ValueError, match="count"):
         select_per_group(method, scores, np.zeros(3, int), count=-1, seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beta", [0.0, 1.0, 3.0, np.inf])
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_per_group_refuses_what_select_refuses(kind: str, beta: float, make: Callable[[Any], Any]) -> None:
+    method = StochasticAcquisition(kind=kind, beta=beta)
+    for bad in (np.nan, *([-1.0] if kind == "power" else [])):
+        scores = make([0.1, 0.2, bad, 0.4, bad])
+        for choose in (
+            lambda scores=scores: method.select(scores, 2, seed=0),
+            lambda scores=scores: select_per_group(method, scores, np.zeros(5, int), count=2, seed=0),
+        ):
+            with pytest.raises(ValueError, match=f"the score at position 2 is {bad}"):
+                choose()
+    with pytest.raises(TypeError, match="list"):
+        select_per_group(method, [1.0], np.zeros(1, int), count=1, seed=0)
+
+
+def test_groups_of_any_integers() -> None:
+    scores = np.array([1.0, 3, 2, 4])
+    for groups in (
+        np.array([2**63, 2**63 + 1] * 2, np.uint64),
+        np.array([False, True] * 2),
+        np.array([7, 8] * 2, ">i4"),
+        torch.tensor([7, 8] * 2, dtype=torch.uint8),
+    ):
+        chosen = select_per_group(StochasticAcquisition(beta=np.inf), scores, groups, count=1)
+        assert chosen.indices.tolist() == [3, 2]
 
 
 def test_count_of() -> None:

@@ -109,3 +109,10 @@ def test_ranks_share_losses_at_each_step_or_at_the_epochs_start(tmp_path: Path) 
         step, epoch = torch.load(tmp_path / f"{rank}.pt")
         assert (step[0], epoch[0]) == (0, 4)
         assert step[1:] == epoch[1:] == (trained().draw(1, 20).tolist(), LOSSES.tolist())
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1.0, 1e38])
+def test_chances_do_not_depend_on_the_size_of_losses(size: float) -> None:
+    losses = np.tile(np.array([1, 3, 0, 2], np.float32) * np.float32(size), 2_000)
+    share = losses.astype(np.float64) / losses.sum(dtype=np.float64)
+    np.testing.assert_allclose(chances(losses, 0.2), 0.8 * share + 0.2 / len(losses), rtol=1e-5)

@@ -212,3 +212,14 @@ def test_cuda_agrees_with_the_host() -> None:
         torch.testing.assert_close(found.cpu(), score(logits, logits=True), rtol=1e-4, atol=1e-5)
     found = uncertainty.epig(logits.cuda(), logits[:50].cuda(), logits=True)
     torch.testing.assert_close(found.cpu(), uncertainty.epig(logits, logits[:50], logits=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", uncertainty.SCORES.values(), ids=uncertainty.SCORES)
+@pytest.mark.parametrize(("above", "dtype"), [(9e-4, torch.float32), (0.015, torch.bfloat16)])
+def test_no_score_is_negative_where_probabilities_sum_to_a_little_over_1(
+    score: Callable[..., Any], above: float, dtype: torch.dtype
+) -> None:
+    p = torch.tensor([[1 + above, 0.0, 0.0]] * 3 + [[0.2, 0.3, 0.5]] * 3).reshape(2, 3, 3).to(dtype)
+    scores = score(p)
+    assert (scores >= 0).all()
+    StochasticAcquisition().select(scores, 2, seed=0)

@@ -212,6 +212,27 @@ def test_acquisition_draws_by_scores_and_learns_from_reports(client: Client) -> 
         client.report(session, [(2, np.full(10, -1.0))])
 
 
+@pytest.mark.parametrize(("shift", "lowest"), [(0.5, -0.5), ("lowest", -9.0)])
+def test_a_session_of_scores_that_may_be_negative(client: Client, shift: float | str, lowest: float) -> None:
+    scores = np.linspace(lowest, 5, 20, dtype=np.float32)
+    parameters = {"k": 10, "shift": shift}
+    spec: dict[str, Any] = {"size": 20, "batch_size": 10, "epochs": 2, "scores": scores, "parameters": parameters}
+    session = client.create_session("acquisition", **spec).id
+    batch = client.step(session, 0)
+    method = StochasticAcquisition(shift=shift)  # type: ignore[arg-type]
+    assert batch.indices.tolist() == method.select(scores, 10, seed=(0, 0)).indices.tolist()
+    client.report(session, [(0, np.full(10, lowest))])
+    assert len(client.step(session, 1).indices) == 10
+    if shift != "lowest":
+        with pytest.raises(ServiceError, match=r"no score below -0\.5"):
+            client.report(session, [(1, np.full(10, -0.75))])
+        spec["scores"] = scores - 1
+        with pytest.raises(
+            ServiceError, match=r"position 0 is -1\.5: it must be -0\.5 or more, with the shift of 0\.5"
+        ):
+            client.create_session("acquisition", **spec)
+
+
 def test_operations(http: httpx.Client, client: Client, session: str) -> None:
     assert http.get("/healthz").json() == {"status": "alive"}
     assert http.get("/readyz").json() == {"status": "ready"}

@@ -52,11 +52,7 @@ CASES = [
     Case(
         ZipFitBody,
         ZipFit,
-        {
-            "threads": HARDWARE,
-            "device": HARDWARE,
-            "estimate": "grams is for recipes on a GPU, and finds fewer of the best; pursuit needs no choice",
-        },
+        {"threads": HARDWARE},
         {"texts", "k"},
         {"codec": CODECS, "mode": MODES},
     ),

@@ -1,5 +1,6 @@
 """Sessions of stochastic acquisition: epochs drawn by scores, which are the losses reported."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,9 @@ class AcquisitionParameters(Parameters):
 
     kind: Literal["power", "softmax", "soft-rank"] = "power"
     beta: float = Field(default=1.0, ge=0)
+    shift: float | Literal["lowest"] = Field(
+        default=0.0, description="power: added to all scores; or lowest: less the lowest of those left"
+    )
     k: int | None = Field(default=None, ge=1, description="candidates drawn for an epoch; None: all of them")
     once: bool = Field(default=False, description="a candidate drawn in one epoch is out of the later ones")
     scores: list[float] | None = Field(
@@ -44,8 +48,10 @@ class AcquisitionMethod(Defaults):
     stateful = True
 
     @property
-    def nonnegative(self) -> bool:
-        return self.selector.kind == "power"
+    def lowest_loss(self) -> float:
+        if self.selector.kind != "power" or self.selector.shift == "lowest":
+            return -math.inf
+        return -float(self.selector.shift)
 
     def start(self) -> State:
         return {"scores": self.scores, "drawn": np.zeros(len(self.scores), np.uint8)}
@@ -80,13 +86,13 @@ def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) ->
             scores = tables["scores"]["scores"].to_numpy().astype(np.float32)
         elif parameters.scores is not None:
             scores = np.array(parameters.scores, np.float32)
-        selector = StochasticAcquisition(kind=parameters.kind, beta=parameters.beta)
+        selector = StochasticAcquisition(kind=parameters.kind, beta=parameters.beta, shift=parameters.shift)
         if scores.shape != (size,):
             raise ValueError(f"scores has {len(scores)} entries, but there are {size} candidates")
         # Drawing none looks at every score, so that a bad one is refused now and not at the first step.
         selector.select(scores, 0, seed=spec.seed)
-        if not np.isfinite(scores).all() or (selector.kind == "power" and (scores < 0).any()):
-            raise ValueError("scores must be finite, and with power not negative")
+        if not np.isfinite(scores).all():
+            raise ValueError("scores must be finite")
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise Refusal("bad-parameters", f"parameters: {error}") from error
     k = size if parameters.k is None else parameters.k

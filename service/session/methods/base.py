@@ -1,5 +1,6 @@
 """Parts that the methods of sessions share: what each declares of itself, its parameters, and default answers."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -69,8 +70,8 @@ class Defaults:
     """What a method answers unless it says otherwise: it takes any loss, and hands out whole batches of an order."""
 
     @property
-    def nonnegative(self) -> bool:
-        return False
+    def lowest_loss(self) -> float:
+        return -math.inf
 
     @property
     def choosing(self) -> Choosing | None:

@@ -14,6 +14,7 @@ from curation.dataset.writer import file_record
 from curation.errors import VerificationError
 from curation.plan import BatchPlan
 from curation.recipe import Recipe
+from curation.recipe.model import recipe_sha256
 
 from ..conftest import BELOW, DUPLICATE, SCORE, Finished
 
@@ -211,6 +212,13 @@ def test_an_infinite_beta_survives_the_manifest(out: Path) -> None:
     raw["steps"][2] |= {"kind": "power", "beta": float("inf")}
     recipe = Recipe.model_validate(raw)
     change(out, recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256())
+    assert findings(out) == []
+
+
+def test_a_recipe_of_a_version_that_knew_fewer_parameters(out: Path) -> None:
+    recipe = Manifest.load(out).recipe
+    del recipe["steps"][2]["shift"]
+    change(out, recipe=recipe, recipe_sha256=recipe_sha256(recipe))
     assert findings(out) == []
 
 

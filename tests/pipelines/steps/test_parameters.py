@@ -22,8 +22,6 @@ PAIRS: list[tuple[type[Step], type[Any], dict[str, str]]] = [
         {
             "mode": "select's; a recipe scores every row",
             "shortlist_fraction": "the same",
-            "estimate": "the same",
-            "device": "the same",
             "threads": "resources.cpus",
         },
     ),

@@ -270,6 +270,37 @@ class TestAcquisitionSampler:
         assert set(first[:3]) == {3, 4, 5}
         assert len(set(first)) == 6
 
+    @pytest.mark.parametrize("redraw", ["step", "epoch"])
+    @pytest.mark.parametrize("kind", ["power", "softmax", "soft-rank"])
+    def test_an_infinite_score_means_what_select_takes_it_for(self, kind: str, redraw: Any) -> None:
+        scores = np.array([0.5, np.inf, np.nan, 0.2, np.inf, *([0.0] if kind == "power" else [-np.inf])])
+        method = StochasticAcquisition(kind=kind)
+        for seed in range(10):
+            sampler = AcquisitionSampler(scores, method, size=6, batch_size=1, seed=seed, redraw=redraw)
+            order = [row for batch in sampler for row in batch]
+            if kind == "soft-rank":
+                assert order[-1] == 2
+            else:
+                assert (set(order[:2]), set(order[2:4]), order[4:]) == ({1, 4}, {0, 3}, [5, 2])
+        at_once = AcquisitionSampler(scores, method, size=6, batch_size=6, seed=1, redraw="epoch")
+        known = np.array([0, 1, 3, 4, 5])
+        picks = method.select(scores[known], 5, seed=(1, 0)).indices
+        assert next(iter(at_once)) == [*known[picks].tolist(), 2]
+
+    def test_a_score_that_cannot_be_drawn_by_is_named_by_its_candidate(self) -> None:
+        scores = np.array([np.nan, 2.0, -0.25, 1.0])
+        sampler = AcquisitionSampler(scores, StochasticAcquisition(), size=4, batch_size=1)
+        with pytest.raises(ValueError, match=r"the score of candidate 2 is -0\.25, .*shift"):
+            next(iter(sampler))
+        lowered = StochasticAcquisition(shift="lowest")
+        drawn = [row for batch in AcquisitionSampler(scores, lowered, size=4, batch_size=1) for row in batch]
+        assert (set(drawn[:2]), drawn[2:]) == ({1, 3}, [2, 0])
+
+    def test_scores_of_any_type(self) -> None:
+        for scores in (torch.arange(6).to(torch.bfloat16).requires_grad_(), torch.arange(6), list(range(6))):
+            sampler = AcquisitionSampler(scores, StochasticAcquisition(beta=float("inf")), size=6, batch_size=6)
+            assert next(iter(sampler)) == [5, 4, 3, 2, 1, 0]
+
     def test_shapes_and_budget_are_checked(self) -> None:
         with pytest.raises(ValueError, match="shape"):
             list(AcquisitionSampler(np.ones(3), StochasticAcquisition(), size=4, batch_size=2))

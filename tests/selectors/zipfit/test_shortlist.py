@@ -59,19 +59,6 @@ def test_recall_on_real_text() -> None:
     assert shortlist.size == len(functions)
 
 
-def test_grams_rank_as_alignment_does_but_not_as_well() -> None:
-    functions, docstrings = functions_and_docstrings()
-    selector = ZipFit(targets=docstrings, mode="shortlist", estimate="grams", shortlist_fraction=0.2)
-    exact = ZipFit(targets=docstrings).score(functions)
-    estimates = selector._estimates(pa.chunked_array([functions]))
-    assert np.corrcoef(exact, estimates)[0, 1] > 0.95
-    chosen = selector.select(functions, 20)
-    np.testing.assert_array_equal(chosen.scores, exact[chosen.indices])
-    assert len(np.intersect1d(chosen.indices, np.argsort(-exact)[:20])) >= 16
-    with pytest.raises(ValueError, match="estimate must be one of pursuit, grams"):
-        ZipFit(targets=["a"], estimate="words")
-
-
 def test_recall_of_a_fraction_that_holds_everything_is_one() -> None:
     texts = [f"value {i} is {i * i % 97}, which is {i % 7}" for i in range(200)]
     selector = ZipFit(targets=texts[:30], mode="shortlist", shortlist_fraction=1.0)

@@ -10,9 +10,18 @@ import pytest
 from curation.pair import Pair
 from curation.selectors.acquisition import StochasticAcquisition
 from curation.selectors.zipfit import ZipFit
-from curation.service.client import Client
+from curation.service.client import Client, ServiceError
 
 Problem = Callable[[httpx.Response, int, str], dict[str, Any]]
+
+
+def test_a_draw_of_scores_that_may_be_negative(client: Client) -> None:
+    scores = np.array([0.3, -0.01, 0.2, 0.5])
+    with pytest.raises(ServiceError, match=r"position 1 is -0\.01: it must be 0 or more"):
+        client.acquire(scores, 3)
+    for shift in (0.02, "lowest"):
+        own = StochasticAcquisition(shift=shift).select(scores, 3, seed=(4,))  # type: ignore[arg-type]
+        assert np.array_equal(client.acquire(scores, 3, seed=4, shift=shift).indices, own.indices)
 
 
 def test_selecting_without_a_session(client: Client, http: httpx.Client) -> None:
@@ -41,6 +50,8 @@ BAD_SELECTS: list[tuple[str, dict[str, Any], int, str]] = [
     ("acquire", {"scores": [-1.0], "k": 1}, 422, "bad-body"),
     ("acquire", {"scores": [1.0] * 5001, "k": 1}, 413, "too-large"),
     ("acquire", {"scores": [1.0], "k": 1, "kind": "best"}, 422, "bad-body"),
+    ("acquire", {"scores": [1.0], "k": 1, "kind": "softmax", "shift": 1}, 422, "bad-body"),
+    ("acquire", {"scores": [1.0], "k": 1, "shift": "least"}, 422, "bad-body"),
     ("zipfit", {"texts": [""], "targets": ["a"], "k": 1}, 422, "bad-body"),
     ("zipfit", {"texts": ["a"], "targets": [], "k": 1}, 422, "bad-body"),
     ("jest", {"learner_a": [[1.0]], "learner_b": [[1.0, 2.0]], "criterion": "hard"}, 422, "bad-body"),
