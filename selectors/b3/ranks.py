@@ -73,8 +73,8 @@ def rank_bounds(ranks: Ranks, size: int, *, datasets: Int64 | None = None, label
         if isinstance(ranks, Mapping) and name not in ranks:
             raise ValueError(f"ranks give a pair to data sets {', '.join(map(str, ranks))}, but none to {name}")
         pairs.append(ranks[name] if isinstance(ranks, Mapping) else ranks)
-    table = np.array(pairs, np.float64)
-    shared = np.array([isinstance(end, float) for _, end in pairs])[sets]
+    table = np.array(pairs, np.float64).reshape(-1, 2)
+    shared = np.array([isinstance(end, float) for _, end in pairs], bool)[sets]
     bounds = table[sets]
     if shared.any():
         bounds[shared] = np.rint(bounds[shared] * _others(sets, labels)[shared, None])
@@ -91,7 +91,8 @@ def _others(sets: Int64, labels: Int64 | None) -> Int64:
     alike = np.ones(len(sets), np.int64)
     if labels is not None:
         known = np.flatnonzero(labels >= 0)
-        names = sets[known] * (int(labels.max(initial=0)) + 1) + labels[known]
+        classes, labelled = np.unique(labels[known], return_inverse=True)
+        names = sets[known] * len(classes) + labelled
         _, which, counts = np.unique(names, return_inverse=True, return_counts=True)
         alike[known] = counts[which]
     return np.bincount(sets)[sets] - alike

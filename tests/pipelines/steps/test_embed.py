@@ -14,7 +14,7 @@ from curation.arrow import load_matrix
 from curation.errors import BadRowError, RecipeError, StepError
 from curation.pipelines import Embed
 from curation.pipelines.engine.workspace import Stage
-from curation.pipelines.steps.b3.vectors import CopyVectors, vector_width
+from curation.pipelines.steps.b3.columns import CopyVectors, vector_width
 from curation.pipelines.steps.embed import EmbedBlock, FitTfidf
 from curation.pipelines.steps.teachers import Tfidf, WithinMemory, load_teacher
 from curation.recipe import FileSource
