@@ -1,7 +1,7 @@
 """Pairs: the two sides of a contrastive model's output, as JEST's selector takes them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,8 +14,9 @@ class Pair:
         a: [B, D] floats, a torch tensor on any device or a numpy array; as the loss takes them
             (normalised where the loss normalises).
         b: the same shape, kind and device as ``a``.
-        scale: the loss's multiplier (exp of its log-temperature).
-        bias: added to each logit (SigLIP's bias; 0 for InfoNCE).
+        scale: the loss's multiplier (exp of its log-temperature): a number, or the model's own tensor of one number,
+            with or without a gradient, which stays on its device.
+        bias: added to each logit (SigLIP's bias; 0 for InfoNCE), likewise.
 
     Raises:
         ValueError: shapes differ, are not two-dimensional, or a side is empty.
@@ -23,8 +24,8 @@ class Pair:
 
     a: Any
     b: Any
-    scale: float = 1.0
-    bias: float = 0.0
+    scale: SupportsFloat = 1.0
+    bias: SupportsFloat = 0.0
 
     def __post_init__(self) -> None:
         shapes = tuple(self.a.shape), tuple(self.b.shape)
@@ -35,3 +36,9 @@ class Pair:
 
     def __len__(self) -> int:
         return int(self.a.shape[0])
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """(scale, bias) as numbers; waits for the device that they are on."""
+        scale, bias = (float(getattr(factor, "detach", lambda f=factor: f)()) for factor in (self.scale, self.bias))
+        return scale, bias

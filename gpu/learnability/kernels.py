@@ -38,9 +38,15 @@ def _larger(p, q):  # type: ignore[no-untyped-def]
 def sums_kernel(  # type: ignore[no-untyped-def]
     taken, rows, out, n_taken, n_rows, share, groups, stride_taken, stride_rows, scale, bias, size_class,
     D: tl.constexpr, SOFTMAX: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr, POINTERS: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out[group, j]: sigmoid Σ log2(1 + 2^y), softmax log2 Σ 2^y, over the group's share of taken; y in base 2."""
+    """out[group, j]: sigmoid Σ log2(1 + 2^y), softmax log2 Σ 2^y, over the group's share of taken; y in base 2.
+
+    With POINTERS scale and bias are addresses of float32, and in base e.
+    """
+    if POINTERS:
+        scale = tl.load(scale) * 1.4426950408889634
+        bias = tl.load(bias) * 1.4426950408889634
     j = tl.program_id(0) // groups * BLOCK_J + tl.arange(0, BLOCK_J)
     group = tl.program_id(0) % groups
     first = group * share
@@ -129,7 +135,13 @@ def groups_of(taken: int, rows: int) -> tuple[int, int]:
 
 
 def accumulate_triton(
-    taken: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, *, loss: str, scale: float, bias: float
+    taken: torch.Tensor,
+    rows: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    loss: str,
+    scale: float | torch.Tensor,
+    bias: float | torch.Tensor,
 ) -> None:
     """See :func:`curation.gpu.learnability.accumulate`. Beside ``out`` it holds float32[groups, B].
 
@@ -140,14 +152,16 @@ def accumulate_triton(
     softmax = loss == "softmax"
     groups, share = groups_of(len(taken), len(rows))
     partial = torch.empty(groups, len(rows), dtype=torch.float32, device=rows.device)
+    pointers = isinstance(scale, torch.Tensor) or isinstance(bias, torch.Tensor)
+    factors = [_address(x, rows.device) if pointers else x * _LOG2E for x in (scale, bias)]
 
     def grid(chosen: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(len(rows), chosen["BLOCK_J"]) * groups,)
 
     _tuned[grid](
         taken, rows, partial, len(taken), len(rows), share, groups, taken.stride(0), rows.stride(0),
-        scale * _LOG2E, bias * _LOG2E, (len(taken) - 1).bit_length(), D=rows.shape[1], SOFTMAX=softmax,
-        EVEN=len(taken) % 128 == 0,
+        *factors, (len(taken) - 1).bit_length(), D=rows.shape[1], SOFTMAX=softmax,
+        EVEN=len(taken) % 128 == 0, POINTERS=pointers,
         PRECISION="tf32x3" if rows.dtype == torch.float32 else "tf32",
         # Triton's interpreter keeps bfloat16 as integers and multiplies those.
         UPCAST=_INTERPRETED and rows.dtype == torch.bfloat16,
@@ -157,3 +171,10 @@ def accumulate_triton(
         torch.logaddexp(out, torch.logsumexp(partial, 0), out=out)
     else:
         out += partial.sum(0)
+
+
+def _address(factor: float | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """float32[] on the device, without a wait."""
+    if isinstance(factor, torch.Tensor):
+        return factor.detach().to(device, torch.float32)
+    return torch.full((), factor, dtype=torch.float32, device=device)

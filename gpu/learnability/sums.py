@@ -23,7 +23,6 @@ Backend = Literal["auto", "numba", "torch", "triton"]
 
 LOSSES: tuple[str, ...] = get_args(Loss)
 BACKENDS: tuple[str, ...] = get_args(Backend)
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 # Seen on two cores: a tile in the second-level caches feeds the matrix product best; larger ones cost it a third.
 _TILE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 _COLUMN_STEP = 128
@@ -35,8 +34,8 @@ def accumulate(
     out: torch.Tensor,
     *,
     loss: Loss,
-    scale: float = 1.0,
-    bias: float = 0.0,
+    scale: float | torch.Tensor = 1.0,
+    bias: float | torch.Tensor = 0.0,
     backend: Backend = "auto",
     tile_bytes: int | None = None,
 ) -> None:
@@ -49,7 +48,7 @@ def accumulate(
         rows: [B, D], the other side of all candidates; same dtype and device as ``taken``.
         out: float64[B] on that device; 0 (sigmoid) or -inf (softmax) before the first call.
         loss: which sum; see the module's text.
-        scale, bias: of the logits.
+        scale, bias: of the logits; tensors of shape [] on that device are read there.
         backend: ``auto`` takes triton on CUDA where it is installed, numba for CPU tensors of at most
             32 bits, torch for the rest. float16 and bfloat16 are summed in float32.
         tile_bytes: bound on a tile and its upcast rows; default 2 MiB on the CPU, 256 MiB elsewhere
@@ -60,7 +59,7 @@ def accumulate(
     """
     _check(taken, rows, out)
     chosen = choose_backend(backend, rows)
-    if taken.shape[0] == 0:
+    if taken.shape[0] == 0 or rows.shape[0] == 0:
         return
     if chosen == "triton":
         from curation.gpu.learnability.kernels import accumulate_triton
@@ -73,7 +72,7 @@ def accumulate(
     if chosen == "numba":
         from curation.gpu.learnability.cpu import accumulate_numba
 
-        accumulate_numba(taken, rows, out, loss=loss, scale=scale, bias=bias, width=width)
+        accumulate_numba(taken, rows, out, loss=loss, scale=float(scale), bias=float(bias), width=width)
         return
     accumulate_torch(taken.detach().to(dtype), rows, out, loss=loss, scale=scale, bias=bias, width=width)
 
@@ -107,8 +106,15 @@ def scratch_bytes(
     return sums.itemsize * (4 * tile * taken + upcast * (tile + taken) * width) + 24 * tile
 
 
-def own_logits(a: torch.Tensor, b: torch.Tensor, *, scale: float = 1.0, bias: float = 0.0) -> torch.Tensor:
-    """z_jj = scale · ⟨a_j, b_j⟩ + bias, float64[B]; it is not finite wherever row j of either side is not."""
+def own_logits(
+    a: torch.Tensor, b: torch.Tensor, *, scale: float | torch.Tensor = 1.0, bias: float | torch.Tensor = 0.0
+) -> torch.Tensor:
+    """z_jj = scale · ⟨a_j, b_j⟩ + bias, float64[B]; it is not finite wherever row j of either side is not.
+
+    Args:
+        a, b: [B, D] floats, both sides of the candidates.
+        scale, bias: as in :func:`accumulate`.
+    """
     dots = torch.empty(len(a), dtype=torch.float64, device=a.device)
     step = max(1, _TILE_BYTES["cpu"] * 4 // a.shape[1])
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
@@ -116,7 +122,7 @@ def own_logits(a: torch.Tensor, b: torch.Tensor, *, scale: float = 1.0, bias: fl
         for start in range(0, len(a), step):
             part = slice(start, start + step)
             dots[part] = torch.linalg.vecdot(a[part].to(dtype), b[part].to(dtype))
-    return dots.mul_(scale).add_(bias)
+        return dots.mul_(scale).add_(bias)
 
 
 def choose_backend(backend: Backend, rows: torch.Tensor) -> str:

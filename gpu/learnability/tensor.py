@@ -9,8 +9,8 @@ def accumulate_torch(
     out: torch.Tensor,
     *,
     loss: str,
-    scale: float,
-    bias: float,
+    scale: float | torch.Tensor,
+    bias: float | torch.Tensor,
     width: int,
 ) -> None:
     """See :func:`curation.gpu.learnability.accumulate`; ``width`` columns a tile, sums in ``taken``'s dtype."""

@@ -1,50 +1,70 @@
 """Candidates of JEST that are spread over the ranks of torch.distributed."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from curation.selectors.distributed import Done, together
 from curation.selectors.jest.sums import Term
+
+
+class Kind(NamedTuple):
+    """What a model's embeddings must have in common on all ranks."""
+
+    name: str
+    width: int
+    dtype: torch.dtype
+    device: str
+    scale: float
+    bias: float
+
+    @classmethod
+    def of(cls, term: Term) -> "Kind":
+        return cls(term.name, term.a.shape[1], term.a.dtype, term.device.type, float(term.scale), float(term.bias))
 
 
 class Shards:
     """What the ranks exchange in a round: everyone's logits, and the rows that were taken.
 
     Args:
-        terms: this rank's.
-        shared: what must be the same on all ranks, compared by its repr.
+        terms_here: makes this rank's terms; none where it has no rows.
+        empty: makes the term of no rows that stands for a model on such a rank, from its kind.
+        shared: what else must be the same on all ranks, compared by its repr.
         group: the process group.
 
     Raises:
-        ValueError: on every rank, where ranks disagree or any has a row that is not finite.
+        ValueError: on every rank, where ``terms_here`` raised on any, or any has a row that is not finite, or ranks
+            disagree, or none has rows.
         RuntimeError: torch.distributed is not up.
     """
 
-    def __init__(self, terms: list[Term], shared: object, group: Any) -> None:
+    def __init__(
+        self, terms_here: Callable[[], list[Term]], empty: Callable[[Kind], Term], shared: object, group: Any
+    ) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError("select_distributed needs torch.distributed: call init_process_group first")
-        self._group, self._world = group, dist.get_world_size(group)
-        rank = dist.get_rank(group)
-        problem = None
-        try:
+        self._group, self._world, rank = group, dist.get_world_size(group), dist.get_rank(group)
+
+        def check() -> Done[list[Term]]:
+            terms = terms_here()
             for term in terms:
                 term.check_finite()
-        except ValueError as error:
-            problem = f"rank {rank}: {error}"
-        settings = repr((shared, [(t.name, t.a.shape[1], str(t.a.dtype), t.scale, t.bias) for t in terms]))
-        ranks: list[Any] = [None] * self._world
-        dist.all_gather_object(ranks, (len(terms[0]), settings, problem), group=group)
-        problems = [text for _, _, text in ranks if text]
-        if problems:
-            raise ValueError("; ".join(problems))
-        for other, (_, other_settings, _) in enumerate(ranks):
-            if other_settings != ranks[0][1]:
-                raise ValueError(f"rank {other} disagrees with rank 0: {other_settings} against {ranks[0][1]}")
-        self._lengths = [length for length, _, _ in ranks]
+            facts = (shared, *map(Kind.of, terms)) if terms else None
+            return Done(terms, facts, mark=len(terms[0]) if terms else 0)
+
+        self.terms, lengths = together(check, group)
+        self._lengths = lengths.tolist()
         self._start = sum(self._lengths[:rank])
         self._length = self._lengths[rank]
         self.size = sum(self._lengths)
+        if not self.size:
+            raise ValueError("no rank has rows to choose from")
+        if 0 in self._lengths:
+            kinds: list[Any] = [None] * self._world
+            dist.all_gather_object(kinds, [Kind.of(term) for term in self.terms], group=group)
+            self.terms = self.terms or [empty(kind) for kind in next(filter(None, kinds))]
 
     def gather(self, logits: torch.Tensor) -> torch.Tensor:
         """float64[size], in rank order."""
@@ -59,9 +79,11 @@ class Shards:
     def rows(self, term: Term, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both sides' embeddings of these positions: each rank fills in its own, and zeros are added to them."""
         local = index - self._start
-        held = ((local >= 0) & (local < self._length)).unsqueeze(1)
-        a, b = term.rows(local.clamp(0, self._length - 1))
-        both = torch.stack((a, b)).masked_fill_(~held, 0)
+        held = (local >= 0) & (local < self._length)
+        if self._length:
+            both = torch.stack(term.rows(local.clamp(0, self._length - 1))).masked_fill_(~held.unsqueeze(1), 0)
+        else:
+            both = term.a.new_zeros(2, len(index), term.a.shape[1])
         # In float32, since not every backend adds half precision; one summand is not zero, so this is exact.
         wide = both if both.dtype == torch.float64 else both.float()
         dist.all_reduce(wide, group=self._group)

@@ -8,11 +8,22 @@ contrastive loss it adds to the batch taken so far: the learner's, less a refere
 The losses of a candidate against the batch are running sums, so a round costs only the products with what the
 round before took: O(b·B·D) work in all and one tile of memory, where the published pseudocode builds the B×B
 losses of both models and adds them up again in each round. The distribution is the same.
+
+With z_ij = scale · ⟨a_i, b_j⟩ + bias and S the batch so far, what j adds to a model's loss is, for
+
+- ``sigmoid``: softplus(-z_jj) + Σ_{i∈S} softplus(z_ij) + Σ_{i∈S} softplus(z_ji);
+- ``softmax``: -z_jj + ½ (log Σ_{i∈S} exp z_ij + log Σ_{i∈S} exp z_ji), as the paper's pseudocode has it. Its
+  denominators lack j's own positive, so that it has no lower bound, and where z_jj is large it decides alone.
+  ``own_positive`` takes the sums over S ∪ {j}: then it is j's InfoNCE loss in the batch S ∪ {j}, never negative.
+
+In the first round, where S is empty, it is softplus(-z_jj) or, in both forms of ``softmax``, -z_jj: the InfoNCE loss
+of a pair by itself is 0 and tells nothing.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +31,20 @@ import torch
 
 from curation.gpu.learnability import BACKENDS, LOSSES, Backend, Loss
 from curation.pair import Pair
-from curation.selection import Selection
-from curation.selectors.jest.sums import Term
+from curation.selection import Selection, as_positions, check_distinct
+from curation.selectors.jest.draw import Generator, Local, draw, total
+from curation.selectors.jest.sums import Form, Term
 
 Criterion = Literal["learnability", "hard", "easy"]
-Generator = torch.Generator | np.random.Generator
 
-CRITERIA: dict[Criterion, tuple[int, int]] = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
-"""How the learner's and the reference's loss enter the logit."""
+CRITERIA: dict[Criterion, dict[str, int]] = {
+    "learnability": {"learner": 1, "reference": -1},
+    "hard": {"learner": 1},
+    "easy": {"reference": -1},
+}
+"""Which models' losses enter the logit, and with which sign."""
+
+_OVERFLOW = "a logit overflowed: scale · ⟨a, b⟩ + bias must fit the embeddings' dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,8 @@ class JEST:
         criterion: ``learnability`` is the learner's loss less the reference's, ``hard`` the learner's alone,
             ``easy`` minus the reference's.
         joint: False draws all b by their own losses alone, ignoring each other: the baseline.
+        own_positive: with ``softmax``, from the second round on, j's own positive stands in its denominators: the
+            logit is then of its InfoNCE loss in the batch. The paper's form leaves it out; see the module's text.
         backend: see :func:`curation.gpu.learnability.accumulate`.
         tile_bytes: memory for the tile of logits in flight; None is 2 MiB on the CPU, 256 MiB on a GPU.
 
@@ -55,6 +74,7 @@ class JEST:
     chunks: int = 16
     criterion: Criterion = "learnability"
     joint: bool = True
+    own_positive: bool = False
     backend: Backend = "auto"
     tile_bytes: int | None = None
 
@@ -66,14 +86,25 @@ class JEST:
             raise ValueError(f"filter_ratio must lie in [0, 1), not {self.filter_ratio}")
         if self.chunks < 1:
             raise ValueError(f"chunks must be at least 1, not {self.chunks}")
+        if self.own_positive and self.loss != "softmax":
+            raise ValueError(f"own_positive is of loss='softmax': {self.loss!r} has no denominator")
         if self.tile_bytes is not None and self.tile_bytes < 1:
             raise ValueError(f"tile_bytes must be positive, or None for the default, not {self.tile_bytes}")
 
     def rounds(self, size: int) -> list[int]:
         """How many of ``size`` candidates each round takes; their sum is b."""
-        chosen = max(1, round((1 - self.filter_ratio) * size))
+        chosen = self.chosen(size)
         chunks = min(self.chunks, chosen) if self.joint else 1
         return [chosen // chunks + (i < chosen % chunks) for i in range(chunks)]
+
+    def chosen(self, size: int) -> int:
+        """b, how many of ``size`` candidates are taken."""
+        return max(1, round((1 - self.filter_ratio) * size))
+
+    def smallest(self, chosen: int) -> int:
+        """The size of the smallest super-batch of which so many candidates are taken."""
+        above = int(2 * chosen / (1 - self.filter_ratio)) + 2
+        return chosen + bisect_left(range(chosen, above), chosen, key=self.chosen)
 
     def select(self, learner: Pair | None, reference: Pair | None, *, generator: Generator) -> Selection:
         """Choose b of the super-batch's B pairs.
@@ -93,14 +124,7 @@ class JEST:
             TypeError: the generator or an array is of another kind.
         """
         terms = self._terms(learner, reference)
-        for term in terms:
-            if term.device.type == "cpu":
-                term.check_finite()
-        picks, scores = self._draw(terms, _Local(terms), generator)
-        if not bool(torch.isfinite(scores).all()):
-            for term in terms:
-                term.check_finite()
-            raise ValueError("a logit overflowed: scale · ⟨a, b⟩ + bias must fit the embeddings' dtype")
+        picks, scores = self._checked_draw(terms, generator)
         return Selection(indices=picks.cpu().numpy(), scores=scores.cpu().numpy(), size=len(terms[0]))
 
     def draw(
@@ -108,11 +132,14 @@ class JEST:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`select`, but (indices int64[b], scores float64[b]) stay on the device.
 
-        With CUDA embeddings and a CUDA generator the host neither waits nor copies, and so cannot check: rows
-        that are not finite give scores that are not.
+        With CUDA embeddings and a CUDA generator the host neither waits nor copies, and so does not check: a row with a
+        NaN is drawn first and its score is NaN, as are most after it. Where you next wait for the device,
+        ``scores.isfinite().all()`` tells. On the CPU errors are those of :meth:`select`.
         """
         terms = self._terms(learner, reference)
-        return self._draw(terms, _Local(terms), generator)
+        if terms[0].device.type == "cpu":
+            return self._checked_draw(terms, generator)
+        return draw(self.rounds(len(terms[0])), terms, Local(terms), generator)
 
     def logits(
         self, learner: Pair | None, reference: Pair | None, taken: Sequence[npt.ArrayLike] = ()
@@ -120,13 +147,22 @@ class JEST:
         """float64[B]: what the next round would draw from, once the rounds in ``taken`` took those positions.
 
         The entries of positions already taken mean nothing.
+
+        Raises:
+            ValueError: as :meth:`select`; or a position in ``taken`` is out of range, or comes twice.
+            TypeError: as :meth:`select`; or positions are not integers.
         """
         terms = self._terms(learner, reference)
-        for picks in taken if self.joint else ():
-            index = torch.as_tensor(np.asarray(picks, np.int64), device=terms[0].device)
+        rounds = [as_positions(picks, f"taken[{number}]") for number, picks in enumerate(taken)]
+        try:
+            check_distinct(np.concatenate([np.empty(0, np.int64), *rounds]), len(terms[0]))
+        except ValueError as error:
+            raise ValueError(f"taken: {error}") from None
+        for picks in rounds if self.joint else ():
+            index = torch.tensor(np.ascontiguousarray(picks), device=terms[0].device)
             for term in terms:
                 term.add(*term.rows(index))
-        return _total(terms).cpu().numpy()
+        return total(terms).cpu().numpy()
 
     def select_distributed(
         self, learner: Pair | None, reference: Pair | None, *, seed: int | Sequence[int], group: Any = None
@@ -138,7 +174,8 @@ class JEST:
         embeddings first would move B·D. All ranks end with the same choice.
 
         Args:
-            learner, reference: this rank's rows; shards may differ in length. Position 0 is rank 0's first row.
+            learner, reference: this rank's rows; shards may differ in length. Position 0 is rank 0's first row. Both
+                None on a rank that has no rows.
             seed: the same on all ranks; derive one for each step, such as ``(seed, epoch, step)``.
             group: the process group, None for the default one.
 
@@ -147,89 +184,50 @@ class JEST:
             ``indices[r::world_size]``.
 
         Raises:
-            ValueError: as :meth:`select`, on all ranks; or ranks disagree on parameters, seed, widths or scale.
+            ValueError: on all ranks alike, naming the rank: what :meth:`select` raises (any exception of this rank's
+                own arrays is its cause there), or ranks disagree on parameters, seed, widths, dtypes or scale, or no
+                rank has rows.
             RuntimeError: torch.distributed is not up.
         """
-        from curation.selectors.jest.distributed import Shards
+        from curation.selectors.jest.distributed import Kind, Shards
 
-        terms = self._terms(learner, reference)
-        shards = Shards(terms, (self, seed), group)
-        picks, scores = self._draw(terms, shards, np.random.default_rng(seed))
+        def terms() -> list[Term]:
+            return [] if learner is None and reference is None else self._terms(learner, reference)
+
+        def empty(kind: Kind) -> Term:
+            nothing = torch.empty(0, kind.width, dtype=kind.dtype, device=kind.device)
+            return self._term(kind.name, nothing, nothing, kind.scale, kind.bias)
+
+        shards = Shards(terms, empty, (self, seed), group)
+        picks, scores = draw(self.rounds(shards.size), shards.terms, shards, np.random.default_rng(seed))
         if not bool(torch.isfinite(scores).all()):
-            raise ValueError("a logit overflowed: scale · ⟨a, b⟩ + bias must fit the embeddings' dtype")
+            raise ValueError(_OVERFLOW)
         return Selection(indices=picks.cpu().numpy(), scores=scores.cpu().numpy(), size=shards.size)
 
     def _terms(self, learner: Pair | None, reference: Pair | None) -> list[Term]:
         terms = []
-        for name, pair, sign in zip(
-            ("learner", "reference"), (learner, reference), CRITERIA[self.criterion], strict=True
-        ):
-            if sign and pair is None:
-                raise ValueError(f"criterion {self.criterion!r} needs the {name}'s embeddings, not None")
-            if sign and pair is not None:
-                terms.append(Term(name, pair, sign, loss=self.loss, backend=self.backend, tile_bytes=self.tile_bytes))
+        for name, pair in (("learner", learner), ("reference", reference)):
+            if name in CRITERIA[self.criterion]:
+                if pair is None:
+                    raise ValueError(f"criterion {self.criterion!r} needs the {name}'s embeddings, not None")
+                terms.append(self._term(name, pair.a, pair.b, pair.scale, pair.bias))
         if len({len(term) for term in terms}) > 1:
             raise ValueError(f"learner has {len(terms[0])} rows, but reference has {len(terms[1])}")
         if len({term.device for term in terms}) > 1:
             raise ValueError(f"learner is on {terms[0].device}, but reference is on {terms[1].device}")
         return terms
 
-    def _draw(self, terms: list[Term], where: "Where", generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes = self.rounds(where.size)
-        device = terms[0].device
-        taken = torch.zeros(where.size, dtype=torch.bool, device=device)
-        picks, scores = [], []
-        for i, size in enumerate(sizes):
-            logits = where.gather(_total(terms))
-            keys = (logits + _gumbel(where.size, generator, device)).masked_fill_(taken, -torch.inf)
-            index = torch.sort(keys, descending=True, stable=True).indices[:size]
-            picks.append(index)
-            scores.append(logits[index])
-            if i + 1 < len(sizes):
-                taken.index_fill_(0, index, True)
-                for term in terms:
-                    term.add(*where.rows(term, index))
-        return torch.cat(picks), torch.cat(scores)
+    def _term(self, name: str, a: Any, b: Any, scale: SupportsFloat, bias: SupportsFloat) -> Term:
+        form = Form(loss=self.loss, own_positive=self.own_positive, backend=self.backend, tile_bytes=self.tile_bytes)
+        return Term(name, CRITERIA[self.criterion][name], a, b, scale, bias, form)
 
-
-class Where(Protocol):
-    """Where the candidates are: all here, or spread over ranks."""
-
-    size: int
-
-    def gather(self, logits: torch.Tensor) -> torch.Tensor:
-        """float64[size]: everyone's logits, from the float64[n] of those here."""
-
-    def rows(self, term: Term, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both sides' embeddings of the candidates at these positions."""
-
-
-class _Local:
-    def __init__(self, terms: list[Term]) -> None:
-        self.size = len(terms[0])
-
-    def gather(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits
-
-    def rows(self, term: Term, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return term.rows(index)
-
-
-def _total(terms: list[Term]) -> torch.Tensor:
-    total = terms[0].logits()
-    return total + terms[1].logits() if len(terms) > 1 else total
-
-
-def _gumbel(size: int, generator: Generator, device: torch.device) -> torch.Tensor:
-    """float64[size] on ``device``: -log E, E exponential. In float32 the extremes, which win, would be coarse."""
-    noise: torch.Tensor
-    if isinstance(generator, torch.Generator):
-        noise = torch.empty(size, dtype=torch.float64, device=generator.device)
-        noise.exponential_(generator=generator)
-    elif isinstance(generator, np.random.Generator):
-        noise = torch.from_numpy(generator.standard_exponential(size))
-    else:
-        raise TypeError(
-            f"generator must be a torch.Generator or a numpy.random.Generator, not {type(generator).__name__}"
-        )
-    return noise.log_().neg_().to(device, non_blocking=True)
+    def _checked_draw(self, terms: list[Term], generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        for term in terms:
+            if term.device.type == "cpu":
+                term.check_finite()
+        picks, scores = draw(self.rounds(len(terms[0])), terms, Local(terms), generator)
+        if not bool(torch.isfinite(scores).all()):
+            for term in terms:
+                term.check_finite()
+            raise ValueError(_OVERFLOW)
+        return picks, scores

@@ -83,10 +83,10 @@ class EmbeddingCache:
         try:
             for number, pair in enumerate(batches):
                 arrays = [_as_list(side) for side in (pair.a, pair.b)]
-                form = (*(array.type for array in arrays), float(pair.scale), float(pair.bias))
+                form = (*(array.type for array in arrays), *pair.factors)
                 if writer is None:
                     first = form
-                    loss = {"scale": repr(float(pair.scale)), "bias": repr(float(pair.bias))}
+                    loss = dict(zip(("scale", "bias"), map(repr, pair.factors), strict=True))
                     schema = pa.schema(
                         [(n, array.type) for n, array in zip(_SIDES, arrays, strict=True)], metadata=loss
                     )
@@ -155,5 +155,5 @@ def _read_arrow(path: Path) -> tuple[dict[str, list[npt.NDArray[Any]]], dict[str
 def _as_list(side: Any) -> pa.Array:
     if isinstance(side, torch.Tensor):
         side = (side.float() if side.dtype == torch.bfloat16 else side).detach().cpu().numpy()
-    flat = pa.array(np.ascontiguousarray(side).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(side, side.dtype.newbyteorder("=")).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, side.shape[1])

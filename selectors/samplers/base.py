@@ -34,9 +34,12 @@ class Stateful(Protocol):
 
 
 class SuperBatches(NamedTuple):
-    """The steps of an epoch, each for all ranks together: ``fewest`` rows in the smallest, and the ``batches``."""
+    """The steps of an epoch, each for all ranks together: how many, the ``fewest`` and ``most`` rows of one, and the
+    batches."""
 
+    steps: int
     fewest: int
+    most: int
     batches: Iterator[npt.NDArray[np.int64]]
 
 
@@ -103,9 +106,9 @@ class ResumableSampler(Sampler[list[int]]):
         """Batches that the next ``iter()`` gives this rank: of a whole epoch, or from a loaded position on."""
         return _steps(*self._ahead(self._split, self.ranks[1]))
 
-    def super_batch_count(self, world_size: int) -> int:
+    def super_batch_count(self, world_size: int, least: int = 1) -> int:
         """Batches that the next :meth:`super_batches` gives."""
-        return _steps(*self._ahead(self._shared_split, world_size))
+        return _steps(*self._ahead(self._split_together(least), world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, world_size = self.ranks
@@ -123,13 +126,15 @@ class ResumableSampler(Sampler[list[int]]):
             )
         yield from self._walk(fetch, split, steps, lambda step: split.span(rank, step))
 
-    def super_batches(self, world_size: int) -> SuperBatches:
+    def super_batches(self, world_size: int, least: int = 1) -> SuperBatches:
         """Begin the epoch with steps for all ranks together, whose rows ``world_size`` ranks are to share.
 
-        ``batch_size`` then counts the rows of all of them; a plan's batch is a step.
+        ``batch_size`` then counts the rows of all of them; a plan's batch is a step. A rest of fewer than ``least``
+        rows is no step of its own: it joins the one before. A plan's batches join no other: ``fewest`` tells of
+        one that is smaller.
         """
-        fetch, split, steps = self._begin(self._shared_split, world_size)
-        return SuperBatches(split.fewest, self._walk(fetch, split, steps, split.step_span))
+        fetch, split, steps = self._begin(self._split_together(least), world_size)
+        return SuperBatches(steps, split.fewest, split.most, self._walk(fetch, split, steps, split.step_span))
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
         """Where this sampler stands: small, whatever N is, and the same on all ranks.
@@ -179,6 +184,9 @@ class ResumableSampler(Sampler[list[int]]):
         """The epoch that the next ``iter()`` runs, or goes on with, and its split."""
         epoch, start = (self._epoch + 1, 0) if self._over() else (self._epoch, self._start)
         return epoch, split(epoch, start, world_size)
+
+    def _split_together(self, least: int) -> Callable[[int, int, int], SharedSplit]:
+        return lambda epoch, start, world_size: self._shared_split(epoch, start, world_size).at_least(least)
 
     def _begin(self, split_of: Callable[[int, int, int], S], world_size: int) -> tuple[Fetch, S, int]:
         if self._over():

@@ -1,6 +1,6 @@
 """Split of a plan's batches among ranks: one to each, and no rank ever gets rows of two. ``split.py`` has the rule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import heapify, heapreplace
 from typing import Literal
@@ -111,11 +111,15 @@ class SharedBatchSplit:
         offsets: int64[B + 1], as in :class:`BatchSplit`.
         world_size: ranks.
         start: batches that were handed out before.
+        drop_small: leave out batches of fewer than ``least`` rows, unless they are the whole epoch.
+        least: rows that a step needs.
     """
 
     offsets: npt.NDArray[np.int64]
     world_size: int
     start: int = 0
+    drop_small: bool = False
+    least: int = 1
 
     @property
     def rows(self) -> int:
@@ -131,20 +135,35 @@ class SharedBatchSplit:
 
     @property
     def steps(self) -> int:
-        return len(self.offsets) - 1 - self.start
+        return len(self._taken)
 
     @property
     def fewest(self) -> int:
-        return int(np.diff(self.offsets[self.start :]).min()) if self.steps else 0
+        return int(np.diff(self.offsets)[self._taken].min()) if self.steps else 0
+
+    @property
+    def most(self) -> int:
+        return int(np.diff(self.offsets)[self._taken].max(initial=0))
 
     def end(self, step: int) -> int:
-        return self.start + step + 1
+        return len(self.offsets) - 1 if step == self.steps - 1 else int(self._taken[step]) + 1
 
     def step_span(self, step: int) -> tuple[int, int]:
-        return int(self.offsets[self.start + step]), int(self.offsets[self.start + step + 1])
+        batch = int(self._taken[step])
+        return int(self.offsets[batch]), int(self.offsets[batch + 1])
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
         return share(*self.step_span(step), rank, self.world_size)
+
+    def at_least(self, rows: int) -> "SharedBatchSplit":
+        return replace(self, least=rows)
+
+    @cached_property
+    def _taken(self) -> npt.NDArray[np.int64]:
+        """Which batches are steps."""
+        batches = np.arange(self.start, len(self.offsets) - 1)
+        large = batches[np.diff(self.offsets)[self.start :] >= self.least]
+        return large if self.drop_small and (len(large) or self.start) else batches
 
 
 def share_batches(offsets: npt.NDArray[np.int64], world_size: int) -> npt.NDArray[np.int64]:

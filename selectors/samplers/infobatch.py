@@ -94,7 +94,7 @@ class InfoBatchSampler(RowSampler):
     def _shared_split(self, epoch: int, start: int, world_size: int) -> SharedSplit:
         if self.plan is None:
             return super()._shared_split(epoch, start, world_size)
-        return SharedBatchSplit(self._in_plan(epoch).offsets, world_size, start)
+        return SharedBatchSplit(self._in_plan(epoch).offsets, world_size, start, self.drop_last)
 
     def _open(self, epoch: int, start: int) -> Fetch:
         if start and self.info.current != epoch:

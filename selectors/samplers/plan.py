@@ -22,7 +22,8 @@ class PlanBatchSampler(ResumableSampler):
         remainder: what becomes of the last batches of the order, where batches do not divide by ranks: ``"share"``
             shares out the rows of each among some ranks, so that none is lost and no rank gets rows of two batches
             (where they have fewer rows than there are ranks, together with the step before); ``"drop"`` leaves them
-            out, unless they are the whole epoch; ``"repeat"`` fills up with the first batches of the order.
+            out, unless they are the whole epoch; ``"repeat"`` fills up with the first batches of the order. Where ranks
+            share each batch, ``"drop"`` leaves out those that are too small for them.
         rank, world_size: None asks torch.distributed at the epoch's start.
 
     Raises:
@@ -52,13 +53,13 @@ class PlanBatchSampler(ResumableSampler):
     def _split(self, epoch: int, start: int, world_size: int) -> Split:
         if self.split == "batches":
             return BatchSplit(self._order(epoch).offsets, world_size, self.remainder, start)
-        shared = self._shared_split(epoch, start, world_size)
+        shared = self._shared_split(epoch, start, world_size).at_least(world_size)
         if shared.steps and shared.fewest < world_size:
             raise ValueError(f'a batch of the plan has fewer rows than the {world_size} ranks of split="rows"')
         return shared
 
     def _shared_split(self, epoch: int, start: int, world_size: int) -> SharedBatchSplit:
-        return SharedBatchSplit(self._order(epoch).offsets, world_size, start)
+        return SharedBatchSplit(self._order(epoch).offsets, world_size, start, self.remainder == "drop")
 
     def _open(self, epoch: int, start: int) -> Fetch:
         order = self._order(epoch)

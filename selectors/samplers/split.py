@@ -11,6 +11,8 @@ One rule, for the local samplers and for the service's sessions:
   takes in the few (one more for some ranks); of batches, which may be as large as memory allows, the batches of both
   steps are halved and shared out. Either way the number of steps depends on sizes alone and not on the order, so that
   all epochs of a plan have as many;
+- a super-batch, of which a method chooses a part for all ranks, is too small where fewer rows would be chosen than
+  there are ranks: such a rest of rows joins the step before, too. A plan's batches stay whole here as well;
 - what is dropped on request is what does not fill a last step, never a whole epoch: an epoch has at least one step,
   because neither a session, which counts its steps, nor a trainer can do anything with none.
 
@@ -26,7 +28,7 @@ Positions count rows, or batches where the split is of batches. Rows are split h
 :mod:`~curation.selectors.samplers.batch_split`; nothing of it needs more than numpy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -72,8 +74,15 @@ class SharedSplit(Split, Protocol):
     def fewest(self) -> int:
         """Rows of the smallest step, of all ranks together; 0 without steps."""
 
+    @property
+    def most(self) -> int:
+        """Rows of the largest step, of all ranks together; 0 without steps."""
+
     def step_span(self, step: int) -> tuple[int, int]:
         """Where a step starts and stops, of all ranks together, in rows of the epoch's order."""
+
+    def at_least(self, rows: int) -> "SharedSplit":
+        """The same split where a step of fewer rows, of all ranks together, is too small to stand alone."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class RowSplit:
         drop_last: leave out the rows that do not fill a last step.
         start: rows that were handed out before.
         together: ``batch_size`` counts the rows of all ranks.
+        least: rows, of all ranks together, that a last step of its own needs, where it is not one for each rank.
     """
 
     rows: int
@@ -95,6 +105,7 @@ class RowSplit:
     drop_last: bool = False
     start: int = 0
     together: bool = False
+    least: int = 1
 
     @cached_property
     def stride(self) -> int:
@@ -114,7 +125,7 @@ class RowSplit:
         full, rest = divmod(self.remaining, self.stride)
         if full == 0:
             return int(self.start == 0 or (rest > 0 and not self.drop_last))
-        return full + (rest >= self.world_size and not self.drop_last)
+        return full + (rest >= max(self.world_size, self.least) and not self.drop_last)
 
     @property
     def fewest(self) -> int:
@@ -122,6 +133,10 @@ class RowSplit:
             return 0
         first, last = self.step_span(0), self.step_span(self.steps - 1)
         return min(first[1] - first[0], last[1] - last[0])
+
+    @property
+    def most(self) -> int:
+        return max(stop - start for start, stop in map(self.step_span, (0, self.steps - 1))) if self.steps else 0
 
     def end(self, step: int) -> int:
         return self.step_span(step)[1]
@@ -135,6 +150,9 @@ class RowSplit:
     def span(self, rank: int, step: int) -> tuple[int, int]:
         start, stop = self.step_span(step)
         return share(start, stop, rank, self.world_size, repeat=self.start > 0 and self.scarce)
+
+    def at_least(self, rows: int) -> "RowSplit":
+        return replace(self, least=rows)
 
 
 def share(start: int, stop: int, rank: int, world_size: int, *, repeat: bool = False) -> tuple[int, int]:

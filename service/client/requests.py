@@ -246,5 +246,5 @@ def _pairs(learner: Pair | None, reference: Pair | None) -> tuple[dict[str, pa.A
     for name, pair in (("learner", learner), ("reference", reference)):
         if pair is not None:
             columns[f"{name}_a"], columns[f"{name}_b"] = _matrix(pair.a), _matrix(pair.b)
-            factors[f"{name}_scale"], factors[f"{name}_bias"] = float(pair.scale), float(pair.bias)
+            factors[f"{name}_scale"], factors[f"{name}_bias"] = pair.factors
     return columns, factors

@@ -66,6 +66,7 @@ class JestBody(_Body):
     chunks: int = Field(default=16, ge=1)
     criterion: Literal["learnability", "hard", "easy"] = "learnability"
     joint: bool = True
+    own_positive: bool = False
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
@@ -163,7 +164,8 @@ async def jest(request: Request, app: App, caller: Selector) -> Response:
 
         from curation.selectors.jest import JEST
 
-        method = JEST(**body.model_dump(include={"loss", "filter_ratio", "chunks", "criterion", "joint"}))
+        parameters = {"loss", "filter_ratio", "chunks", "criterion", "joint", "own_positive"}
+        method = JEST(**body.model_dump(include=parameters))
         return method.select(pair("learner"), pair("reference"), generator=torch.Generator().manual_seed(body.seed))
 
     return write_selection(await compute(app.select_slots, work), arrow)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from curation import Pair
 
@@ -13,6 +14,13 @@ def test_a_pair_keeps_what_it_was_given() -> None:
     assert pair.b is b
     assert (pair.scale, pair.bias, len(pair)) == (10.0, -5.0, 3)
     assert (Pair(a, b).scale, Pair(a, b).bias) == (1.0, 0.0)
+
+
+def test_factors_are_numbers_whatever_they_are_kept_in() -> None:
+    sides = np.ones((3, 2)), np.ones((3, 2))
+    learned = torch.nn.Parameter(torch.tensor([0.0])), torch.nn.Parameter(torch.tensor(-5.0))
+    assert Pair(*sides, learned[0].exp(), learned[1]).factors == (1.0, -5.0)
+    assert Pair(*sides, np.float32(2.0), 3).factors == (2.0, 3.0)
 
 
 @pytest.mark.parametrize(

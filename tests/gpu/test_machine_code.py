@@ -35,12 +35,14 @@ def compiled(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], t
 
 
 @pytest.mark.parametrize("softmax", [False, True])
-def test_the_learnability_kernel(softmax: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", ["fp32", "*fp32"])
+def test_the_learnability_kernel(softmax: bool, factor: str, tmp_path: Path) -> None:
     from curation.gpu.learnability import kernels as module
 
-    pointers = {"taken": "*bf16", "rows": "*bf16", "out": "*fp32", "scale": "fp32", "bias": "fp32"}
+    pointers = {"taken": "*bf16", "rows": "*bf16", "out": "*fp32", "scale": factor, "bias": factor}
     for config in module.configs():
         constants = {"D": 512, "SOFTMAX": softmax, "EVEN": True, "PRECISION": "tf32", "UPCAST": False, **config.kwargs}
+        constants["POINTERS"] = factor.startswith("*")
         ptx, said = compiled(
             module.sums_kernel, pointers, constants, tmp_path, num_warps=config.num_warps, num_stages=config.num_stages
         )

@@ -7,6 +7,7 @@ was sent, and equals that of :class:`curation.selectors.samplers.JESTBatchSample
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.pair import Pair
-from curation.selectors.samplers.split import Split, share
+from curation.selectors.samplers.split import RowSplit, Split, share
 from curation.service.errors import Refusal
 from curation.service.session.choice import SIDES, Choice, RankPart
 from curation.service.session.epochs import Ordered
@@ -38,13 +39,14 @@ class JestParameters(Parameters):
     chunks: int = Field(default=16, ge=1)
     criterion: Literal["learnability", "hard", "easy"] = "learnability"
     joint: bool = True
+    own_positive: bool = False
 
 
 class SuperBatches(Ordered):
     """An epoch of super-batches. A report of losses is about what was chosen, so its length is the share's."""
 
-    def __init__(self, whole: Ordered, jest: "JEST") -> None:
-        super().__init__(whole.layout, whole.take, nbytes=whole.nbytes)
+    def __init__(self, layout: Split, whole: Ordered, jest: "JEST") -> None:
+        super().__init__(layout, whole.take, nbytes=whole.nbytes)
         self._jest = jest
 
     def length(self, rank: int, step: int) -> int:
@@ -59,7 +61,7 @@ class SuperBatches(Ordered):
     def share(self, rank: int, step: int) -> tuple[int, int]:
         """Which of the rows chosen at a step are this rank's, in pick order."""
         start, stop = self.bounds(step)
-        return share(0, sum(self._jest.rounds(stop - start)), rank, self.layout.world_size)
+        return share(0, self._jest.chosen(stop - start), rank, self.layout.world_size)
 
     def bounds(self, step: int) -> tuple[int, int]:
         """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
@@ -77,21 +79,26 @@ class JestMethod(RandomMethod):
     jest: "JEST"
 
     def epoch(self, number: int, state: Mapping[str, npt.NDArray[Any]]) -> SuperBatches:
-        return SuperBatches(super().epoch(number, state), self.jest)
+        return SuperBatches(self.layout, super().epoch(number, state), self.jest)
 
     @property
     def choosing(self) -> "JestMethod":
         return self
 
+    @cached_property
+    def layout(self) -> RowSplit:
+        """How an epoch is split: too short a last super-batch joins the one before."""
+        return layout_of(self.spec, self.size).at_least(self.jest.smallest(self.spec.world_size))
+
     @property
     def trained(self) -> int:
         """Rows of an epoch that are trained on."""
-        layout = layout_of(self.spec, self.size)
-        return (layout.steps - 1) * self._chosen(layout, 0) + self._chosen(layout, layout.steps - 1)
+        return (self.layout.steps - 1) * self.chosen(0) + self.chosen(self.layout.steps - 1)
 
-    def _chosen(self, layout: Split, step: int) -> int:
-        start, stop = _bounds(layout, step)
-        return sum(self.jest.rounds(stop - start))
+    def chosen(self, step: int) -> int:
+        """How many rows of a step's super-batch are chosen."""
+        start, stop = _bounds(self.layout, step)
+        return self.jest.chosen(stop - start)
 
     def check(self, part: RankPart, rows: int, max_rows: int) -> None:
         """Refuse what a rank sent unless it fits its rows and the criterion.
@@ -122,7 +129,8 @@ class JestMethod(RandomMethod):
             widths = {matrix.shape[1] for name, matrix in part.sides.items() if name.startswith(model)}
             if len(widths) > 1 or 0 in widths:
                 raise Refusal("bad-report", f"{model}_a and {model}_b must be of one width D ≥ 1, not {sorted(widths)}")
-        if rows * self.spec.world_size > max_rows + self.spec.world_size:
+        # The last super-batch is larger by the rows that were too few for one of their own, and shares are rounded up.
+        if rows * self.spec.world_size > max_rows + max(self.layout.least, self.spec.world_size) + self.spec.world_size:
             raise Refusal("too-large", f"a super-batch has more than {max_rows} rows, this server's limit (max_pairs)")
 
     def choose(self, parts: Sequence[RankPart], seed: tuple[int, int, int]) -> Choice:
@@ -143,7 +151,7 @@ class JestMethod(RandomMethod):
         if parts[0].scores is not None:
             logits = np.concatenate([part.scores for part in parts if part.scores is not None])
             keys = logits - np.log(generator.standard_exponential(len(logits)))
-            picks = np.argsort(-keys, kind="stable")[: sum(self.jest.rounds(len(logits)))]
+            picks = np.argsort(-keys, kind="stable")[: self.jest.chosen(len(logits))]
             return Choice(picks.astype(np.int32), logits[picks].astype(np.float32), digests)
         try:
             pairs = [_pair(parts, model) for model in ("learner", "reference")]
@@ -156,7 +164,7 @@ class JestMethod(RandomMethod):
     def check_choice(self, choice: Choice, epoch: ChoosingEpoch, step: int) -> None:
         """Refuse a choice out of a checkpoint that cannot be one of this session's."""
         start, stop = epoch.bounds(step)
-        chosen = sum(self.jest.rounds(stop - start))
+        chosen = self.jest.chosen(stop - start)
         positions = choice.positions
         if positions.shape != (chosen,) or len(np.unique(positions)) != chosen or positions.min() < 0:
             raise ValueError(f"the choice of step {step} is not {chosen} positions")
@@ -171,18 +179,18 @@ def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
     from curation.selectors.jest import JEST  # torch takes seconds to import, and other sessions do without
 
     parameters = check_parameters(JestParameters, spec)
-    method = JestMethod(spec, size, JEST(**parameters.model_dump()))
-    layout = layout_of(spec, size)
-    if layout.steps * spec.epochs >= MAX_STEPS:
+    try:
+        method = JestMethod(spec, size, JEST(**parameters.model_dump()))
+    except ValueError as error:
+        raise Refusal("bad-parameters", str(error)) from error
+    if method.layout.steps * spec.epochs >= MAX_STEPS:
         raise Refusal("bad-parameters", "a session of jest has fewer than 2^31 steps: make the super-batch larger")
-    for step, name in ((0, "a super-batch"), (layout.steps - 1, "the last super-batch of an epoch")):
-        chosen = method._chosen(layout, step)
-        if chosen < spec.world_size:
-            raise Refusal(
-                "bad-parameters",
-                f"of {name} {chosen} rows are chosen for {spec.world_size} ranks: make "
-                "batch_size larger or filter_ratio smaller, or set drop_last where only the last one is too short",
-            )
+    if method.chosen(0) < spec.world_size:
+        raise Refusal(
+            "bad-parameters",
+            f"of a super-batch {method.chosen(0)} rows are chosen for {spec.world_size} ranks: make batch_size larger "
+            "or filter_ratio smaller",
+        )
     return method
 
 

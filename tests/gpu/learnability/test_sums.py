@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +101,22 @@ def test_autocast_does_not_reach_the_sums() -> None:
         assert torch.equal(inside, outside)
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_factors_may_be_tensors(loss: str, backend: str) -> None:
+    taken, rows = unit(20, 8, 0).float(), unit(50, 8, 1).float()
+    by_number, by_tensor = start(loss, 50), start(loss, 50)
+    accumulate(taken, rows, by_number, loss=loss, scale=7.5, bias=-2.0, backend=backend)  # type: ignore[arg-type]
+    factors: Any = {"scale": torch.tensor(7.5), "bias": torch.tensor(-2.0)}
+    accumulate(taken, rows, by_tensor, loss=loss, backend=backend, **factors)  # type: ignore[arg-type]
+    assert torch.equal(by_number, by_tensor)
+
+
+def test_no_candidates_need_no_sums() -> None:
+    for backend in ("numba", "torch"):
+        accumulate(torch.ones(3, 4), torch.ones(0, 4), start("softmax", 0), loss="softmax", backend=backend)  # type: ignore[arg-type]
+
+
 def test_strided_rows_and_gradients_are_accepted() -> None:
     base = unit(90, 32, 0).float().requires_grad_()
     taken, rows = base[:20, ::2], base[20:, ::2]
@@ -154,8 +172,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for taken, rows, width, scale, bias in ((20, 35, 24, 10.0, -10.0), (16, 32, 16, 0.0, 0.0)):
             x, y = unit(taken, width, 0).to(dtype), unit(rows, width, 1).to(dtype)
             out = start(loss, rows)
-            for part in (x[:3], x[3:]):
-                accumulate(part, y, out, loss=loss, scale=scale, bias=bias, backend="triton")
+            for part, factors in ((x[:3], (scale, bias)), (x[3:], (torch.tensor(scale), bias))):
+                accumulate(part, y, out, loss=loss, scale=factors[0], bias=factors[1], backend="triton")
             expected = torch.from_numpy(plain(x, y, loss, scale, bias))
             error = ((out - expected).abs() / (1 + expected.abs())).max()
             worst[f"{dtype} {loss} {taken}"] = float(error)
@@ -188,12 +206,14 @@ def test_triton_kernel_in_its_interpreter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cuda_equals_the_definition_without_a_wait(loss: str, backend: str, dtype: torch.dtype) -> None:
     taken, rows = unit(300, 96, 0).to(dtype).cuda(), unit(1_001, 96, 1).to(dtype).cuda()
-    for _ in range(2):  # the first call tunes, which waits
+    tensors: Any = {"scale": torch.tensor(10.0, device="cuda"), "bias": torch.tensor(-5.0, device="cuda")}
+    calls: Any = [{"scale": 10.0, "bias": -5.0}, tensors]
+    for _, factors in product(range(2), calls):  # the first call of each tunes, which waits
         out = start(loss, 1_001, "cuda")
         mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error" if _ else mode)
         try:
-            accumulate(taken, rows, out, loss=loss, scale=10.0, bias=-5.0, backend=backend)  # type: ignore[arg-type]
+            accumulate(taken, rows, out, loss=loss, backend=backend, **factors)  # type: ignore[arg-type]
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     assert_close(out, plain(taken, rows, loss, 10.0, -5.0))

@@ -2,6 +2,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from curation import JEST, Pair
 Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[3]
 LOSSES = ("sigmoid", "softmax")
+FORMS = (("sigmoid", False), ("softmax", False), ("softmax", True))
+"""Loss, and whether a candidate's own positive stands in its denominators."""
 CRITERIA = {"learnability": (1, -1), "hard": (1, 0), "easy": (0, -1)}
 ALPHA = 1e-4  # of each statistical test here; seeds are fixed, so a test that passes keeps passing
 
@@ -49,7 +52,9 @@ def loss_parts(model: Pair) -> tuple[Floats, Floats]:
     return z, np.logaddexp(0, signs * z)
 
 
-def plain_logits(learner: Pair, reference: Pair, taken: list[int], loss: str, criterion: str) -> Floats:
+def plain_logits(
+    learner: Pair, reference: Pair, taken: list[int], loss: str, criterion: str, own_positive: bool = False
+) -> Floats:
     """METHODS.md, word for word; from scratch for each round."""
     total = np.zeros(len(learner))
     for sign, model in zip(CRITERIA[criterion], (learner, reference), strict=True):
@@ -59,10 +64,22 @@ def plain_logits(learner: Pair, reference: Pair, taken: list[int], loss: str, cr
         else:
             part = -np.diag(z)
             if taken:
-                rows, columns = (np.logaddexp.reduce(x[:, taken], axis=1) for x in (z, z.T))
-                part = part + (rows + columns) / 2
+                for j in range(len(z)):
+                    others = [*taken, j] if own_positive else taken
+                    part[j] += (np.logaddexp.reduce(z[j, others]) + np.logaddexp.reduce(z[others, j])) / 2
         total += sign * part
     return total
+
+
+def info_nce(model: Pair, rows: list[int]) -> list[float]:
+    """The symmetric InfoNCE loss of each of these rows in a batch of them, one by one."""
+    z = model.scale * model.a[rows] @ model.b[rows].T + model.bias
+    losses = []
+    for j in range(len(rows)):
+        to_b = -z[j, j] + np.log(sum(np.exp(z[j, k]) for k in range(len(rows))))
+        to_a = -z[j, j] + np.log(sum(np.exp(z[k, j]) for k in range(len(rows))))
+        losses.append((to_b + to_a) / 2)
+    return losses
 
 
 def plain_draw(learner: Pair, reference: Pair, sizes: list[int], loss: str, random: np.random.Generator) -> list[int]:
@@ -114,23 +131,25 @@ def chi_square(seen: dict[tuple[int, ...], int], expected: dict[tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("loss", "criterion", "filter_ratio", "chunks"),
+    ("loss", "criterion", "filter_ratio", "chunks", "own_positive"),
     [
-        ("sigmoid", "learnability", 0.4, 2),
-        ("sigmoid", "hard", 0.6, 2),
-        ("softmax", "learnability", 0.4, 3),
-        ("softmax", "easy", 0.4, 2),
+        ("sigmoid", "learnability", 0.4, 2, False),
+        ("sigmoid", "hard", 0.6, 2, False),
+        ("softmax", "learnability", 0.4, 3, False),
+        ("softmax", "easy", 0.4, 2, False),
+        ("softmax", "hard", 0.4, 3, True),
     ],
 )
 def test_every_outcome_is_as_likely_as_by_the_plain_algorithm(
-    loss: str, criterion: str, filter_ratio: float, chunks: int
+    loss: str, criterion: str, filter_ratio: float, chunks: int, own_positive: bool
 ) -> None:
     learner, reference = pair(5, 3, 0), pair(5, 3, 1)
-    jest = JEST(loss=loss, criterion=criterion, filter_ratio=filter_ratio, chunks=chunks)  # type: ignore[arg-type]
+    options: Any = {"loss": loss, "criterion": criterion, "own_positive": own_positive}
+    jest = JEST(filter_ratio=filter_ratio, chunks=chunks, **options)
     sizes = jest.rounds(5)
 
     def weigh(taken: list[int]) -> Floats:
-        return np.exp(plain_logits(learner, reference, taken, loss, criterion))
+        return np.exp(plain_logits(learner, reference, taken, **options))
 
     outcomes = list(itertools.permutations(range(5), sum(sizes)))
     expected = {outcome: outcome_probability(outcome, sizes, weigh) for outcome in outcomes}
@@ -174,20 +193,61 @@ def test_moments_on_a_larger_super_batch(loss: str) -> None:
     assert stats.levene(ours, plains).pvalue > ALPHA
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "own_positive"), FORMS)
 @pytest.mark.parametrize("criterion", list(CRITERIA))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_logits_equal_the_plain_ones_in_every_round(loss: str, criterion: str, dtype: torch.dtype) -> None:
+def test_logits_equal_the_plain_ones_in_every_round(
+    loss: str, own_positive: bool, criterion: str, dtype: torch.dtype
+) -> None:
     # The two models differ in width, scale and bias.
     learner, reference = cast(pair(90, 16, 0, 10.0, -10.0), dtype), cast(pair(90, 7, 1, 20.0, -3.0), dtype)
-    jest = JEST(loss=loss, criterion=criterion, tile_bytes=1)  # type: ignore[arg-type]
+    options: Any = {"loss": loss, "criterion": criterion, "own_positive": own_positive}
+    jest = JEST(tile_bytes=1, **options)
     rounds = [[5, 80], [0, 41, 89], [7]]
     for done in range(len(rounds) + 1):
         taken = [pick for picks in rounds[:done] for pick in picks]
         left = np.setdiff1d(np.arange(90), taken)
         got = jest.logits(learner, reference, rounds[:done])
-        expected = plain_logits(learner, reference, taken, loss, criterion)
+        expected = plain_logits(learner, reference, taken, **options)
         np.testing.assert_allclose(got[left], expected[left], rtol=1e-4, atol=1e-4)
+
+
+def topical(scale: float, noise: float, seed: int) -> Pair:
+    """240 pairs in 16 topics; the same topics and pairs for each noise and seed."""
+    made, random = np.random.default_rng(0), np.random.default_rng((1, seed))
+    base = made.normal(size=(16, 32))[made.integers(16, size=240)] + 0.7 * made.normal(size=(240, 32))
+    a, b = (base + noise * random.normal(size=base.shape) for _ in range(2))
+    a, b = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (a, b))
+    return Pair(a, b, scale)
+
+
+@pytest.mark.parametrize("scales", [(10.0, 10.0), (20.0, 50.0), (100.0, 100.0)])
+def test_with_its_own_positive_a_logit_is_the_loss_in_the_batch(scales: tuple[float, float]) -> None:
+    """On made pairs (one seed) it then also follows more closely what taking j does to the batch's mean loss."""
+    models = topical(scales[0], 0.9, 1), topical(scales[1], 0.5, 2)
+    taken = np.random.default_rng(0).choice(240, 30, replace=False).tolist()
+    left = np.setdiff1d(np.arange(240), taken)[:60]
+    before = [np.mean(info_nce(model, taken)) for model in models]
+    losses, changes = [], []
+    for j in left:
+        learner, reference = (info_nce(model, [*taken, j]) for model in models)
+        losses.append(learner[-1] - reference[-1])
+        changes.append(np.mean(learner) - before[0] - (np.mean(reference) - before[1]))
+    paper, own = (JEST(loss="softmax", own_positive=form).logits(*models, [taken])[left] for form in (False, True))
+    np.testing.assert_allclose(own, losses, rtol=1e-9, atol=1e-9)
+    correlations = [stats.spearmanr(logits, changes).statistic for logits in (paper, own)]
+    assert correlations[1] > max(0.5, correlations[0] + 0.1)
+    if scales == (20.0, 50.0):
+        assert correlations[0] < 0.2
+
+
+def test_the_first_round_is_the_papers_in_both_forms() -> None:
+    learner, reference = pair(30, 4, 0), pair(30, 4, 1)
+    for joint in (True, False):
+        paper, own = (
+            JEST(loss="softmax", joint=joint, own_positive=form).logits(learner, reference) for form in (False, True)
+        )
+        np.testing.assert_array_equal(paper, own)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -296,6 +356,7 @@ def test_no_tensor_grows_with_b_squared() -> None:
         ({"filter_ratio": float("nan")}, "filter_ratio"),
         ({"chunks": 0}, "chunks must be at least 1"),
         ({"tile_bytes": 0}, "tile_bytes must be positive"),
+        ({"own_positive": True}, "own_positive is of loss='softmax'"),
     ],
 )
 def test_bad_parameters(options: dict[str, object], message: str) -> None:
@@ -317,10 +378,54 @@ def test_bad_input_is_named() -> None:
         JEST().select(Pair(good.a, good.b.astype(np.float32)), good, generator=g)
     bad = pair(10, 3, 1)
     bad.b[4, 1] = np.nan
-    with pytest.raises(ValueError, match=r"reference\.b, row 4: not finite"):
-        JEST().select(good, bad, generator=g)
-    with pytest.raises(ValueError, match="learner, row 0: its own logit is inf"):
-        JEST().select(Pair(good.a, good.b, 1.0, np.inf), good, generator=g)
+    for choose in (JEST().select, JEST().draw):
+        with pytest.raises(ValueError, match=r"reference\.b, row 4: not finite"):
+            choose(good, bad, generator=g)
+        with pytest.raises(ValueError, match="learner, row 0: its own logit is inf"):
+            choose(Pair(good.a, good.b, 1.0, np.inf), good, generator=g)
+    with pytest.raises(TypeError, match=r"learner\.a must be .* of at most 64 bits, not float128"):
+        JEST().select(Pair(good.a.astype(np.longdouble), good.b), good, generator=g)
+    with pytest.raises(ValueError, match=r"learner\.bias must be one number, not a tensor of shape \[10\]"):
+        JEST().select(Pair(good.a, good.b, 1.0, torch.ones(10)), good, generator=g)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("taken", "error", "message"),
+    [
+        ([[1, 10]], ValueError, "taken: index 10 is out of range: there are 10"),
+        ([[1], [-1]], ValueError, "taken: index -1 is negative"),
+        ([[1], [1]], ValueError, "taken: index 1 appears more than once"),
+        ([[0], [1.9]], TypeError, r"taken\[1\] must be integers, not float64"),
+        ([[[0, 1]]], ValueError, r"taken\[0\] must be one-dimensional"),
+    ],
+)
+@pytest.mark.parametrize("joint", [True, False])
+def test_positions_taken_are_checked(taken: Any, error: type[Exception], message: str, joint: bool) -> None:
+    with pytest.raises(error, match=message):
+        JEST(joint=joint).logits(pair(10, 3, 0), pair(10, 3, 1), taken)
+
+
+def test_any_memory_of_an_array_is_read() -> None:
+    plain, reference = pair(10, 3, 0), pair(10, 3, 1)
+    expected = JEST().logits(plain, reference)
+    wide = np.zeros((10, 8))
+    wide[:, ::3] = plain.a
+    record = np.zeros((10, 3), [("flag", "i1"), ("value", "f8")])
+    record["value"] = plain.a
+    frozen = plain.a.copy()
+    frozen.flags.writeable = False
+    forms = [plain.a.astype(">f8"), plain.a[::-1].copy()[::-1], np.asfortranarray(plain.a), wide[:, ::3]]
+    for a in (*forms, record["value"], frozen):
+        np.testing.assert_array_equal(JEST().logits(Pair(a, plain.b, 4.0, -1.0), reference), expected)
+
+
+def test_a_models_own_scale_is_read_without_its_gradient() -> None:
+    plain, reference = pair(10, 3, 0), pair(10, 3, 1)
+    log_scale, bias = torch.nn.Parameter(torch.tensor(4.0).log()), torch.nn.Parameter(torch.tensor([-1.0]))
+    expected = JEST().logits(Pair(plain.a, plain.b, float(log_scale.detach().exp()), -1.0), reference)
+    model = Pair(plain.a, plain.b, log_scale.exp(), bias)
+    np.testing.assert_array_equal(JEST().logits(model, reference), expected)
+    assert model.factors == (float(log_scale.detach().exp()), -1.0)
 
 
 def test_one_model_is_enough_for_hard_and_easy_and_inputs_stay_as_they_are() -> None:
@@ -338,7 +443,9 @@ def test_one_model_is_enough_for_hard_and_easy_and_inputs_stay_as_they_are() -> 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_on_cuda_nothing_waits_and_logits_agree(loss: str) -> None:
     models = [cast(pair(4_000, 64, seed), torch.bfloat16) for seed in (0, 1)]
-    learner, reference = (Pair(m.a.cuda(), m.b.cuda(), m.scale, m.bias) for m in models)
+    # A trained model's factors are on its device, and carry gradients.
+    factors = [torch.tensor([model.scale, model.bias], device="cuda", requires_grad=True) for model in models]
+    learner, reference = (Pair(m.a.cuda(), m.b.cuda(), *f) for m, f in zip(models, factors, strict=True))
     jest = JEST(loss=loss)  # type: ignore[arg-type]
     generator = torch.Generator("cuda").manual_seed(0)
     jest.draw(learner, reference, generator=generator)  # tunes the kernel, which waits

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from curation import Pair
 from curation.errors import SourceError
@@ -36,6 +37,16 @@ def test_a_cached_reference_gives_its_rows_by_index(tmp_path: Path, dtype: type)
         np.testing.assert_array_equal(got.b.numpy(), b[wanted])
         with pytest.raises(ValueError, match="row 30 is out of range"):
             cache.pair([3, 30])
+
+
+def test_what_a_model_and_numpy_have_is_written_as_it_is(tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(">f4")
+    scale = torch.nn.Parameter(torch.tensor(9.5))
+    EmbeddingCache.write(tmp_path / "reference.arrow", [Pair(a, b[::-1], scale, torch.tensor([-2.0]))])
+    got = EmbeddingCache(tmp_path / "reference.arrow").pair(np.arange(6))
+    assert (got.scale, got.bias) == (9.5, -2.0)
+    np.testing.assert_array_equal(got.a.numpy(), a.astype("f4"))
+    np.testing.assert_array_equal(got.b.numpy(), b[::-1].astype("f4"))
 
 
 def test_a_bad_cache_is_named_and_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -2,14 +2,11 @@
 
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from curation import JEST, BatchPlan, InfoBatch, Pair, StochasticAcquisition
 from curation.selectors.importance import Importance, chances
@@ -358,62 +355,3 @@ VECTORS = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 96, 8)).asty
 def embed(positions: np.ndarray) -> tuple[Pair, Pair]:
     a, b, c, d = VECTORS[:, torch.as_tensor(positions)]
     return Pair(a, b), Pair(c, d)
-
-
-def jest_sampler(score: object = embed, **options: object) -> JESTBatchSampler:
-    source = PlanBatchSampler(BatchPlan.of_size(np.arange(96), 24), seed=2)
-    return JESTBatchSampler(source, JEST(filter_ratio=0.5, chunks=3), score, seed=7, **options)
-
-
-def _jest_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save([list(jest_sampler(sharded=True)), list(jest_sampler())], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-class TestJESTBatchSampler:
-    def test_it_chooses_what_the_selector_chooses(self) -> None:
-        supers = list(PlanBatchSampler(BatchPlan.of_size(np.arange(96), 24), seed=2))
-        expected = []
-        for done, batch in enumerate(supers):
-            pairs = embed(np.array(batch))
-            jest = JEST(filter_ratio=0.5, chunks=3)
-            picks = jest.select(*pairs, generator=np.random.default_rng((7, 0, done + 1))).indices
-            expected.append([batch[i] for i in picks])
-        assert list(jest_sampler()) == expected
-        assert [len(batch) for batch in expected] == [12] * 4
-
-    def test_ranks_that_embed_their_own_part_choose_the_same(self, tmp_path: Path) -> None:
-        mp.spawn(_jest_rank, args=(2, str(tmp_path)), nprocs=2)
-        ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-        for mode in (0, 1):
-            together = [sorted([*a, *b]) for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True)]
-            assert together == [sorted(batch) for batch in jest_sampler()]
-            assert all(len(a) == len(b) == 6 for a, b in zip(ranks[0][mode], ranks[1][mode], strict=True))
-
-    @pytest.mark.parametrize("sharded", [False, True])
-    def test_too_few_chosen_for_the_ranks_is_said_before_anything_is_scored(self, sharded: bool) -> None:
-        """Of 10 rows two are chosen, which is enough for two ranks; of the last super-batch, of 3 rows, one is."""
-        for rank in range(2):
-            source = RandomBatchSampler(size=93, batch_size=10)
-            sampler = JESTBatchSampler(
-                source, JEST(filter_ratio=0.8), pytest.fail, sharded=sharded, rank=rank, world_size=2
-            )
-            with pytest.raises(ValueError, match="of a super-batch of 3 rows 1 are chosen for 2 ranks"):
-                next(iter(sampler))
-        source = RandomBatchSampler(size=93, batch_size=10, drop_last=True)
-        ranks = [JESTBatchSampler(source, JEST(filter_ratio=0.8), embed, rank=r, world_size=2) for r in range(2)]
-        assert [len(batch) for sampler in ranks for batch in sampler] == [1] * 18
-
-    def test_a_rest_of_fewer_rows_than_ranks_joins_the_super_batch_before(self) -> None:
-        source = RandomBatchSampler(size=92, batch_size=30)
-        ranks = [JESTBatchSampler(source, JEST(filter_ratio=0.5), embed, rank=r, world_size=3) for r in range(3)]
-        assert [len(sampler) for sampler in ranks] == [3, 3, 3]
-        assert [[len(batch) for batch in sampler] for sampler in ranks] == [[5, 5, 5], [5, 5, 5], [5, 5, 6]]
-
-    def test_errors_say_what_is_wrong(self) -> None:
-        with pytest.raises(ValueError, match="learner of 3 rows for 24"):
-            next(iter(jest_sampler(lambda positions: embed(positions[:3]))))
-        with pytest.raises(ValueError, match="rank"):
-            jest_sampler(rank=1)

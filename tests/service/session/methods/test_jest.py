@@ -67,7 +67,9 @@ def create(client: Client, world_size: int = 1, **options: Any) -> str:
     ).id
 
 
-@pytest.mark.parametrize("change", [{}, {"loss": "softmax"}, {"criterion": "hard"}, {"criterion": "easy"}])
+@pytest.mark.parametrize(
+    "change", [{}, {"loss": "softmax", "own_positive": True}, {"criterion": "hard"}, {"criterion": "easy"}]
+)
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_the_choice_is_that_of_the_local_sampler(client: Client, world_size: int, change: dict[str, Any]) -> None:
     session = create(client, world_size, parameters=change)
@@ -234,21 +236,31 @@ def test_a_checkpoint_of_larger_super_batches_than_the_server_takes_is_refused(
     assert refused.value.kind == "bad-parameters"
 
 
+def test_a_last_super_batch_may_take_in_what_is_too_little_for_one_of_its_own(live: Callable[..., Any]) -> None:
+    """Of the last 9 rows two would be chosen for three ranks; the limit counts the session's own super-batches."""
+    with Client(live(max_pairs=BATCH).url, patience=0) as client:
+        session = create(client, 3, size=3 * BATCH + 9, epochs=1)
+        parts = [client.step(session, 2, rank=rank).indices for rank in range(3)]
+        assert [len(part) for part in parts] == [11] * 3
+        for rank in (0, 1):
+            with pytest.raises(ServiceError, match="missing-reports"):
+                client.choose(session, 2, *embeddings(parts[rank]), rank=rank)
+        chosen = client.choose(session, 2, *embeddings(parts[2]), rank=2)
+        assert chosen.end_of_session
+        assert [len(client.choose(session, 2, rank=rank).indices) for rank in range(3)] == [2, 3, 3]
+
+
 def test_what_cannot_be_a_session_of_jest_is_refused(client: Client) -> None:
     for options, detail in [
         ({"parameters": {"filter_ratio": 1.0}}, "filter_ratio"),
         ({"parameters": {"surprise": 1}}, "surprise"),
+        ({"parameters": {"own_positive": True}}, "own_positive is of loss='softmax'"),
         ({"batch_size": 201}, "more than this server takes, 200"),
         ({"batch_size": 1, "world_size": 8}, "of a super-batch 2 rows are chosen for 8 ranks"),
-        (
-            {"batch_size": 8, "world_size": 6, "size": 104},
-            "of the last super-batch of an epoch 2 rows are chosen for 6 ranks",
-        ),
     ]:
         with pytest.raises(ServiceError, match="bad-parameters") as refused:
             create(client, **options)
         assert detail in refused.value.detail
-    create(client, batch_size=8, world_size=6, size=104, drop_last=True)
     other = client.create_session("random", size=10, batch_size=5).id
     with pytest.raises(ServiceError, match="other-method"):
         client.choose(other, 0)
