@@ -170,7 +170,7 @@ class EmbedBlock:
     reason: Path
     step: Embed
     quarantine: bool
-    depends: Mapping[str, str] = field(default_factory=dict)
+    depends: Mapping[str, str]
     path: tuple[str, ...] = ()
     _teacher: Teacher | None = field(default=None, repr=False)
 

@@ -92,7 +92,7 @@ def test_a_teacher_is_made_once_in_a_worker(tmp_path: Path) -> None:
     stage, vectors = Stage(tmp_path / "stage"), Stage(tmp_path / "vectors")
     reason = tmp_path / "reason.npy"
     work = EmbedBlock(
-        source, stage, {"query": vectors}, reason, step(f"{__name__}:Counts", prompts={"query": "q:"}), False
+        source, stage, {"query": vectors}, reason, step(f"{__name__}:Counts", prompts={"query": "q:"}), False, {}
     )
     Counts.made = 0
     for block in source.blocks(2):
@@ -172,8 +172,8 @@ def test_vectors_that_make_a_row_bad(tmp_path: Path) -> None:
     reason = tmp_path / "reason.npy"
     (block,) = source.blocks(3)
     with pytest.raises(BadRowError, match="row 1: column 'query': the teacher's vector is zero"):
-        EmbedBlock(source, stage, {"query": vectors}, reason, step(f"{__name__}:zero_or_nan"), False)(block)
-    EmbedBlock(source, stage, {"query": vectors}, reason, step(f"{__name__}:zero_or_nan"), True)(block)
+        EmbedBlock(source, stage, {"query": vectors}, reason, step(f"{__name__}:zero_or_nan"), False, {})(block)
+    EmbedBlock(source, stage, {"query": vectors}, reason, step(f"{__name__}:zero_or_nan"), True, {})(block)
     bad = [json.loads(line) for line in stage.piece(0, "jsonl").read_text().splitlines()]
     assert [row["index"] for row in bad] == [1, 2]
     assert "not finite" in bad[1]["reason"]
