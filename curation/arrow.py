@@ -1,6 +1,6 @@
 """Arrow: what a column's type says of it, rows by position over record batches, and matrices in files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from pyarrow import types
 from curation.files import atomic
 
 TAKEN_ROWS = 1000
+PIECE_BYTES = 1 << 28
+"""Bytes of rows that are put into one array at most: its offsets have 32 bits, and a list may be of bits."""
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -26,9 +28,29 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 
 def widened(schema: pa.Schema) -> pa.Schema:
-    """The schema with 64-bit offsets for text and bytes: with 32-bit ones a column ends at 2 GiB."""
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-    return pa.schema([field.with_type(wide.get(field.type, field.type)) for field in schema])
+    """The schema with 64-bit offsets at any depth: with 32-bit ones a column ends at 2 GiB, or 2³¹ items of lists."""
+    return pa.schema([_wide_field(field) for field in schema])
+
+
+def wide(kind: pa.DataType) -> pa.DataType:
+    """The type with 64-bit offsets, at any depth."""
+    if types.is_string(kind):
+        return pa.large_string()
+    if types.is_binary(kind):
+        return pa.large_binary()
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pa.large_list(_wide_field(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_wide_field(kind.value_field), kind.list_size)
+    if types.is_map(kind):
+        return pa.map_(_wide_field(kind.key_field), _wide_field(kind.item_field))
+    if types.is_struct(kind):
+        return pa.struct([_wide_field(field) for field in kind])
+    return kind
+
+
+def _wide_field(field: pa.Field) -> pa.Field:
+    return field.with_type(wide(field.type))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -83,7 +105,8 @@ def take_rows(
             out.
 
     Returns:
-        k rows, copied: memory of these rows, three times over where they are not asked for in rising order.
+        k rows, copied, in as many chunks as it takes: memory of these rows, three times over where they are not asked
+        for in rising order.
 
     Raises:
         EOFError: the batches lack some of the rows.
@@ -99,10 +122,45 @@ def take_rows(
         raise EOFError(f"{len(rising) - len(table):,} of {len(rising):,} rows are missing")
     if np.array_equal(rising, positions):
         return table
-    # Arrow takes from one chunk for each column, and the text of all rows may pass 2 GiB.
-    whole = table.cast(widened(schema)).combine_chunks()
-    parts = [order[start : start + TAKEN_ROWS] for start in range(0, len(order), TAKEN_ROWS)]
-    return pa.concat_tables([whole.take(pa.array(part)).cast(schema) for part in parts])
+    return pa.concat_tables(reordered(table, order))
+
+
+def numbered(table: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The record batches of a table, each with the position of its first row."""
+    start = 0
+    for batch in table.to_batches():
+        yield start, batch
+        start += batch.num_rows
+
+
+def reordered(table: pa.Table, order: npt.NDArray[np.int64], rows: int = TAKEN_ROWS) -> Iterator[pa.Table]:
+    """The rows of a table in another order.
+
+    Args:
+        table: the rows, in any number of chunks; twice its memory is needed.
+        order: int64[k], their positions; one may come up more than once.
+        rows: of each table that is given at most; fewer where they have more than :data:`PIECE_BYTES`.
+    """
+    # Arrow takes from one chunk for each column, and all rows may pass 2 GiB.
+    whole = table.cast(widened(table.schema)).combine_chunks()
+    parts = [order[start : start + rows] for start in range(0, len(order), rows)][::-1]
+    while parts:
+        part = parts.pop()
+        taken = whole.take(pa.array(part))
+        if taken.nbytes > PIECE_BYTES and len(part) > 1:
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+        else:
+            yield taken.cast(table.schema).combine_chunks()
+
+
+def contiguous(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows of a table in their order, in tables of one chunk, of at most :data:`PIECE_BYTES` or of one row."""
+    if table.nbytes > PIECE_BYTES and len(table) > 1:
+        half = len(table) // 2
+        yield from contiguous(table.slice(0, half))
+        yield from contiguous(table.slice(half))
+    else:
+        yield table.combine_chunks()
 
 
 def save_matrices(path: Path, matrices: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from curation.dataset.manifest import Manifest
 
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the result.", show_default=False)]
+Out = Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="Folder of the result.", show_default=False)]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -42,15 +42,17 @@ def run(
 ) -> None:
     """Score, select and write what a recipe says. Interrupted, the same command goes on where it stopped."""
     from curation.cli import terminal
+    from curation.pipelines.engine.target import folder_of
     from curation.recipe import load_recipe
     from curation.recipe.shipped import find
 
+    folder = folder_of(out)
     loaded = load_recipe(find(recipe))
     with terminal.watching(json) as progress:
         from curation.pipelines.job import run as work
 
-        manifest = work(loaded, out, ray_address=ray_address, workers=workers, restart=restart, progress=progress)
-    _finish(manifest, out, json)
+        manifest = work(loaded, folder, ray_address=ray_address, workers=workers, restart=restart, progress=progress)
+    _finish(manifest, folder, json)
 
 
 def reselect(
@@ -78,7 +80,9 @@ def reselect(
 ) -> None:
     """Make another cut from the scores of a finished dataset; nothing is scored again."""
     from curation.cli import terminal
+    from curation.pipelines.engine.target import folder_of
 
+    folder = folder_of(out)
     if fraction is not None and not 0 < fraction <= 1:
         raise typer.BadParameter(f"it must be above 0 and at most 1, not {fraction:g}", param_hint="--fraction")
     if sum(size is not None for size in (count, fraction, threshold)) > 1:
@@ -92,7 +96,7 @@ def reselect(
 
         manifest = work(
             done,
-            out,
+            folder,
             count=count,
             fraction=fraction,
             threshold=threshold,
@@ -104,7 +108,7 @@ def reselect(
             workers=workers,
             progress=progress,
         )
-    _finish(manifest, out, json)
+    _finish(manifest, folder, json)
 
 
 def _shift(given: str | None) -> float | Literal["lowest"] | None:

@@ -22,6 +22,7 @@ from curation.pipelines.engine.fingerprints import changes
 from curation.pipelines.engine.functions import expect
 from curation.pipelines.engine.ray import run_one, runtime
 from curation.pipelines.engine.stages import Stages
+from curation.pipelines.engine.target import check_target, folder_of, followed
 from curation.pipelines.engine.workspace import Stage, Workspace, digest
 from curation.pipelines.memory import SpilledSource, files_behind, spill
 from curation.pipelines.output.finish import FinishDataset, cut_shards
@@ -41,7 +42,7 @@ from curation.pipelines.steps.base import (
 from curation.pipelines.steps.check import Check, check_columns, kind_key
 from curation.pipelines.steps.stored import replay
 from curation.progress import Progress, Silent
-from curation.recipe.model import FileSource, Made, MemorySource, Output, Recipe, StdlibSource
+from curation.recipe.model import BLOCK_BYTES, FileSource, Made, MemorySource, Output, Recipe, StdlibSource
 from curation.sources import open_source
 from curation.sources.base import InputRecord, Source
 
@@ -59,6 +60,7 @@ def run(
     on_bad_row: Literal["stop", "quarantine"] = "stop",
     rows_per_shard: int = 50_000,
     block_rows: int = 16_384,
+    block_bytes: int = BLOCK_BYTES,
     ray_address: str | None = None,
     workers: int | None = None,
     restart: bool = False,
@@ -75,7 +77,7 @@ def run(
         source: the rows: a ``FileSource`` or ``StdlibSource``, a path as ``curation inspect`` takes it, a
             ``pyarrow.Table``, a ``datasets.Dataset`` or a ``ray.data.Dataset``. Rows in memory are written into the
             folder of the unfinished run. None: as the recipe says.
-        seed, on_bad_row, rows_per_shard, block_rows: as in a recipe; with steps alone.
+        seed, on_bad_row, rows_per_shard, block_rows, block_bytes: as in a recipe; with steps alone.
         ray_address: a Ray cluster (also by ``RAY_ADDRESS``); it must see ``out`` and the inputs under the same paths.
         workers: the most tasks at a time, and the CPUs of a local runtime.
         restart: drop what an interrupted run had finished.
@@ -103,9 +105,10 @@ def run(
             seed=seed,
             on_bad_row=on_bad_row,
             block_rows=block_rows,
+            block_bytes=block_bytes,
         )
     return _Job(
-        recipe.resolved(Path.cwd()), Path(out), rows, ray_address, workers, restart, progress or Silent(), None
+        recipe.resolved(Path.cwd()), folder_of(out), rows, ray_address, workers, restart, progress or Silent(), None
     )()
 
 
@@ -147,7 +150,7 @@ def reselect(
         RecipeError: the recipe has no ``acquire`` step, or the parameters do not fit together.
         SourceError: ``done`` is not a finished dataset, or an input changed since it was made.
     """
-    done, out = Path(done), Path(out)
+    done, out = Path(done), folder_of(out)
     manifest = Manifest.load(done)
     changes = {"count": count, "fraction": fraction, "threshold": threshold, "kind": kind, "beta": beta, "shift": shift}
     recipe = _recut(done, manifest, changes, seed)
@@ -208,7 +211,7 @@ class _Job:
         self.recipe = recipe
         self.steps: list[Step] = list(recipe.steps)  # type: ignore[arg-type]  # a recipe knows them by protocol
         self.quarantine = recipe.on_bad_row == "quarantine"
-        self.out = out.absolute()
+        self.out = followed(out)
         self.in_memory = in_memory
         self.ray_address = ray_address
         self.workers = workers
@@ -224,6 +227,7 @@ class _Job:
         self.records: list[StepRecord] = []
 
     def __call__(self) -> Manifest:
+        check_target(self.out)
         if self.in_memory is not None:
             return self._from_memory()
         if isinstance(self.recipe.source, MemorySource):
@@ -257,7 +261,7 @@ class _Job:
             return finished
         with held(), runtime(self.ray_address, self.workers):
             self.workspace.identify(self._identity(inputs), restart=self.restart, keep=keep)
-            self.blocks = source.blocks(self.recipe.block_rows)
+            self.blocks = source.blocks(self.recipe.block_rows, self.recipe.block_bytes)
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
@@ -275,12 +279,10 @@ class _Job:
 
         Raises:
             SourceError: the stored scores are of other inputs.
-            OutputError: something else is there.
+            OutputError: the result of something else is there.
         """
         if self.stored is not None and self.stored[1].inputs != inputs:
             raise SourceError(f"an input of {self.stored[0]} changed since it was made: run the recipe again instead")
-        if not self.out.exists():
-            return None
         if (self.out / MANIFEST).exists():
             manifest = Manifest.load(self.out)
             differing = self._differing(manifest, inputs)
@@ -293,10 +295,7 @@ class _Job:
                     self.workspace.discard()
             self.progress.note(f"{self.out} already holds the result of this recipe on these inputs")
             return manifest
-        if self.out.is_dir() and not any(self.out.iterdir()):
-            self.out.rmdir()
-            return None
-        raise OutputError(f"{self.out} exists and is no curated dataset: give another output folder")
+        return None
 
     def _differing(self, manifest: Manifest, inputs: list[InputRecord]) -> str:
         """What a finished dataset was made from that this run is not, in words; empty where it is this run's."""
@@ -334,8 +333,9 @@ class _Job:
         done = self.stages.finish(
             CHECK,
             stage,
-            lambda: self.stages.each(CHECK, stage, check, self.blocks, "jsonl"),
+            lambda: self.stages.each(CHECK, stage, check, self.blocks, "jsonl", resources=self.recipe.resources),
             MarkBad(stage, None, self.rows),
+            self.recipe.resources,
         )
         self.reason = stage.folder / "reason.npy"
         self.bad_stages = [stage]
@@ -464,9 +464,9 @@ class _Job:
         dataset.mkdir(exist_ok=True)
         plan = next((outcome.plan for outcome in self.outcomes if outcome.plan is not None), None)
         if plan is None:
-            kept, shards = cut_shards(stage, self.reason, self.recipe.output.rows_per_shard)
+            kept, shards = cut_shards(stage, self.reason, self.recipe.output)
             task = WriteShard(self.source, self.blocks, kept, self.scores, stage, dataset, len(shards))
-            self.stages.each("write shards", stage, task, shards, "json")
+            self.stages.each("write shards", stage, task, shards, "json", resources=self.recipe.output.resources)
         else:
             shards = self._write_in_order(plan, stage, dataset)
         self.stages.seconds["write shards"] = round(time.perf_counter() - start, 3)
@@ -488,7 +488,7 @@ class _Job:
             steps=self.records,
             seconds=self.stages.seconds,
         )
-        run_one(finish)
+        run_one(finish, resources=self.recipe.output.resources)
         manifest = Manifest.load(dataset)
         self.workspace.publish(dataset, {MANIFEST, *manifest.files})
         return manifest
@@ -498,12 +498,13 @@ class _Job:
         return self.workspace.stage(len(self.steps) + 1, name, key)
 
     def _write_in_order(self, plan: Stage, stage: Stage, dataset: Path) -> list[Shard]:
+        resources = self.recipe.output.resources
         shards = cut_by_batches(plan.folder / BATCHES, self.recipe.output.rows_per_shard)
         scattered = self._output_stage("scatter")
         if not (scattered.folder / "places.npy").exists():
-            run_one(Places(plan.folder / "kept.npy", scattered))
+            run_one(Places(plan.folder / "kept.npy", scattered), resources=resources)
         scatter = Scatter(self.source, self.scores, scattered, shards)
-        self.stages.each("scatter rows", scattered, scatter, self.blocks, "arrow")
+        self.stages.each("scatter rows", scattered, scatter, self.blocks, "arrow", resources=resources)
         join = JoinShard(self.source, self.blocks, self.scores, scattered, stage, dataset, len(shards))
-        self.stages.each("write shards", stage, join, shards, "json")
+        self.stages.each("write shards", stage, join, shards, "json", resources=resources)
         return shards

@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from curation.arrow import contiguous
 from curation.dataset.manifest import sha256_of
 from curation.errors import SourceError
 from curation.files import atomic
-from curation.recipe.model import FileSource, MemorySource
+from curation.recipe.model import BLOCK_BYTES, FileSource, MemorySource
 from curation.sources import open_source
 from curation.sources.base import BadRow, Block, InputRecord, Source
 
@@ -45,9 +46,9 @@ class SpilledSource:
         record = InputRecord(path=self.spec.kind, bytes=size, rows=self.spec.rows, fingerprint=self.spec.fingerprint)
         return [record]
 
-    def blocks(self, rows: int) -> list[Block]:
-        """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return self._file.blocks(rows)
+    def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
+        """Cut all positions into blocks of ``rows`` rows, or of fewer where these have about ``size`` bytes."""
+        return self._file.blocks(rows, size)
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
         """Read a block; no row is bad."""
@@ -113,8 +114,8 @@ def _write(rows: Any, kind: str, path: Path) -> int:
         writer = None
         for table in map(_without_dictionaries, tables):
             writer = writer or pa.ipc.new_file(sink, table.schema)
-            for batch in table.combine_chunks().to_batches():
-                writer.write_batch(batch)
+            for part in contiguous(table):
+                writer.write_table(part)
             count += len(table)
         if writer is not None:
             writer.close()

@@ -6,6 +6,7 @@ The answer is read off ``decisions.arrow`` in two streaming passes; nothing is s
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from curation.dataset.decisions import Cut, Standing, step_of
 from curation.dataset.manifest import BAD_ROW, QUARANTINE, sha256_of
 from curation.dataset.writer import INDEX, WEIGHT
 from curation.errors import CurationError, SourceError
+from curation.sources.blocks import block_at
 
 if TYPE_CHECKING:
     from curation.dataset.reader import Dataset
@@ -181,19 +183,16 @@ def _quarantined(dataset: "Dataset", index: int) -> str:
 def _from_source(dataset: "Dataset", indices: list[int], trust: bool) -> tuple[dict[int, Row], str | None]:
     manifest = dataset.manifest
     source, blocks = dataset.candidates()
-    block_rows = manifest.recipe["block_rows"]
     total = sum(block.rows for block in blocks)
     if total != manifest.rows_in:
         return {}, f"the source has {total:,} rows now and had {manifest.rows_in:,} when it was read"
     recorded = {record.path: record.fingerprint for record in manifest.inputs}
     rows: dict[int, Row] = {}
     note = None
-    for number in sorted({index // block_rows for index in indices}):
+    for number, inside in groupby(sorted(indices), lambda index: block_at(blocks, index).number):
         block = blocks[number]
         table, _ = source.read(block)
-        for index in indices:
-            if index // block_rows != number:
-                continue
+        for index in inside:
             path, row = source.locate(index)
             if not trust and _changed(path, recorded.get(path)):
                 note = f"{path} has changed since it was read"

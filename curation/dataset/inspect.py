@@ -77,13 +77,14 @@ def inspect_source(spec: SourceSpec, name: str, samples: int = 3) -> Inspection:
         SourceError: it cannot be read.
     """
     from curation.sources import open_source
+    from curation.sources.blocks import block_at
 
     source = open_source(spec)
     blocks = source.blocks(1024)
     rows = sum(block.rows for block in blocks)
     shown: list[dict[str, Any]] = []
     for index in _even(rows, samples):
-        block = blocks[index // 1024]
+        block = block_at(blocks, index)
         table, _ = source.read(block)
         shown += table.slice(index - block.start, 1).to_pylist()
     return Inspection(

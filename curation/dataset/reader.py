@@ -23,7 +23,7 @@ from curation.dataset.writer import INDEX, shard_names
 from curation.errors import SourceError
 from curation.plan import BatchPlan
 from curation.progress import Progress, Silent
-from curation.recipe.model import SourceSpec
+from curation.recipe.model import BLOCK_BYTES, SourceSpec
 from curation.selection import as_positions
 from curation.sources.base import Block, Source
 
@@ -240,7 +240,7 @@ class Dataset:
 
         recipe = self.manifest.recipe
         source = self._source or open_source(TypeAdapter[SourceSpec](SourceSpec).validate_python(recipe["source"]))
-        return source, source.blocks(recipe["block_rows"])
+        return source, source.blocks(recipe["block_rows"], recipe.get("block_bytes", BLOCK_BYTES))
 
     def verify(self, progress: Progress = _SILENT) -> None:
         """Hash every file again and count every row again (see :mod:`curation.dataset.verify`).

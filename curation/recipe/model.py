@@ -22,6 +22,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+BLOCK_BYTES = 1 << 28
+"""Bytes of the rows of one task, unless a recipe says otherwise."""
+
 STEPS = "curation.pipelines.steps"
 """Where steps are looked up: by name, because what stands here does not import what stands above it."""
 
@@ -87,7 +90,7 @@ SourceSpec = Annotated[FileSource | StdlibSource | MemorySource, Field(discrimin
 
 
 class Resources(Model):
-    """What one Ray task of a step asks for."""
+    """What one Ray task asks for."""
 
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)
@@ -148,6 +151,7 @@ class Output(Model):
     """How the result is laid out."""
 
     rows_per_shard: int = Field(default=50_000, ge=1)
+    resources: Resources = Field(default=Resources(), description="Of the tasks that write the result.")
 
 
 class Recipe(Model):
@@ -161,8 +165,15 @@ class Recipe(Model):
     block_rows: int = Field(
         default=16_384,
         ge=1,
-        description="Rows of one task. Part of the recipe: resuming rests on fixed blocks.",
+        description="Rows of one task at most. Part of the recipe: resuming rests on fixed blocks.",
     )
+    block_bytes: int = Field(
+        default=BLOCK_BYTES,
+        ge=1,
+        le=1 << 30,
+        description="Bytes of the rows of one task at most, about, as they are in memory. Part of the recipe, too.",
+    )
+    resources: Resources = Field(default=Resources(), description="Of the tasks that check rows before the first step.")
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -181,8 +192,12 @@ class Recipe(Model):
 
 def recipe_sha256(recipe: dict[str, Any]) -> str:
     """:meth:`Recipe.sha256`, of a recipe as it stands in a manifest."""
-    steps = [{key: value for key, value in step.items() if key != "resources"} for step in recipe["steps"]]
-    return hashlib.sha256(json.dumps({**recipe, "steps": steps}, sort_keys=True).encode()).hexdigest()
+    decides = {**_decides(recipe), "output": _decides(recipe["output"]), "steps": [*map(_decides, recipe["steps"])]}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _decides(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "resources"}
 
 
 class StepOrderError(ValueError):

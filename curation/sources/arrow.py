@@ -38,6 +38,10 @@ class FileReader:
         self._starts = np.cumsum([0, *sizes], dtype=np.int64)
         self.rows = int(self._starts[-1])
 
+    def runs(self, columns: Sequence[str]) -> list[tuple[int, int]]:
+        """One, as heavy as if all rows were like those of the first record batch."""
+        return _like_the_first(self.batches(0, columns), self.rows)
+
     def start(self, row: int) -> int:
         """The first row of the record batch that ``row`` stands in."""
         return int(self._starts[np.searchsorted(self._starts, row, side="right") - 1])
@@ -67,6 +71,10 @@ class StreamReader:
             self._rows = sum(batch.num_rows for batch in batches)
         return self._rows
 
+    def runs(self, columns: Sequence[str]) -> list[tuple[int, int]]:
+        """One, as heavy as if all rows were like those of the first record batch."""
+        return _like_the_first(self.batches(0, columns), self.rows)
+
     def start(self, row: int) -> int:
         """0: a stream is read from its start."""
         return 0
@@ -75,6 +83,11 @@ class StreamReader:
         """All record batches."""
         self._source.seek(0)
         yield from pa.ipc.open_stream(self._source, options=_only(self.schema, columns))
+
+
+def _like_the_first(batches: Iterator[pa.RecordBatch], rows: int) -> list[tuple[int, int]]:
+    first = next((batch for batch in batches if batch.num_rows), None)
+    return [] if first is None else [(rows, rows * first.nbytes // first.num_rows)]
 
 
 def _lightest(schema: pa.Schema) -> pa.ipc.IpcReadOptions:

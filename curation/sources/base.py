@@ -64,8 +64,9 @@ class Source(Protocol):
     def inputs(self) -> list[InputRecord]:
         """The files, with row counts and fingerprints."""
 
-    def blocks(self, rows: int) -> list[Block]:
-        """Cut all positions into blocks of ``rows`` (the last is shorter), whatever file they lie in."""
+    def blocks(self, rows: int, size: int = ...) -> list[Block]:
+        """Cut all positions into blocks of ``rows`` rows, or of fewer where these have about ``size`` bytes in memory
+        (see :mod:`curation.sources.blocks`); the last may be shorter. Equal files are cut alike."""
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
         """Read a block: exactly ``block.rows`` rows, and which of them are bad.

@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from curation.arrow import holds_text, lossless, plain
 from curation.errors import SourceError
+from curation.recipe.model import BLOCK_BYTES
 from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord
+from curation.sources.blocks import Cutter
 from curation.sources.files import File, OpenReaders
 
 
@@ -26,6 +28,9 @@ class Reader(Protocol):
     @property
     def rows(self) -> int:
         """How many the file has."""
+
+    def runs(self, columns: Sequence[str]) -> list[tuple[int, int]]:
+        """Runs of rows in their order, each as its rows and about how many bytes these columns of it have in memory."""
 
     def start(self, row: int) -> int:
         """The last row up to ``row`` where reading can start."""
@@ -111,9 +116,17 @@ class ColumnarSource:
         """The files, with row counts and fingerprints."""
         return files.records(self.files, self.counts)
 
-    def blocks(self, rows: int) -> list[Block]:
-        """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return files.cut(self.counts, rows)
+    def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
+        """Cut all positions into blocks of ``rows`` rows, or of fewer where these have about ``size`` bytes."""
+        cutter = Cutter(rows, size)
+        for number, runs in enumerate(files.each(self._runs, self.files)):
+            for count, weight in runs:
+                cutter.add(number, count, weight)
+        return cutter.blocks()
+
+    def _runs(self, file: File) -> list[tuple[int, int]]:
+        with files.reading(file):
+            return self._open(file).runs(list(dict.fromkeys(self._names.values())))
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""

@@ -18,7 +18,7 @@ import fsspec.core
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.sources.base import Block, InputRecord, Part
+from curation.sources.base import InputRecord
 
 T = TypeVar("T")
 
@@ -195,32 +195,6 @@ def records(files: Sequence[File], counts: Sequence[int]) -> list[InputRecord]:
         InputRecord(path=file.path, bytes=file.size, rows=count, fingerprint=mark)
         for file, count, mark in zip(files, counts, each(fingerprint, files), strict=True)
     ]
-
-
-def cut(counts: Sequence[int], rows: int) -> list[Block]:
-    """Cut the positions of files with ``counts`` rows into blocks of ``rows``, which may span files.
-
-    Raises:
-        ValueError: ``rows`` is below 1.
-    """
-    if rows < 1:
-        raise ValueError(f"a block has at least 1 row, not {rows}")
-    blocks: list[Block] = []
-    parts: list[Part] = []
-    held = start = 0
-    for file, count in enumerate(counts):
-        row = 0
-        while row < count:
-            take = min(rows - held, count - row)
-            parts.append(Part(file, row, take))
-            row += take
-            held += take
-            if held == rows:
-                blocks.append(Block(len(blocks), start, rows, tuple(parts)))
-                start, held, parts = start + rows, 0, []
-    if held:
-        blocks.append(Block(len(blocks), start, held, tuple(parts)))
-    return blocks
 
 
 def locate(counts: Sequence[int], index: int) -> tuple[int, int]:

@@ -13,8 +13,10 @@ from functools import partial
 import pyarrow as pa
 
 from curation.errors import SourceError
+from curation.recipe.model import BLOCK_BYTES
 from curation.sources import files
-from curation.sources.base import BadRow, Block, InputRecord, Part
+from curation.sources.base import BadRow, Block, InputRecord
+from curation.sources.blocks import Cutter
 from curation.sources.files import File, OpenReaders
 from curation.sources.json_rows import infer, parse
 from curation.sources.lines import LineStream, row_starts, split
@@ -61,44 +63,25 @@ class JsonlSource:
     def counts(self) -> tuple[int, ...]:
         """Rows of each file, by a scan over its bytes."""
         if self._counts is None:
-            self._counts = tuple(sum(len(starts) for starts in row_starts(file)) for file in self.files)
+            self._counts = tuple(sum(len(starts) for starts, _ in row_starts(file)) for file in self.files)
         return self._counts
 
     def inputs(self) -> list[InputRecord]:
         """The files, with row counts and fingerprints."""
         return files.records(self.files, self.counts)
 
-    def blocks(self, rows: int) -> list[Block]:
-        """Cut all positions into blocks of ``rows``; the last is shorter. One scan over the bytes of all files."""
-        if rows < 1:
-            raise ValueError(f"a block has at least 1 row, not {rows}")
+    def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
+        """Cut all positions into blocks of ``rows`` rows, or of fewer where these have about ``size`` bytes."""
+        cutter = Cutter(rows, size)
         counts: list[int] = []
-        offsets: list[dict[int, int]] = []
-        total = 0
-        for file in self.files:
-            kept: dict[int, int] = {}
-            count = 0
-            for starts in row_starts(file):
-                if count == 0 and len(starts):
-                    kept[0] = int(starts[0])
-                first = -(total + count) % rows
-                kept.update(
-                    zip(range(count + first, count + len(starts), rows), starts[first::rows].tolist(), strict=True)
-                )
-                count += len(starts)
+        for number, file in enumerate(self.files):
+            count = end = 0
+            for starts, stop in row_starts(file):
+                cutter.add(number, len(starts), stop - end, starts)
+                count, end = count + len(starts), stop
             counts.append(count)
-            offsets.append(kept)
-            total += count
         self._counts = tuple(counts)
-        return [
-            Block(
-                block.number,
-                block.start,
-                block.rows,
-                tuple(Part(part.file, part.row, part.rows, offsets[part.file][part.row]) for part in block.parts),
-            )
-            for block in files.cut(counts, rows)
-        ]
+        return cutter.blocks()
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""

@@ -17,12 +17,13 @@ _IS_BLANK = np.zeros(256, bool)
 _IS_BLANK[list(_BLANK)] = True
 
 
-def row_starts(file: File) -> Iterator[npt.NDArray[np.int64]]:
-    """int64 byte offsets where rows start, chunk by chunk; memory stays at a few chunks or the longest line."""
+def row_starts(file: File) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """int64 byte offsets where rows start, and where the last one ends, chunk by chunk; memory stays at a few chunks or
+    the longest line."""
     with files.reading(file):
         stream = LineStream(file)
         while data := stream.lines():
-            yield stream.offset - len(data) + rows_in(data)[0]
+            yield stream.offset - len(data) + rows_in(data)[0], stream.offset
 
 
 def rows_in(data: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

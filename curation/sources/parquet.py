@@ -15,6 +15,7 @@ from curation.sources.files import File
 
 EXTENSIONS = (".parquet", ".pq")
 _BATCH_ROWS = 8_192
+_BATCH_BYTES = 1 << 26
 
 
 class ParquetReader:
@@ -32,6 +33,11 @@ class ParquetReader:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes], dtype=np.int64)
 
+    def runs(self, columns: Sequence[str]) -> list[tuple[int, int]]:
+        """The row groups, as the footer has them: what repeats is counted once where it is stored once."""
+        groups = [self._file.metadata.row_group(number) for number in range(len(self._starts) - 1)]
+        return [(group.num_rows, _bytes(group, columns)) for group in groups]
+
     def start(self, row: int) -> int:
         """The first row of the row group that ``row`` stands in."""
         return int(self._starts[np.searchsorted(self._starts, row, side="right") - 1])
@@ -40,6 +46,18 @@ class ParquetReader:
         """The rows from ``start`` on, a row group at a time."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for group in range(first, len(self._starts) - 1):
-            yield from self._file.iter_batches(
-                _BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-            )
+            account = self._file.metadata.row_group(group)
+            fitting = _BATCH_BYTES * account.num_rows // max(1, _bytes(account, columns))
+            rows = max(1, min(_BATCH_ROWS, fitting))
+            yield from self._file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
+
+
+def _bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Bytes of some columns of a row group, decompressed."""
+    chunks = (group.column(number) for number in range(group.num_columns))
+    wanted, below = set(columns), tuple(f"{name}." for name in columns)
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema in wanted or chunk.path_in_schema.startswith(below)
+    )

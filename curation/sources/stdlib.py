@@ -21,9 +21,10 @@ from typing import Literal
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.recipe.model import StdlibSource
+from curation.recipe.model import BLOCK_BYTES, StdlibSource
 from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord
+from curation.sources.blocks import Cutter
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
@@ -101,9 +102,12 @@ class StdlibFunctions:
             )
         ]
 
-    def blocks(self, rows: int) -> list[Block]:
-        """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return files.cut(self.counts, rows)
+    def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
+        """Cut all positions into blocks of ``rows``; the last is shorter. A function has a few hundred bytes."""
+        cutter = Cutter(rows, size)
+        for number, count in enumerate(self.counts):
+            cutter.add(number, count)
+        return cutter.blocks()
 
     def locate(self, index: int) -> tuple[str, int]:
         """File of one position, and its number among the rows of that file."""

@@ -1,65 +1,99 @@
 """Ray: the one place that knows a job is distributed.
 
-A task is a picklable callable that takes a piece of work and leaves its result in a file. Ray schedules, places
-and retries; what is finished stands on disk, so a piece may run twice and a killed job goes on where it was.
+A task is a picklable callable that takes a piece of work and leaves its result in a file. Ray schedules and places;
+what is finished stands on disk, so a piece may run twice and a killed job goes on where it was.
 """
 
 import logging
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import ray
-import ray.data
 from ray import cloudpickle
 
 from curation.errors import CurationError, StepError
 from curation.pipelines.engine.functions import expect, expected, extend_path, import_path, load_function
-from curation.progress import Progress
+from curation.pipelines.engine.pool import Actors, Piece, Tasks, Workers, work_off
+from curation.progress import Progress, Silent
 from curation.recipe.model import Resources
 
-TRIES = 5
-"""How often a task is begun whose worker dies."""
+LEAST_ROOM = 64
+"""Tasks under way at least, as long as nobody says how many: the queue tells a cluster that it may grow."""
 
-
-class Piece(Protocol):
-    """A unit of work."""
-
-    @property
-    def number(self) -> int:
-        """From 0, without gaps."""
-
-    @property
-    def rows(self) -> int:
-        """What finishing it adds to the progress."""
+ANSWER = 10.0
+"""Seconds within which a cluster's port must answer: Ray itself waits for minutes."""
 
 
 @contextmanager
 def runtime(address: str | None = None, workers: int | None = None) -> Iterator[None]:
     """A Ray runtime: the caller's, where one is up; else a cluster by address or ``RAY_ADDRESS``; else a local one.
 
-    Only what was started here is shut down.
+    Only what was started here is shut down, and Ray's logging is as it was afterwards.
+
+    Raises:
+        CurationError: there is no cluster at the address.
+        StepError: its workers cannot run this package.
     """
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # "local": without an address Ray would join any cluster that it finds on this machine.
-    local = {"address": "local", "include_dashboard": False, "num_cpus": workers}
-    where = local if address is None else {"address": address}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+    address = (address or os.environ.get("RAY_ADDRESS") or "").strip() or None
+    with _restored():
+        # Without this Ray 2.60 warns on every start of a task that asks for no GPU.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            # "local": without an address Ray would join any cluster that it finds on this machine.
+            ray.init(address="local", include_dashboard=False, num_cpus=workers, **quiet)
+        else:
+            _connect(address, quiet)
+        try:
+            if address is not None:
+                run_one(_nothing)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str, quiet: dict[str, Any]) -> None:
     try:
-        if address is not None:
-            run_one(_nothing)
+        host, _, port = address.rpartition(":")
+        if host and port.isdecimal() and "/" not in address:
+            socket.create_connection((host, int(port)), ANSWER).close()
+        ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CurationError(
+            f"no Ray cluster can be reached at {address!r} ({why}): give `host:port` of its head node, as "
+            "--ray-address or RAY_ADDRESS, or neither, to work on this machine"
+        ) from error
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Put back what Ray changes for a whole process: the caller's goes on after a run."""
+    logger, environment = logging.getLogger("ray"), _environment()
+    level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
+    try:
         yield
     finally:
-        ray.shutdown()
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
+        for name in _environment().keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _environment() -> dict[str, str]:
+    """What Ray sets: its own variables, and what ``breakpoint()`` calls."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}
 
 
 def run_pieces(
@@ -67,20 +101,17 @@ def run_pieces(
     pieces: Sequence[Piece],
     *,
     label: str,
-    tries: Path,
     progress: Progress,
     resources: Resources | None = None,
     workers: int | None = None,
     actors: bool = False,
 ) -> None:
-    """Run ``task`` on each piece, one Ray Data task a piece, and wait for all.
+    """Run ``task`` on each piece, one Ray task a piece, and wait for all; on an error or Ctrl-C the others are killed.
 
     Args:
         task: a picklable callable of one piece; it writes its result to a file.
         pieces: what to do; their order is the order of submission.
         label: names the step in errors.
-        tries: a folder for marks that count how often a piece was begun: Ray Data begins one again without end
-            when its worker dies, and has no setting for that.
         progress: told the rows of each finished piece.
         resources: what one task asks of Ray.
         workers: the most tasks at a time; None leaves it to Ray.
@@ -89,88 +120,45 @@ def run_pieces(
 
     Raises:
         CurationError: the first one that a task raised.
-        StepError: a task raised anything else.
+        StepError: a task raised anything else, or lost its worker too often.
     """
     if not pieces:
         return
-    _quiet()
-    by_number = {piece.number: piece for piece in pieces}
     shared = ray.put(_Packed.of(task))
-
-    for mark in tries.glob("*.tries"):
-        mark.unlink()
-
-    class Work:
-        """One worker; Ray Data makes it where it runs."""
-
-        task: Callable[[Any], object] | None = None
-
-        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            piece: Piece = pickle.loads(batch["piece"][0])
-
-            def once() -> None:
-                _count_try(tries / f"{piece.number:07d}.tries")
-                self.task = self.task or ray.get(shared).unpack()
-                self.task(piece)
-
-            # Everything stands inside: Ray Data tries an exception again without end.
-            return {"number": [piece.number], "error": [_attempt(once)]}
-
-    def work(batch: dict[str, Any]) -> dict[str, Any]:
-        return Work()(batch)
-
-    work.__name__ = Work.__name__ = label
-    worker: Any = Work if actors else work
-    pool = (1, max(1, min(len(pieces), workers or _places(resources)))) if actors else workers
-    results = ray.data.from_items(
-        [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
-    ).map_batches(worker, batch_size=1, concurrency=pool, **_remote(resources))
-    with _ray_trouble(label):
-        for result in results.iter_rows():
-            if result["error"]:
-                raise pickle.loads(result["error"])
-            progress.advance(by_number[result["number"]].rows)
+    pool: Workers
+    if actors:
+        size = max(1, min(len(pieces), workers or _places(resources)))
+        pool = Actors(_Worker, shared, label, _remote(resources), size)
+    else:
+        room = partial(_room, resources) if workers is None else lambda: workers
+        pool = Tasks(_work, shared, label, _remote(resources), room)
+    with closing(work_off(pool, pieces, label)) as ended:
+        for piece, error in ended:
+            if error:
+                raise pickle.loads(error)
+            progress.advance(piece.rows)
 
 
 def run_one(task: Callable[[], object], *, resources: Resources | None = None) -> None:
     """Run one task on the cluster, so that what it holds in memory is not the driver's.
 
     Raises:
-        CurationError: as the task raised it; anything else as a StepError.
+        CurationError: as for :func:`run_pieces`.
     """
-    remote = ray.remote(max_retries=TRIES - 1, **_remote(resources))(_attempt)
-    with _ray_trouble(getattr(task, "__name__", type(task).__name__)):
-        error = ray.get(remote.remote(_Packed.of(task)))
-    if error:
-        raise pickle.loads(error)
+    label = getattr(task, "__name__", type(task).__name__)
+    run_pieces(lambda _: task(), [_Whole()], label=label, progress=Silent(), resources=resources)
 
 
-@contextmanager
-def _ray_trouble(label: str) -> Iterator[None]:
-    """Say what failed where Ray itself gave up: a worker that dies again and again, or lacks this package."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise StepError(
-            f"{label}: Ray gave up after {TRIES} tries: {last}. What was finished is kept; "
-            "ray's logs (/tmp/ray/session_latest/logs) say why a worker died"
-        ) from error
+@dataclass(frozen=True)
+class _Whole:
+    """The one piece of a task that is not cut."""
+
+    number: int = 0
+    rows: int = 0
 
 
 def _nothing() -> None:
     """Sent to a cluster first: it fails at once, and not in every task, where workers lack this package."""
-
-
-def _count_try(mark: Path) -> None:
-    """Raise StepError where the piece has had all its tries: it kills whoever works on it."""
-    with mark.open("ab") as file:
-        file.write(b".")
-    if mark.stat().st_size > TRIES:
-        raise StepError(
-            f"piece {mark.stem} lost its worker {TRIES} times, most likely for want of memory: "
-            "lower `block_rows`, or raise `resources` of the step"
-        )
 
 
 class _Packed:
@@ -191,20 +179,29 @@ class _Packed:
         task: Callable[..., object] = pickle.loads(self.data)
         return task
 
-    def __call__(self) -> object:
-        return self.unpack()()
+
+class _Worker:
+    """A process that unpacks its task once."""
+
+    def __init__(self, packed: _Packed) -> None:
+        self.packed = packed
+        self.task: Callable[..., object] | None = None
+
+    def work(self, piece: Piece) -> bytes:
+        """The pickled error, or nothing: Ray would wrap an exception in its own and print it."""
+        try:
+            self.task = self.task or self.packed.unpack()
+            self.task(piece)
+        except CurationError as error:
+            return pickle.dumps(error)
+        except (Exception, SystemExit) as error:
+            where = "".join(traceback.format_exception(error)[-3:]).rstrip()
+            return pickle.dumps(StepError(f"{type(error).__name__}: {error}\n{where}"))
+        return b""
 
 
-def _attempt(run: Callable[[], object]) -> bytes:
-    """Run; the pickled error, or nothing. Ray would wrap an exception in its own and print it."""
-    try:
-        run()
-    except CurationError as error:
-        return pickle.dumps(error)
-    except Exception as error:
-        where = "".join(traceback.format_exception(error)[-3:]).rstrip()
-        return pickle.dumps(StepError(f"{type(error).__name__}: {error}\n{where}"))
-    return b""
+def _work(packed: _Packed, piece: Piece) -> bytes:
+    return _Worker(packed).work(piece)
 
 
 def _remote(resources: Resources | None) -> dict[str, Any]:
@@ -232,8 +229,6 @@ def _places(resources: Resources | None) -> int:
     return int(min(available.get(name, 0) // amount for name, amount in wanted.items() if amount))
 
 
-def _quiet() -> None:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+def _room(resources: Resources | None) -> int:
+    """How many tasks to have under way: as many again as run, so that no worker waits for the driver."""
+    return max(LEAST_ROOM, 2 * _places(resources))

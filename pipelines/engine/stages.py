@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from curation.pipelines.engine.ray import Piece, run_one, run_pieces
+from curation.pipelines.engine.pool import Piece
+from curation.pipelines.engine.ray import run_one, run_pieces
 from curation.pipelines.engine.workspace import Stage
 from curation.progress import Progress
 from curation.recipe.model import Resources
@@ -76,7 +77,6 @@ class Stages:
             task,
             remaining,
             label=label,
-            tries=stage.folder,
             progress=self.progress,
             resources=resources,
             workers=self.workers,

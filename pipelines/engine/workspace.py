@@ -1,4 +1,4 @@
-"""The workspace, ``OUT.partial``: what an unfinished run has on disk. It becomes ``OUT`` in one rename.
+"""The workspace, ``OUT.partial``: what an unfinished run has on disk (:mod:`curation.pipelines.engine.target`).
 
 ::
 
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from curation.errors import OutputError
 from curation.files import atomic, write_text
 from curation.pipelines.engine.fingerprints import changes
+from curation.pipelines.engine.target import partial_of, put_in_place
 
 KEY_LENGTH = 16
 
@@ -100,7 +101,7 @@ class Workspace:
 
     def __init__(self, out: Path, *, quarantine: bool = False, note: Callable[[str], None] = lambda text: None) -> None:
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = partial_of(out)
         self.quarantine = quarantine
         self.note = note
 
@@ -114,8 +115,12 @@ class Workspace:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / "lock").open("w")
+            apart = self.folder.stat().st_dev != self.folder.parent.stat().st_dev
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be made: {error.strerror}") from error
+        if apart:
+            lock.close()
+            raise OutputError(f"{self.folder} lies on another disk than {self.out}: remove it, or give another output")
         with lock:
             _lock(lock, self.folder)
             yield
@@ -186,7 +191,7 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, dataset: Path, names: Collection[str]) -> None:
-        """Make a finished dataset visible as OUT, in one rename, and drop the rest.
+        """Make a finished dataset visible as OUT, and drop the rest.
 
         Args:
             dataset: its folder in the workspace.
@@ -199,7 +204,7 @@ class Workspace:
             if path.name not in names:
                 path.unlink(missing_ok=True)
         try:
-            dataset.rename(self.out)
+            put_in_place(dataset, self.out)
         except OSError as error:
             raise OutputError(
                 f"{self.out}: cannot be put in place: {error.strerror}. The finished dataset is at {dataset}"

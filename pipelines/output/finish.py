@@ -29,7 +29,7 @@ from curation.files import atomic
 from curation.pipelines.engine.ray import run_one
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.output.shards import Shard, write_decisions
-from curation.recipe import Recipe
+from curation.recipe import Output, Recipe
 from curation.report import write_report
 from curation.sources.base import Block, InputRecord, Source
 
@@ -45,12 +45,12 @@ class Keep:
         save(self.path, np.flatnonzero(np.load(self.reason, mmap_mode="r") == 0))
 
 
-def cut_shards(stage: Stage, reason: Path, rows_per_shard: int) -> tuple[Path, list[Shard]]:
+def cut_shards(stage: Stage, reason: Path, output: Output) -> tuple[Path, list[Shard]]:
     """Write the kept positions to ``kept.npy`` and cut them into shards."""
     kept = stage.folder / "kept.npy"
     if not kept.exists():
-        run_one(Keep(reason, kept))
-    rows = len(np.load(kept, mmap_mode="r"))
+        run_one(Keep(reason, kept), resources=output.resources)
+    rows, rows_per_shard = len(np.load(kept, mmap_mode="r")), output.rows_per_shard
     starts = range(0, rows, rows_per_shard)
     return kept, [Shard(number, start, min(rows_per_shard, rows - start)) for number, start in enumerate(starts)]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.arrow import widened
+from curation.arrow import reordered, widened
 from curation.dataset.writer import BATCH_ROWS, shard_name, shard_schema, write_shard
 from curation.files import atomic
 from curation.pipelines.engine.workspace import Stage, save
@@ -104,8 +104,7 @@ class JoinShard:
         table = pa.Table.from_batches(batches, _wide(schema))
         order: npt.NDArray[np.int64] = np.argsort(table[PLACE].to_numpy())
         table = table.drop_columns([PLACE])
-        parts = (order[start : start + BATCH_ROWS] for start in range(0, shard.rows, BATCH_ROWS))
-        rows = (table.take(pa.array(part)).cast(schema).combine_chunks() for part in parts)
+        rows = reordered(table, order, BATCH_ROWS)
         write_shard(self.dataset / shard_name(shard.number, self.shards), schema, rows)
         finish_shard(self.stage, self.dataset, shard, self.shards)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curation.arrow import contiguous, numbered, take_rows
 from curation.dataset import writer
 from curation.dataset.writer import file_record, kept_table, shard_name, shard_schema, write_shard
 from curation.files import write_text
@@ -49,7 +50,8 @@ class WriteShard:
         bounds = np.searchsorted(positions, np.append(starts, starts[-1] + self.blocks[-1].rows))
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             block = self.blocks[number]
-            yield kept_rows(self.source, block, positions[bounds[number] : bounds[number + 1]], self.scores)
+            here = positions[bounds[number] : bounds[number + 1]]
+            yield from contiguous(kept_rows(self.source, block, here, self.scores))
 
 
 def finish_shard(stage: Stage, dataset: Path, shard: Shard, shards: int) -> None:
@@ -64,7 +66,7 @@ def kept_rows(source: Source, block: Block, positions: npt.NDArray[np.int64], sc
     local = positions - block.start
     table, _ = source.read(block)
     chosen = {name: np.load(stage.piece(block.number), mmap_mode="r")[local] for name, stage in scores.items()}
-    return kept_table(table.take(pa.array(local)), positions, chosen)
+    return kept_table(take_rows(local, table.schema, numbered(table)), positions, chosen)
 
 
 def write_decisions(

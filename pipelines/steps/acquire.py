@@ -14,9 +14,9 @@ import pyarrow as pa
 from pydantic import AllowInfNan, Field, model_validator
 
 from curation.errors import RecipeError, StepError
-from curation.files import atomic
 from curation.pipelines.engine.workspace import Stage, save
-from curation.pipelines.steps.base import ANYTHING, Kind, Outcome, Step, StepRun, write_bad_rows
+from curation.pipelines.steps.base import Kind, Outcome, Step, StepRun, write_bad_rows
+from curation.pipelines.steps.groups import VALUES, GroupBlock, groups_of
 from curation.recipe.model import Made
 from curation.sources.base import BadRow, Block, Source
 
@@ -67,7 +67,7 @@ class Acquire(Step):
         return ({"threshold": "below the threshold", "top-k": "below the cut"}.get(self.kind, "not drawn"),)
 
     def reads(self, made: Made) -> Mapping[str, Kind]:
-        return {} if self.per is None else {self.per: ANYTHING}
+        return {} if self.per is None else {self.per: VALUES}
 
     def follow(self, made: Made, number: int) -> None:
         super().follow(made, number)
@@ -124,9 +124,9 @@ class Acquire(Step):
         def groups() -> None:
             if self.per is not None:
                 grouping = GroupBlock(run.source, stage, self.per)
-                run.stages.each(run.label, stage, grouping, run.blocks, "arrow", resources=self.resources)
+                run.stages.each(run.label, stage, grouping, run.blocks, resources=self.resources)
 
-        done = run.stages.finish(run.label, stage, groups, draw)
+        done = run.stages.finish(run.label, stage, groups, draw, self.resources)
         cut = {"score": score, "kind": self.kind, "per": self.per, "threshold": self.threshold, "beta": self.beta}
         return Outcome.of(
             stage,
@@ -137,21 +137,6 @@ class Acquire(Step):
             details={**cut, **done["details"]},
             pick=stage.folder / "pick.npy",
         )
-
-
-@dataclass(frozen=True)
-class GroupBlock:
-    """The values of a column in a block."""
-
-    source: Source
-    stage: Stage
-    column: str
-
-    def __call__(self, block: Block) -> None:
-        table, _ = self.source.read(block, (self.column,))
-        values = table.select([self.column])
-        with atomic(self.stage.piece(block.number, "arrow")) as path, pa.ipc.new_file(str(path), values.schema) as file:
-            file.write_table(values)
 
 
 @dataclass(frozen=True)
@@ -253,7 +238,7 @@ class Draw:
             return above[np.argsort(-scores[above], kind="stable")]
         seed = (self.seed, self.number)
         if step.per is not None:
-            groups = self._groups()[usable]
+            groups = groups_of(self.stage, self.blocks, np.load(self.before) == 0)[usable]
             return select_per_group(method, scores, groups, count=step.count, fraction=step.fraction, seed=seed).indices
         count = step.count if step.fraction is None else count_of(step.fraction, len(scores))
         assert count is not None
@@ -262,17 +247,6 @@ class Draw:
                 f"step {self.number} (acquire) asks for {count} rows, but only {len(scores)} are left: {_FEWER}"
             )
         return method.select(scores, count, seed=seed).indices
-
-    def _groups(self) -> npt.NDArray[np.int64]:
-        inside = np.load(self.before) == 0
-        tables = []
-        for block in self.blocks:
-            with pa.memory_map(str(self.stage.piece(block.number, "arrow"))) as file:
-                wanted = pa.array(inside[block.start : block.start + block.rows])
-                tables.append(pa.ipc.open_file(file).read_all().filter(wanted))
-        column = pa.concat_tables(tables).column(0).combine_chunks()
-        codes: npt.NDArray[np.int64] = column.dictionary_encode(null_encoding="encode").indices.to_numpy()
-        return codes.astype(np.int64)
 
 
 def _range_of(scores: npt.NDArray[np.float64]) -> str:

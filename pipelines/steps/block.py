@@ -89,7 +89,7 @@ def score_stages(step: Step, run: StepRun) -> dict[str, Stage]:
 def conclude(step: Step, run: StepRun, stage: Stage, work: Any) -> Outcome:
     """Bring a stage of verdicts to its end."""
     merge = MergeVerdicts(stage, run.reason, run.blocks, run.code, len(step.reasons))
-    done = run.stages.finish(run.label, stage, work, merge)
+    done = run.stages.finish(run.label, stage, work, merge, step.resources)
     return Outcome.of(
         stage,
         done,

@@ -50,6 +50,7 @@ class Dedup(Step):
             stage,
             lambda: run.stages.each(run.label, stage, hashing, run.blocks, resources=self.resources),
             DropDuplicates(stage, run.reason, run.code, run.blocks),
+            self.resources,
         )
         return Outcome.of(
             stage,

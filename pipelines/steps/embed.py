@@ -112,7 +112,8 @@ class Embed(Step):
 
         def each() -> None:
             if self.teacher == "tfidf" and not (stage.folder / "components.npy").exists():
-                run_one(FitTfidf(run.source, run.blocks, stage, run.reason, self, run.seed))
+                fit = FitTfidf(run.source, run.blocks, stage, run.reason, self, run.seed)
+                run_one(fit, resources=self.resources)
             resources = self.resources
             if self.teacher.startswith(MODEL) and "resources" not in self.model_fields_set and gpus():
                 resources = Resources(gpus=1)
@@ -123,7 +124,7 @@ class Embed(Step):
             actors = self.teacher != "tfidf"
             run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=resources, actors=actors)
 
-        done = run.stages.finish(run.label, stage, each, MarkBad(stage, run.reason, run.rows))
+        done = run.stages.finish(run.label, stage, each, MarkBad(stage, run.reason, run.rows), self.resources)
         return Outcome.of(
             stage,
             done,
@@ -153,10 +154,11 @@ class FitTfidf:
         for number in some.tolist():
             block = occupied[number]
             rows = np.flatnonzero(inside[block.start : block.start + block.rows])
-            rows = np.sort(rng.permutation(rows)[: -(-SAMPLE_ROWS // len(some))])
+            chosen = np.zeros(block.rows, bool)
+            chosen[rng.permutation(rows)[: -(-SAMPLE_ROWS // len(some))]] = True
             table, _ = self.source.read(block, self.step.columns)
             for name in self.step.columns:
-                texts += _prompted(table[name].take(pa.array(rows)), self.step.prompts.get(name))
+                texts += _prompted(table[name].filter(pa.array(chosen)), self.step.prompts.get(name))
         Tfidf.fit(texts, self.step.dimensions, self.seed).save(self.stage.folder)
 
 

@@ -1,6 +1,7 @@
 """Verdicts of an earlier run, read off its ``decisions.arrow`` instead of being made again."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,9 @@ def replay(step: Step, run: StepRun, decisions: Path) -> Outcome:
     stage = run.stage(step.step)
     reasons = tuple(reason_in_full(run.number, step, words) for words in step.reasons)
     task = ReplayBlock(run.source, stage, score_stages(step, run), run.reason, decisions, reasons, run.quarantine)
-    return conclude(step, run, stage, lambda: run.stages.each(run.label, stage, task, run.blocks, "jsonl"))
+    return conclude(
+        step, run, stage, lambda: run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=step.resources)
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ReplayBlock:
         inside = np.load(self.reason, mmap_mode="r")[block.start : block.start + block.rows] == 0
         bad: dict[int, str] = {}
         with pa.memory_map(str(self.decisions)) as file:
-            decided = pa.ipc.open_file(file).get_batch(block.number)
+            decided = _rows_of(pa.ipc.open_file(file), block)
             for name, stage in self.scores.items():
                 scores = np.where(inside, decided[name].to_numpy(zero_copy_only=False), np.nan)
                 for row in np.flatnonzero(inside & ~np.isfinite(scores)).tolist():
@@ -60,6 +63,21 @@ class ReplayBlock:
         path = self.decisions.with_name(QUARANTINE)
         reasons = _quarantined(path, path.stat().st_mtime_ns) if path.exists() else {}
         return {row: reasons[block.start + row] for row in bad if block.start + row in reasons}
+
+
+def _rows_of(decisions: pa.RecordBatchFileReader, block: Block) -> pa.Table:
+    """The rows of a block, however the earlier run had cut its own."""
+
+    def start(number: int) -> int:
+        first: int = decisions.get_batch(number)["index"][0].as_py()
+        return first
+
+    number = bisect_right(range(decisions.num_record_batches), block.start, key=start) - 1
+    rows = [decisions.get_batch(number).slice(block.start - start(number))]
+    while sum(map(len, rows)) < block.rows:
+        number += 1
+        rows.append(decisions.get_batch(number))
+    return pa.Table.from_batches(rows).slice(0, block.rows)
 
 
 @lru_cache(maxsize=1)

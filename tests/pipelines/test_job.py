@@ -15,6 +15,7 @@ import ray
 from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
 from curation.errors import BadRowError, CurationError, OutputError, RecipeError, SourceError, StepError
+from curation.pipelines.engine.ray import run_pieces
 from curation.pipelines.job import reselect, run
 from curation.recipe import Recipe
 
@@ -265,3 +266,42 @@ def test_missing_input(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match="no.parquet"):
         run(spec, tmp_path / "out")
+
+
+def test_every_task_takes_resources(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, set[float]] = {}
+
+    def told(task: Any, pieces: Any, *, label: str, resources: Any = None, **options: Any) -> None:
+        asked.setdefault(label, set()).add(resources.cpus)
+        run_pieces(task, pieces, label=label, resources=resources, **options)
+
+    for module in ("ray", "stages"):
+        monkeypatch.setattr(f"curation.pipelines.engine.{module}.run_pieces", told)
+    steps = [
+        {"step": "dedup", "resources": {"cpus": 0.5}},
+        {"step": "score", "column": "quality", "resources": {"cpus": 0.6, "gpus": 0}},
+        {"step": "acquire", "count": 5, "per": "group", "resources": {"cpus": 0.7}},
+    ]
+    others = {"resources": {"cpus": 0.8}, "output": {"rows_per_shard": 70, "resources": {"cpus": 0.9}}}
+    spec = recipe(corpus, *steps, **others)
+    run(spec, tmp_path / "out", workers=1)
+    assert asked == {
+        **{"check rows": {0.8}, "MarkBad": {0.8}},
+        **{"1. dedup": {0.5}, "DropDuplicates": {0.5}},
+        **{"2. score": {0.6}, "MergeVerdicts": {0.6}},
+        **{"3. acquire": {0.7}, "Draw": {0.7}},
+        **{"Keep": {0.9}, "write shards": {0.9}, "FinishDataset": {0.9}},
+    }
+    plain = [{key: value for key, value in step.items() if key != "resources"} for step in steps]
+    assert spec.sha256() == recipe(corpus, *plain).sha256()
+
+
+def test_stored_scores_are_found_however_the_blocks_were_cut(corpus: Path, tmp_path: Path) -> None:
+    steps = ({"step": "score", "column": "quality"}, {"step": "acquire", "count": 50})
+    run(recipe(corpus, *steps, block_bytes=2000), tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(path.read_text().replace('"block_bytes": 2000', '"block_bytes": 3000'))
+    assert Manifest.load(tmp_path / "out").recipe["block_bytes"] == 3000
+    reselect(tmp_path / "out", tmp_path / "fewer", count=20)
+    run(recipe(corpus, *steps[:1], {"step": "acquire", "count": 20}), tmp_path / "direct")
+    assert decisions(tmp_path / "fewer").equals(decisions(tmp_path / "direct"))

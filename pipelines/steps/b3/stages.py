@@ -69,9 +69,9 @@ class _Stages:
         def each() -> None:
             widths = {name: vector_width(run.source, run.blocks, name) for name in columns}
             task = CopyVectors(run.source, stage, columns, widths, run.reason, run.quarantine)
-            run.stages.each(label, stage, task, run.blocks, "jsonl")
+            run.stages.each(label, stage, task, run.blocks, "jsonl", resources=self.step.resources)
 
-        done = run.stages.finish(label, stage, each, MarkBad(stage, run.reason, run.rows))
+        done = run.stages.finish(label, stage, each, MarkBad(stage, run.reason, run.rows), self.step.resources)
         self.vectors |= columns
         self.reason, self.bad_rows = stage.folder / "reason.npy", done["bad"]
         return [stage]
@@ -94,9 +94,10 @@ class _Stages:
         def each() -> None:
             if not (stage.folder / "layout.json").exists():
                 run_one(Allocate(step, stage, vectors, run.blocks, self.reason), resources=step.resources)
-            run.stages.each(label, stage, Gather(step, run.source, stage, vectors, columns, self.reason), run.blocks)
+            task = Gather(step, run.source, stage, vectors, columns, self.reason)
+            run.stages.each(label, stage, task, run.blocks, resources=step.resources)
 
-        run.stages.finish(label, stage, each, KeepApart(step, stage, run.blocks, len(apart)))
+        run.stages.finish(label, stage, each, KeepApart(step, stage, run.blocks, len(apart)), step.resources)
         return stage
 
     def search(self, matrices: Stage) -> Stage:

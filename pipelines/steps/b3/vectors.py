@@ -162,11 +162,13 @@ class Gather:
                     keys: list[bytes | None] = [row.tobytes() for row in sides[name]]
                 else:
                     assert table is not None
-                    keys = table[name].cast(pa.string()).cast(pa.binary()).to_pylist()
+                    keys = table[name].cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
                 hashes[column] = digests(keys)
             if table is not None and isinstance(self.step.ranks, dict):
                 assert self.step.datasets is not None
-                unknown = set(table[self.step.datasets].cast(pa.string()).unique().to_pylist()) - set(self.step.ranks)
+                unknown = set(table[self.step.datasets].cast(pa.large_string()).unique().to_pylist()) - set(
+                    self.step.ranks
+                )
                 if unknown:
                     raise StepError(
                         f"b3: `ranks` give no pair to {sorted(map(repr, unknown))[0]} of column "

@@ -330,15 +330,6 @@ def test_open_readers_are_bounded_and_failed_ones_dropped() -> None:
         assert len(made) == 6
 
 
-def test_cut_spans_small_files() -> None:
-    assert files.cut([2, 0, 3, 4], 4) == [
-        Block(0, 0, 4, (Part(0, 0, 2), Part(2, 0, 2))),
-        Block(1, 4, 4, (Part(2, 2, 1), Part(3, 0, 3))),
-        Block(2, 8, 1, (Part(3, 3, 1),)),
-    ]
-    assert files.cut([], 4) == files.cut([0, 0], 4) == []
-
-
 def saved(folder: Path, table: pa.Table, **options: Any) -> None:
     datasets.Dataset(table).save_to_disk(folder, **options)
 
