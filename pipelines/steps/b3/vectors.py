@@ -166,9 +166,7 @@ class Gather:
                 hashes[column] = digests(keys)
             if table is not None and isinstance(self.step.ranks, dict):
                 assert self.step.datasets is not None
-                unknown = set(table[self.step.datasets].cast(pa.large_string()).unique().to_pylist()) - set(
-                    self.step.ranks
-                )
+                unknown = set(table[self.step.datasets].cast(pa.string()).unique().to_pylist()) - set(self.step.ranks)
                 if unknown:
                     raise StepError(
                         f"b3: `ranks` give no pair to {sorted(map(repr, unknown))[0]} of column "
