@@ -21,10 +21,12 @@ PAUSE = 1.0
 """Seconds before a piece that ran out of memory is begun anew; twice as many each time."""
 
 LOST = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, RayActorError)
-Result: TypeAlias = "ray.ObjectRef[Any]"
+"""What Ray raises of a piece whose worker died."""
 
 REVIEW = 10.0
 """Seconds after which the room is asked for again: a cluster may grow."""
+
+Result: TypeAlias = "ray.ObjectRef[Any]"
 
 
 class Piece(Protocol):

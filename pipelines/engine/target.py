@@ -16,7 +16,7 @@ from curation.errors import OutputError
 from curation.files import atomic
 
 _INSIDE = ".partial"
-_NOT_OURS = {_INSIDE, "lost+found"}
+_OVERLOOKED = {_INSIDE, "lost+found"}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -68,7 +68,7 @@ def check_target(out: Path) -> None:
     if not out.is_dir():
         raise OutputError(f"{out} is a file: give a folder")
     held = {entry.name for entry in out.iterdir()}
-    if held - _NOT_OURS and _INSIDE not in held:
+    if held - _OVERLOOKED and _INSIDE not in held:
         raise OutputError(f"{out} exists and is no curated dataset: give another output folder")
 
 
