@@ -4,8 +4,10 @@ Positions 0..N-1 name the rows in the order of the sorted files. A block is a fi
 by one task. A bad row keeps its position: it comes back with nulls and stands in the list of bad rows.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import pyarrow as pa
@@ -61,8 +63,16 @@ class Source(Protocol):
     def schema(self) -> pa.Schema:
         """The columns."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how it is read: what is left out, filled in or converted. A sentence each."""
+
     def inputs(self) -> list[InputRecord]:
-        """The files, with row counts and fingerprints."""
+        """The files, with row counts and fingerprints.
+
+        Raises:
+            SourceError: a file is gone, or has changed since the source was opened.
+        """
 
     def blocks(self, rows: int) -> list[Block]:
         """Cut all positions into blocks of ``rows`` (the last is shorter), whatever file they lie in."""
@@ -71,8 +81,48 @@ class Source(Protocol):
         """Read a block: exactly ``block.rows`` rows, and which of them are bad.
 
         Raises:
-            SourceError: the file vanished, or a column is missing or of another type than in the first file.
+            SourceError: a file is gone, damaged, or has changed since the source was opened.
+            ValueError: the source has no such column.
         """
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""
+
+
+def cut(counts: Sequence[int], rows: int) -> list[Block]:
+    """Cut the positions of files with ``counts`` rows into blocks of ``rows``, which may span files.
+
+    Raises:
+        ValueError: ``rows`` is below 1.
+    """
+    if rows < 1:
+        raise ValueError(f"a block has at least 1 row, not {rows}")
+    blocks: list[Block] = []
+    parts: list[Part] = []
+    held = start = 0
+    for file, count in enumerate(counts):
+        row = 0
+        while row < count:
+            take = min(rows - held, count - row)
+            parts.append(Part(file, row, take))
+            row += take
+            held += take
+            if held == rows:
+                blocks.append(Block(len(blocks), start, rows, tuple(parts)))
+                start, held, parts = start + rows, 0, []
+    if held:
+        blocks.append(Block(len(blocks), start, held, tuple(parts)))
+    return blocks
+
+
+def locate(counts: Sequence[int], index: int) -> tuple[int, int]:
+    """Number of the file and row in it of a position; O(log files) after a running sum.
+
+    Raises:
+        IndexError: the position is out of range.
+    """
+    ends = list(accumulate(counts))
+    if not 0 <= index < (ends[-1] if ends else 0):
+        raise IndexError(f"position {index} is out of range: there are {ends[-1] if ends else 0} rows")
+    file = bisect_right(ends, index)
+    return file, index - (ends[file - 1] if file else 0)

@@ -20,6 +20,8 @@ _BATCH_ROWS = 8_192
 class ParquetReader:
     """One open Parquet file."""
 
+    mapped = False
+
     def __init__(self, file: File) -> None:
         self._file = pq.ParquetFile(
             files.open_arrow(file),

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from curation.errors import SourceError
 from curation.recipe.model import StdlibSource
-from curation.sources import files
+from curation.sources import base, files
 from curation.sources.base import BadRow, Block, InputRecord
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -83,6 +83,13 @@ class StdlibFunctions:
         return self._counts
 
     @property
+    def notes(self) -> list[str]:
+        """Which modules are left out."""
+        if not self.skipped:
+            return []
+        return [f"{len(self.skipped):,} modules cannot be parsed by this Python: {files.named(self.skipped)}"]
+
+    @property
     def skipped(self) -> list[str]:
         """Modules that this Python cannot parse."""
         return [name for name in self._names if _functions(str(self.root / self.modules[name])) is None]
@@ -103,11 +110,11 @@ class StdlibFunctions:
 
     def blocks(self, rows: int) -> list[Block]:
         """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return files.cut(self.counts, rows)
+        return base.cut(self.counts, rows)
 
     def locate(self, index: int) -> tuple[str, int]:
         """File of one position, and its number among the rows of that file."""
-        number, row = files.locate(self.counts, index)
+        number, row = base.locate(self.counts, index)
         return str(self.root / self.modules[self._names[number]]), row
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
