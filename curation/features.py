@@ -95,10 +95,11 @@ def datasets_features(schema: pa.Schema) -> "Features":
     made = {}
     for field in schema.remove_metadata():
         feature = features.get(field.name)
-        known = Features() if feature is None else _known(field.name, feature)
-        if known and _fits(known.arrow_schema.field(0).type, feature, field.type):
-            made[field.name] = known[field.name]
-            continue
+        if feature is not None:
+            known = _known(field.name, feature)
+            if _fits(known.arrow_schema.field(0).type, feature, field.type):
+                made[field.name] = known[field.name]
+                continue
         try:
             made[field.name] = Features.from_arrow_schema(pa.schema([field]))[field.name]
         except (ValueError, TypeError, KeyError) as error:

@@ -52,8 +52,8 @@ class FileSource(Model):
         default=None,
         alias="schema",
         min_length=1,
-        description="Types of columns, as name: type, such as int64 or list<string>. A value that does not fit is a bad "
-        "row. Default: the types that the files have; in JSON lines those that hold all values.",
+        description="Types of columns, as name: type, such as int64 or list<string>. A value that does not fit is a "
+        "bad row. Default: the types that the files have; in JSON lines those that hold all values.",
     )
 
     @field_validator("path")

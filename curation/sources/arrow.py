@@ -1,8 +1,8 @@
 """Arrow IPC files and streams, and saved Hugging Face datasets, which are folders of streams.
 
 Local files are memory maps: of an uncompressed batch the rows that are asked for are copied out, and nothing else is
-looked at. A file is read from any record batch on; a stream has no index, so a reader walks through it (over headers alone where it is
-not compressed).
+looked at. A file is read from any record batch on; a stream has no index, so a reader walks through it (over headers
+alone where it is not compressed).
 """
 
 import json

@@ -4,6 +4,7 @@ Both are found by halving: O(bad · log rows) tries on a column that has any, on
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +25,13 @@ def converted(columns: Sequence[pa.Array], schema: pa.Schema) -> tuple[pa.Record
         try:
             array = convert(column, field.type)
         except pa.ArrowInvalid:
-            rows = _failing(column, lambda piece, kind=field.type: _fits(piece, kind))
+            rows = _failing(column, partial(_fits, kind=field.type))
             for row in rows:
                 reason = f"column {field.name!r}: this {column.type} does not fit {field.type}"
                 bad.setdefault(row, (row, reason, _raw(column, row)))
             array = convert(_nulled(column, rows), field.type)
         if holds_text(field.type) and not _is_valid(array):
-            # A slice of lists still validates all of their values, so nested rows are copied out first.
-            flat = is_string(array.type)
-            for row in _failing(array, lambda piece, flat=flat: _is_valid(piece if flat else _copied(piece))):
+            for row in _failing(array, _is_valid if is_string(array.type) else _is_valid_alone):
                 bad.setdefault(row, (row, f"column {field.name!r}: invalid UTF-8", _raw(array, row)))
         arrays.append(array)
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -72,8 +71,9 @@ def _is_valid(column: pa.Array) -> bool:
     return True
 
 
-def _copied(column: pa.Array) -> pa.Array:
-    return pa.concat_arrays([column.take(pa.array(range(len(column))))])
+def _is_valid_alone(column: pa.Array) -> bool:
+    """The same of a slice of lists, which holds the values of all the lists: its own are copied out first."""
+    return _is_valid(pa.concat_arrays([column.take(pa.array(range(len(column))))]))
 
 
 def _nulled(rows: pa.Array, bad: list[int]) -> pa.Array:

@@ -183,9 +183,7 @@ class _Headers:
             try:
                 convert(pa.nulls(0, found), kind)
             except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise SourceError(
-                    f"{file.path}: column {inner!r} is {found}, which cannot be read as {kind}"
-                ) from error
+                raise SourceError(f"{file.path}: column {inner!r} is {found}, and cannot be read as {kind}") from error
         return kind
 
     def check_partitions(self) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import fsspec.core
 import pyarrow as pa
@@ -86,7 +86,7 @@ def stat(path: str) -> File:
     size, stamp = _version(path)
     if not stamp:
         content, stamp = _download(path)
-        size = content.seek(0, os.SEEK_END)
+        size = content.size()
         content.close()
     return File(path, size, stamp)
 
@@ -108,15 +108,15 @@ def _version(path: str) -> tuple[int, str]:
         raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
-def _download(path: str) -> tuple[IO[bytes], str]:
-    """A file's bytes in a temporary file that nobody else sees, and ``sha256:…`` of them."""
+def _download(path: str) -> tuple[pa.NativeFile, str]:
+    """A file's bytes, in a temporary file that goes when it is closed, and ``sha256:…`` of them."""
     fs, inner = filesystem(path)
-    content = tempfile.TemporaryFile()  # noqa: SIM115  # it is read for as long as its reader is open
-    fs.get_file(inner, content)
-    content.seek(0)
-    digest = hashlib.file_digest(content, "sha256").hexdigest()
-    content.seek(0)
-    return content, f"sha256:{digest}"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = f"{folder}/copy"
+        fs.get_file(inner, copy)
+        with Path(copy).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return pa.OSFile(copy), f"sha256:{digest}"
 
 
 def open_arrow(file: File, *, mapped: bool = True) -> pa.NativeFile:
@@ -133,7 +133,7 @@ def open_arrow(file: File, *, mapped: bool = True) -> pa.NativeFile:
     content, stamp = _download(file.path)
     if stamp != file.stamp:
         raise _changed(file, "its content is another")
-    return pa.PythonFile(content, mode="r")
+    return content
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def _rounded(table: pa.Table, data: bytes) -> list[tuple[int, str, str]]:
         for row in suspects:
             value = json.loads(lines[row]).get(name)
             if row not in bad and not _is_exact(value, field.type):
-                reason = f"column {name!r}: {_short(value)} has an integer that {field.type} would round"
+                reason = f"column {name!r}: as {field.type} an integer would be rounded in {_short(value)}"
                 bad[row] = (row, reason, files.raw_text(lines[row]))
     return [bad[row] for row in sorted(bad)]
 

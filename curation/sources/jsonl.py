@@ -71,9 +71,7 @@ class JsonlSource:
             raise SourceError(f"{self.files[0].path}: no column {inner!r} in any row; {files.closest(inner, seen)}")
         for other, same in self._names.items():
             if same == inner and declared.get(other, kind) != kind:
-                raise SourceError(
-                    f"`schema` of the source: {name!r} and {other!r} are both {inner!r}: give them one type"
-                )
+                raise SourceError(f"`schema` of the source: {name!r} and {other!r} are both {inner!r}, so of one type")
         return kind
 
     def _readable(self, kinds: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -83,9 +81,7 @@ class JsonlSource:
             raise SourceError(f"{self.files[0].path}: `columns` of the source names no key of its rows")
         for field in schema:
             if read_json(b"{}", 1, pa.schema([field])) is None:
-                raise SourceError(
-                    f"{self.files[0].path}: {field.name!r} cannot be read as {field.type} from JSON lines"
-                )
+                raise SourceError(f"{self.files[0].path}: {field.name!r} cannot be {field.type} in JSON lines")
         return schema
 
     def _scan(self) -> Kind:
@@ -98,6 +94,8 @@ class JsonlSource:
             counts.append(_learn(file, root))
         # The other files start from what the first has taught, so that most of their lines bring nothing new.
         start = deepcopy(root)
+        for _, crowded in start.crowded(""):
+            crowded.left_out = 0
         for kind, count in files.each(partial(_learned, start), self.files[len(counts) :]):
             root.merge(kind)
             counts.append(count)

@@ -81,14 +81,12 @@ def _partition(name: str, root: str | None) -> tuple[tuple[str, str | None], ...
     """Keys and values of the folders ``key=value`` between ``root`` and a file; a later one of a key stands."""
     if root is None:
         return ()
-    pairs = [part.partition("=") for part in name.removeprefix(root).split("/")[:-1]]
-    return tuple(
-        {
-            unquote(key): None if value == _NO_VALUE else unquote(value)
-            for key, equals, value in pairs
-            if key and equals
-        }.items()
-    )
+    found: dict[str, str | None] = {}
+    for part in name.removeprefix(root).split("/")[:-1]:
+        key, equals, value = map(unquote, part.partition("="))
+        if key and equals:
+            found[key] = None if value == _NO_VALUE else value
+    return tuple(found.items())
 
 
 def _nothing(path: str, extensions: tuple[str, ...]) -> str:

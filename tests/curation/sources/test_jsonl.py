@@ -207,8 +207,8 @@ def test_gzip_that_is_cut_or_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(content, 1)[:-1000])
     for columns in (None, {"a": "a"}):
+        spec = FileSource(format="jsonl", path=str(path), columns=columns, schema=columns and {"a": "string"})
         with pytest.raises(SourceError, match=r"a.jsonl.gz: cannot be read: Compressed file ended"):
-            spec = FileSource(format="jsonl", path=str(path), columns=columns, schema=columns and {"a": "string"})
             open_source(spec).blocks(100)
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"a.jsonl.gz: cannot be read: Not a gzipped file"):
