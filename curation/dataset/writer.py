@@ -180,7 +180,7 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
 
     from datasets import DatasetInfo
 
-    info = asdict(DatasetInfo(features=datasets_features(schema)))
+    info = {**asdict(DatasetInfo()), "features": datasets_features(schema).to_dict()}
     known = {key: value for key, value in info.items() if value is not None}
     write_text(folder / INFO, json.dumps(known, indent=2, sort_keys=True))
     state: dict[str, Any] = {
