@@ -1,7 +1,8 @@
 """Columns of tables: the type that one is read as, the type that holds several, types by name, and conversion."""
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,29 @@ def type_of(name: str) -> pa.DataType:
             f"there is no type {name!r}; types are such as string, int64, float64, bool, binary, timestamp[us], "
             "decimal128(10, 2), list<string>, struct<a: int64, b: string>"
         ) from None
+
+
+def subset(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The fields of these columns, in the order asked for; all of them for None.
+
+    Raises:
+        ValueError: one of them is not there, or none is asked for.
+    """
+    if columns is None:
+        return schema
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"the source has no column {name!r}; {closest(name, schema.names)}")
+    if not columns:
+        raise ValueError("ask for at least one column")
+    return pa.schema([schema.field(name) for name in columns])
+
+
+def closest(name: str, there: Iterable[str]) -> str:
+    """The sentence that tells which columns a file has."""
+    names = list(there)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"it has {', '.join(names) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _parts(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from curation.arrow import holds_text
 from curation.columns import convert, is_string
-from curation.sources.files import raw_text
+from curation.sources.base import raw_text
 
 Bad = tuple[int, str, str | None]
 """The number of a row among those at hand, why it is bad, and what stood there."""

@@ -4,14 +4,14 @@ Positions 0..N-1 name the rows in the order of the sorted files. A block is a fi
 by one task. A bad row keeps its position: it comes back with nulls and stands in the list of bad rows.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
+
+RAW_BYTES = 4096
 
 
 class InputRecord(BaseModel):
@@ -56,6 +56,11 @@ class BadRow:
     raw: str | None = None
 
 
+def raw_text(raw: bytes) -> str:
+    """The start of a bad row, fit to be shown."""
+    return raw[:RAW_BYTES].decode("utf-8", "replace")
+
+
 class Source(Protocol):
     """Rows in fixed blocks. Small and picklable: it travels to every task and opens files there."""
 
@@ -87,42 +92,3 @@ class Source(Protocol):
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""
-
-
-def cut(counts: Sequence[int], rows: int) -> list[Block]:
-    """Cut the positions of files with ``counts`` rows into blocks of ``rows``, which may span files.
-
-    Raises:
-        ValueError: ``rows`` is below 1.
-    """
-    if rows < 1:
-        raise ValueError(f"a block has at least 1 row, not {rows}")
-    blocks: list[Block] = []
-    parts: list[Part] = []
-    held = start = 0
-    for file, count in enumerate(counts):
-        row = 0
-        while row < count:
-            take = min(rows - held, count - row)
-            parts.append(Part(file, row, take))
-            row += take
-            held += take
-            if held == rows:
-                blocks.append(Block(len(blocks), start, rows, tuple(parts)))
-                start, held, parts = start + rows, 0, []
-    if held:
-        blocks.append(Block(len(blocks), start, held, tuple(parts)))
-    return blocks
-
-
-def locate(counts: Sequence[int], index: int) -> tuple[int, int]:
-    """Number of the file and row in it of a position; O(log files) after a running sum.
-
-    Raises:
-        IndexError: the position is out of range.
-    """
-    ends = list(accumulate(counts))
-    if not 0 <= index < (ends[-1] if ends else 0):
-        raise IndexError(f"position {index} is out of range: there are {ends[-1] if ends else 0} rows")
-    file = bisect_right(ends, index)
-    return file, index - (ends[file - 1] if file else 0)

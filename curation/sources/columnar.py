@@ -12,16 +12,15 @@ from typing import Any, Protocol
 import pyarrow as pa
 from pyarrow import types
 
-from curation.columns import convert, plain, type_of, wider
+from curation.columns import closest, convert, plain, subset, type_of, wider
 from curation.errors import SourceError
 from curation.features import told, with_features
 from curation.recipe.model import FileSource
-from curation.sources import base, files
+from curation.sources import files
 from curation.sources.bad_rows import converted
 from curation.sources.base import BadRow, Block, InputRecord
 from curation.sources.files import File, OpenReaders
-from curation.sources.listing import Listing
-from curation.sources.partitions import check_partitions, partition_column, partition_types
+from curation.sources.listing import Listing, check_partitions, partition_column, partition_types
 
 
 class Reader(Protocol):
@@ -70,7 +69,7 @@ class ColumnarSource:
         declared = {name: type_of(kind) for name, kind in (spec.types or {}).items()}
         for name in declared:
             if name not in self._names:
-                raise SourceError(f"`schema` of the source names {name!r}, {files.closest(name, self._names)}")
+                raise SourceError(f"`schema` of the source names {name!r}, {closest(name, self._names)}")
         kinds = {name: self._kind(headers, inner, declared.get(name)) for name, inner in self._names.items()}
         told_features = headers.features(features)
         self.schema = with_features(
@@ -97,11 +96,11 @@ class ColumnarSource:
 
     def blocks(self, rows: int) -> list[Block]:
         """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return base.cut(self.counts, rows)
+        return files.cut(self.counts, rows)
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""
-        file, row = base.locate(self.counts, index)
+        file, row = files.locate(self.counts, index)
         return self.files[file].path, row
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
@@ -111,7 +110,7 @@ class ColumnarSource:
             SourceError: a file is gone, damaged, or has changed since the source was opened.
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
+        schema = subset(self.schema, columns)
         names = [self._names[name] for name in schema.names]
         batches: list[pa.RecordBatch] = []
         bad: list[BadRow] = []
@@ -168,7 +167,7 @@ class _Headers:
         """The type that a column is read as."""
         held = list(self._of(inner))
         if not held:
-            raise SourceError(f"{self._files[0].path}: no column {inner!r}; {files.closest(inner, self.names)}")
+            raise SourceError(f"{self._files[0].path}: no column {inner!r}; {closest(inner, self.names)}")
         kind: pa.DataType | None = pa.null() if declared is None else declared
         for file, found in held:
             kind = wider(kind, found) if declared is None else declared

@@ -4,17 +4,18 @@ A file is read as it was when the source was opened, or not at all: each read of
 its files before and after, which costs two calls of ``stat`` (over a network, two requests for the head).
 """
 
-import difflib
 import hashlib
 import os
 import tempfile
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,11 +23,10 @@ import fsspec.core
 import pyarrow as pa
 
 from curation.errors import SourceError
-from curation.sources.base import InputRecord
+from curation.sources.base import Block, InputRecord, Part
 
 T = TypeVar("T")
 
-RAW_BYTES = 4096
 _NAMED = 5
 READ_ERRORS = (OSError, EOFError, ValueError, pa.ArrowException)
 
@@ -227,32 +227,43 @@ def records(files: Sequence[File], counts: Sequence[int]) -> list[InputRecord]:
     ]
 
 
-def raw_text(raw: bytes) -> str:
-    """The start of a bad row, fit to be shown."""
-    return raw[:RAW_BYTES].decode("utf-8", "replace")
-
-
-def subset(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """The fields of these columns, in the order asked for; all of them for None.
+def cut(counts: Sequence[int], rows: int) -> list[Block]:
+    """Cut the positions of files with ``counts`` rows into blocks of ``rows``, which may span files.
 
     Raises:
-        ValueError: one of them is not there, or none is asked for.
+        ValueError: ``rows`` is below 1.
     """
-    if columns is None:
-        return schema
-    for name in columns:
-        if name not in schema.names:
-            raise ValueError(f"the source has no column {name!r}; {closest(name, schema.names)}")
-    if not columns:
-        raise ValueError("ask for at least one column")
-    return pa.schema([schema.field(name) for name in columns])
+    if rows < 1:
+        raise ValueError(f"a block has at least 1 row, not {rows}")
+    blocks: list[Block] = []
+    parts: list[Part] = []
+    held = start = 0
+    for file, count in enumerate(counts):
+        row = 0
+        while row < count:
+            take = min(rows - held, count - row)
+            parts.append(Part(file, row, take))
+            row += take
+            held += take
+            if held == rows:
+                blocks.append(Block(len(blocks), start, rows, tuple(parts)))
+                start, held, parts = start + rows, 0, []
+    if held:
+        blocks.append(Block(len(blocks), start, held, tuple(parts)))
+    return blocks
 
 
-def closest(name: str, there: Iterable[str]) -> str:
-    """The sentence that tells which columns a file has."""
-    names = list(there)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"it has {', '.join(names) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
+def locate(counts: Sequence[int], index: int) -> tuple[int, int]:
+    """Number of the file and row in it of a position; O(log files) after a running sum.
+
+    Raises:
+        IndexError: the position is out of range.
+    """
+    ends = list(accumulate(counts))
+    if not 0 <= index < (ends[-1] if ends else 0):
+        raise IndexError(f"position {index} is out of range: there are {ends[-1] if ends else 0} rows")
+    file = bisect_right(ends, index)
+    return file, index - (ends[file - 1] if file else 0)
 
 
 def named(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from pyarrow import types
 
-from curation.sources import files
+from curation.sources.base import raw_text
 from curation.sources.lines import rows_in, split
 
 _PARSED_AT_ONCE = 1 << 30
@@ -40,7 +40,7 @@ def parse(data: bytes, rows: int, schema: pa.Schema) -> tuple[pa.Table, list[tup
             bad += [(start + row, reason, raw) for row, reason, raw in _rounded(table, piece)]
         elif stop - start == 1:
             good.append(pa.table([pa.nulls(1, field.type) for field in schema], schema=schema))
-            bad.append((start, _reason(lines[start], schema), files.raw_text(lines[start])))
+            bad.append((start, _reason(lines[start], schema), raw_text(lines[start])))
         else:
             middle = (start + stop) // 2
             spans += [(middle, stop), (start, middle)]
@@ -125,7 +125,7 @@ def _rounded(table: pa.Table, data: bytes) -> list[tuple[int, str, str]]:
             value = json.loads(lines[row]).get(name)
             if row not in bad and not _is_exact(value, field.type):
                 reason = f"column {name!r}: as {field.type} an integer would be rounded in {_short(value)}"
-                bad[row] = (row, reason, files.raw_text(lines[row]))
+                bad[row] = (row, reason, raw_text(lines[row]))
     return [bad[row] for row in sorted(bad)]
 
 

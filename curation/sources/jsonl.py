@@ -13,17 +13,16 @@ from functools import partial
 
 import pyarrow as pa
 
-from curation.columns import type_of
+from curation.columns import closest, subset, type_of
 from curation.errors import SourceError
 from curation.recipe.model import FileSource
-from curation.sources import base, files
+from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord, Part
 from curation.sources.files import File, OpenReaders
 from curation.sources.json_kinds import MOST_KEYS, Kind, settled
 from curation.sources.json_rows import parse, read_json
 from curation.sources.lines import LineStream, row_starts, rows_in
-from curation.sources.listing import Listing
-from curation.sources.partitions import check_partitions, partition_column, partition_types
+from curation.sources.listing import Listing, check_partitions, partition_column, partition_types
 
 EXTENSIONS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
@@ -58,7 +57,7 @@ class JsonlSource:
             self._names = spec.columns or {name: name for name in (*seen, *self._partitions)}
         for name in declared:
             if name not in self._names:
-                raise SourceError(f"`schema` of the source names {name!r}, {files.closest(name, self._names)}")
+                raise SourceError(f"`schema` of the source names {name!r}, {closest(name, self._names)}")
         kinds = {name: self._kind(name, inner, declared, seen) for name, inner in self._names.items()}
         self._inner = self._readable({self._names[name]: kind for name, kind in kinds.items()})
         self.schema = pa.schema(list(kinds.items()))
@@ -68,7 +67,7 @@ class JsonlSource:
     ) -> pa.DataType:
         kind = declared.get(name, self._partitions.get(inner, seen.get(inner)))
         if kind is None:
-            raise SourceError(f"{self.files[0].path}: no column {inner!r} in any row; {files.closest(inner, seen)}")
+            raise SourceError(f"{self.files[0].path}: no column {inner!r} in any row; {closest(inner, seen)}")
         for other, same in self._names.items():
             if same == inner and declared.get(other, kind) != kind:
                 raise SourceError(f"`schema` of the source: {name!r} and {other!r} are both {inner!r}, so of one type")
@@ -152,12 +151,12 @@ class JsonlSource:
                 block.rows,
                 tuple(Part(part.file, part.row, part.rows, offsets[part.file][part.row]) for part in block.parts),
             )
-            for block in base.cut(counts, rows)
+            for block in files.cut(counts, rows)
         ]
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""
-        file, row = base.locate(self.counts, index)
+        file, row = files.locate(self.counts, index)
         return self.files[file].path, row
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
@@ -167,7 +166,7 @@ class JsonlSource:
             SourceError: a file is gone, damaged, or has changed since the source was opened.
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
+        schema = subset(self.schema, columns)
         tables: list[pa.Table] = []
         bad: list[BadRow] = []
         index = block.start

@@ -20,9 +20,10 @@ from typing import Literal
 
 import pyarrow as pa
 
+from curation.columns import subset
 from curation.errors import SourceError
 from curation.recipe.model import StdlibSource
-from curation.sources import base, files
+from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord
 
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -110,11 +111,11 @@ class StdlibFunctions:
 
     def blocks(self, rows: int) -> list[Block]:
         """Cut all positions into blocks of ``rows``; the last is shorter."""
-        return base.cut(self.counts, rows)
+        return files.cut(self.counts, rows)
 
     def locate(self, index: int) -> tuple[str, int]:
         """File of one position, and its number among the rows of that file."""
-        number, row = base.locate(self.counts, index)
+        number, row = files.locate(self.counts, index)
         return str(self.root / self.modules[self._names[number]]), row
 
     def read(self, block: Block, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
@@ -124,7 +125,7 @@ class StdlibFunctions:
             SourceError: a module has other functions than when they were counted (another Python on this node?).
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
+        schema = subset(self.schema, columns)
         rows: list[dict[str, str | int | None]] = []
         for part in block.parts:
             module = self._names[part.file]

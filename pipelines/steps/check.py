@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from curation.dataset.writer import decisions_schema
 from curation.errors import RecipeError
-from curation.pipelines.engine.fingerprints import code
 from curation.features import check_types
+from curation.pipelines.engine.fingerprints import code
 from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.base import FIRST_REASON, Kind, Step, write_bad_rows
 from curation.recipe.model import Made

@@ -25,9 +25,7 @@ UUIDS = [uuid.UUID(int=number).bytes for number in range(3)]
         ("decimal128(10, 2)", pa.decimal128(10, 2)),
         (
             "struct<a: int64, b: list<struct<c: decimal128(3, 1), d: bool>>>",
-            pa.struct(
-                [("a", pa.int64()), ("b", pa.list_(pa.struct([("c", pa.decimal128(3, 1)), ("d", pa.bool_())])))]
-            ),
+            pa.struct([("a", pa.int64()), ("b", pa.list_(pa.struct([("c", pa.decimal128(3, 1)), ("d", pa.bool_())])))]),
         ),
     ],
 )
@@ -44,7 +42,9 @@ def test_no_such_type(name: str) -> None:
 
 def sliced(inner: pa.Array) -> pa.Array:
     """[null, [], [inner 1, inner 2]], as a slice of a longer one."""
-    lists = pa.ListArray.from_arrays(pa.array([0, 1, 1, 1, 3], pa.int32()), inner, mask=pa.array([False, True] + [False] * 2))
+    lists = pa.ListArray.from_arrays(
+        pa.array([0, 1, 1, 1, 3], pa.int32()), inner, mask=pa.array([False, True] + [False] * 2)
+    )
     return lists[1:]
 
 

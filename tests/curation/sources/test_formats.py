@@ -20,7 +20,7 @@ import pytest
 
 from curation.errors import SourceError
 from curation.recipe import FileSource
-from curation.sources import base, files, open_source
+from curation.sources import files, open_source
 from curation.sources.base import Block, Part
 
 ROWS = 257
@@ -331,12 +331,12 @@ def test_open_readers_are_bounded_and_failed_ones_dropped() -> None:
 
 
 def test_cut_spans_small_files() -> None:
-    assert base.cut([2, 0, 3, 4], 4) == [
+    assert files.cut([2, 0, 3, 4], 4) == [
         Block(0, 0, 4, (Part(0, 0, 2), Part(2, 0, 2))),
         Block(1, 4, 4, (Part(2, 2, 1), Part(3, 0, 3))),
         Block(2, 8, 1, (Part(3, 3, 1),)),
     ]
-    assert base.cut([], 4) == base.cut([0, 0], 4) == []
+    assert files.cut([], 4) == files.cut([0, 0], 4) == []
 
 
 def saved(folder: Path, table: pa.Table, **options: Any) -> None:

@@ -129,7 +129,9 @@ EXAMPLES: list[list[Any]] = [
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(data=st.data(), block=st.integers(1, 7), form=st.sampled_from(["parquet", "arrow"]))
 def test_every_value_of_typed_files_is_read(data: st.DataObject, block: int, form: str) -> None:
-    columns = {name: data.draw(st.integers(0, len(KINDS) - 1)) for name in sorted(data.draw(st.sets(st.sampled_from("abcde"))))}
+    columns = {
+        name: data.draw(st.integers(0, len(KINDS) - 1)) for name in sorted(data.draw(st.sets(st.sampled_from("abcde"))))
+    }
     expected: list[dict[str, Any]] = []
     tables = []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -234,13 +236,16 @@ def test_a_folder_and_a_column_of_one_name(tmp_path: Path, form: str) -> None:
     (tmp_path / "a=1").mkdir()
     pq.write_table(pa.table({"a": [1], "b": [1]}), tmp_path / "a=1" / "x.parquet")
     jsonl(tmp_path / "a=1" / "x.jsonl", [{"a": 1, "b": 1}])
-    with pytest.raises(SourceError, match=rf"a=1/x.{form}: it has a column 'a', and its folder a=1 says so too: rename"):
+    with pytest.raises(
+        SourceError, match=rf"a=1/x.{form}: it has a column 'a', and its folder a=1 says so too: rename"
+    ):
         opened(tmp_path, form)
     assert read(opened(tmp_path / "a=1", form))[0] == [{"a": 1, "b": 1}]
+    (tmp_path / "other" / "k=x").mkdir(parents=True)
+    (tmp_path / "a=1" / f"x.{form}").rename(tmp_path / "other" / "k=x" / f"x.{form}")
+    source = opened(tmp_path / "other", form, schema={"k": "int64"})
     with pytest.raises(SourceError, match="its folder says k=x, which is no int64"):
-        (tmp_path / "other" / "k=x").mkdir(parents=True)
-        (tmp_path / "a=1" / f"x.{form}").rename(tmp_path / "other" / "k=x" / f"x.{form}")
-        read(opened(tmp_path / "other", form, schema={"k": "int64"}))
+        read(source)
 
 
 def test_files_of_other_formats_are_named(tmp_path: Path) -> None:

@@ -1,11 +1,8 @@
 """Versions of files: what is read is what stood there when the source was opened, or an error, in every format."""
 
 import gzip
-import http.server
 import json
 import os
-import threading
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -150,67 +147,9 @@ def test_a_file_of_equal_bytes_goes_on_where_they_were_hashed(tmp_path: Path, fo
     assert source.inputs() == [record]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Files in memory, with ranges; with ETag or Last-Modified, or with neither."""
-
-    daemon_threads = True
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.mark = mark
-        self.files: dict[str, tuple[bytes, int]] = {}
-
-    def put(self, name: str, data: bytes) -> str:
-        self.files[f"/{name}"] = (data, self.files.get(f"/{name}", (b"", 0))[1] + 1)
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.answer(send=False)
-
-    def do_GET(self) -> None:
-        self.answer(send=True)
-
-    def answer(self, *, send: bool) -> None:
-        if self.path not in self.server.files:
-            self.send_error(404)
-            return
-        data, version = self.server.files[self.path]
-        asked = self.headers.get("Range")
-        self.send_response(206 if asked else 200)
-        if asked:
-            low, _, high = asked.removeprefix("bytes=").partition("-")
-            start, stop = int(low), min(int(high or len(data)) + 1, len(data))
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
-            data = data[start:stop]
-        if self.server.mark == "ETag":
-            self.send_header("ETag", f'"{version}"')
-        elif self.server.mark == "Last-Modified":
-            self.send_header("Last-Modified", f"Sat, 21 Nov 2026 15:00:{version:02d} GMT")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if send:
-            self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture(params=["ETag", "Last-Modified", ""])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(request.param)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_files_on_a_web_server_are_known_by_their_version(server: Server, form: str) -> None:
+@pytest.mark.parametrize("mark", ["ETag", "Last-Modified", ""])
+def test_files_on_a_web_server_are_known_by_their_version(web_server: Any, form: str, mark: str) -> None:
+    server = web_server(mark)
     url = server.put(f"a.{form}", content(form, "a"))
     source = open_source(spec_of(form, url))
     (record,) = source.inputs()
@@ -220,14 +159,14 @@ def test_files_on_a_web_server_are_known_by_their_version(server: Server, form: 
             "ETag": 'etag:"1"',
             "Last-Modified": "last-modified:Sat, 21 Nov 2026 15:00:01 GMT",
             "": f"sha256:{sha256(content(form, 'a')).hexdigest()}",
-        }[server.mark]
+        }[mark]
     )
     assert record.bytes == len(content(form, "a"))
     assert (record, ROWS) == (open_source(spec_of(form, url)).inputs()[0], record.rows)
     first, second, *_ = source.blocks(10)
     assert source.read(first)[0]["text"].to_pylist() == ["a" * 40] * 10
     server.put(f"a.{form}", content(form, "b"))
-    if server.mark:
+    if mark:
         with pytest.raises(SourceError, match=rf"a\.{form}: has changed since the run began: its version was"):
             source.read(second)
     else:
