@@ -39,7 +39,7 @@ def vectors(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Two Parquet files: query, positive, page, part, two columns of vectors, and one of a name that the shuffle had."""
+    """Two Parquet files: query, positive, page, part, two columns of vectors, and one that the shuffle has, too."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     left, right = vectors()
