@@ -5,6 +5,7 @@ row before it where the format can start (a row group, a record batch), or goes 
 when this process read that one. No loop runs over rows.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class ColumnarSource:
         self._open_reader = open_reader
         looked = list(files.each(self._look, self.files))
         self.counts = tuple(rows for _, rows in looked)
-        headers = _Headers(self.files, [schema for schema, _ in looked])
+        headers = _Headers(self.files, [schema for schema, _ in looked], features)
         self._partitions = partition_types(self.files)
         self._names = spec.columns or {name: name for name in (*headers.names, *self._partitions)}
         declared = {name: type_of(kind) for name, kind in (spec.types or {}).items()}
@@ -71,10 +72,10 @@ class ColumnarSource:
             if name not in self._names:
                 raise SourceError(f"`schema` of the source names {name!r}, {closest(name, self._names)}")
         kinds = {name: self._kind(headers, inner, declared.get(name)) for name, inner in self._names.items()}
-        told_features = headers.features(features)
+        meant = headers.features()
         self.schema = with_features(
             pa.schema(list(kinds.items())),
-            {name: told_features[inner] for name, inner in self._names.items() if inner in told_features},
+            {name: meant[inner] for name, inner in self._names.items() if inner in meant},
         )
         self.notes = (*listing.notes, *headers.notes(self._names, kinds))
 
@@ -143,13 +144,18 @@ class ColumnarSource:
 
 
 class _Headers:
-    """The schemas of a source's files, each kept once, with the first file that has it."""
+    """The schemas and features of a source's files, each once, with the first file that has it, and how many do."""
 
-    def __init__(self, found: Sequence[File], schemas: Sequence[pa.Schema]) -> None:
+    def __init__(
+        self,
+        found: Sequence[File],
+        schemas: Sequence[pa.Schema],
+        features: Callable[[File, pa.Schema], Mapping[str, Any]],
+    ) -> None:
         self._files = found
         self._schemas: dict[tuple[pa.Schema, str], tuple[File, int]] = {}
         for file, schema in zip(found, schemas, strict=True):
-            key = (schema, f"{schema.metadata}")
+            key = (schema, json.dumps(features(file, schema), sort_keys=True))
             first, count = self._schemas.get(key, (file, 0))
             self._schemas[key] = (first, count + 1)
         self.names = list(dict.fromkeys(name for schema, _ in self._schemas for name in schema.names))
@@ -191,11 +197,11 @@ class _Headers:
         for file in self._files:
             check_partitions(file, names)
 
-    def features(self, of: Callable[[File, pa.Schema], Mapping[str, Any]]) -> dict[str, Any]:
+    def features(self) -> dict[str, Any]:
         """The features of the columns."""
         held: dict[str, tuple[File, Any]] = {}
-        for (schema, _), (file, _) in self._schemas.items():
-            for name, feature in of(file, schema).items():
+        for (_, features), (file, _) in self._schemas.items():
+            for name, feature in json.loads(features).items():
                 first, before = held.setdefault(name, (file, feature))
                 if feature != before:
                     raise SourceError(

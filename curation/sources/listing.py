@@ -40,7 +40,7 @@ def expand(paths: str | Sequence[str], extensions: tuple[str, ...]) -> Listing:
         meant = [name for name in names if chosen or name.endswith(extensions)]
         if not meant:
             raise SourceError(f"{path}: {_nothing(path, extensions)}")
-        passed_over[path] = [name for name in names if name not in set(meant)]
+        passed_over[path] = names
         for name in meant:
             if name not in found:
                 found[name] = replace(stat(name), partition=_partition(name, root))

@@ -109,6 +109,16 @@ def test_files_whose_features_do_not_meet(tmp_path: Path) -> None:
     }
 
 
+def test_saved_datasets_whose_features_do_not_meet(tmp_path: Path) -> None:
+    for number, names in enumerate((["no", "yes"], ["yes", "no"])):
+        schema = with_features(pa.schema({"label": pa.int64()}), {"label": {"names": names, "_type": "ClassLabel"}})
+        (tmp_path / f"{number}").mkdir()
+        write_shard(tmp_path / f"{number}" / "data-00000-of-00001.arrow", schema, [pa.table({"label": [0]})])
+        write_dataset_files(tmp_path / f"{number}", schema, ["data-00000-of-00001.arrow"], "0")
+    with pytest.raises(SourceError, match=r"1/data-00000-of-00001.arrow: column 'label' is the feature"):
+        open_source(FileSource(format="dataset", path=str(tmp_path / "*")))
+
+
 def test_types_that_datasets_lacks_are_named() -> None:
     check_types(pa.schema({"a": pa.int64(), "b": pa.list_(pa.struct([("c", pa.time32("s"))]))}))
     for kind in (pa.month_day_nano_interval(), pa.dense_union([pa.field("x", pa.int8())])):
