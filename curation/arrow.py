@@ -9,22 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import types
 
+from curation.columns import is_list, is_string, plain
 from curation.files import atomic
 
 TAKEN_ROWS = 1000
 PIECE_BYTES = 1 << 28
 """Bytes of rows that are put into one array at most: its offsets have 32 bits, and a list may be of bits."""
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """The type that a column is read as: dictionaries and run-ends decoded, views as ordinary arrays."""
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return plain(kind.value_type)
-    if types.is_string_view(kind):
-        return pa.string()
-    if types.is_binary_view(kind):
-        return pa.binary()
-    return kind
 
 
 def widened(schema: pa.Schema) -> pa.Schema:
@@ -55,7 +45,7 @@ def _wide_field(field: pa.Field) -> pa.Field:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings, dictionary-encoded or not."""
-    return _is_text(plain(kind))
+    return is_string(plain(kind))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -65,32 +55,12 @@ def is_number(kind: pa.DataType) -> bool:
 
 def is_vector(kind: pa.DataType) -> bool:
     """Whether a column of this type holds vectors: lists of floats, of fixed size or not."""
-    return bool((_is_list(kind) or types.is_fixed_size_list(kind)) and types.is_floating(kind.value_type))
+    return bool((is_list(kind) or types.is_fixed_size_list(kind)) and types.is_floating(kind.value_type))
 
 
 def holds_text(kind: pa.DataType) -> bool:
     """Whether a type has strings in it, at any depth."""
-    return _is_text(kind) or any(holds_text(kind.field(number).type) for number in range(kind.num_fields))
-
-
-def lossless(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether every value of type ``kind`` has an equal one in the type ``wanted``."""
-    kind = plain(kind)
-    if kind == wanted or types.is_null(kind):
-        return True
-    if _is_text(kind) or _is_bytes(kind):
-        return (_is_text(kind) and _is_text(wanted)) or (_is_bytes(kind) and _is_bytes(wanted))
-    if types.is_integer(kind):
-        return _integer_fits(kind, wanted)
-    if types.is_floating(kind):
-        return bool(types.is_floating(wanted) and kind.bit_width <= wanted.bit_width)
-    if _is_list(kind) and _is_list(wanted):
-        return lossless(kind.value_type, wanted.value_type)
-    if types.is_struct(kind) and types.is_struct(wanted):
-        return [field.name for field in kind] == [field.name for field in wanted] and all(
-            lossless(one.type, other.type) for one, other in zip(kind, wanted, strict=True)
-        )
-    return False
+    return is_string(kind) or any(holds_text(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def take_rows(
@@ -180,26 +150,3 @@ def load_matrix(path: Path, name: str) -> npt.NDArray[Any]:
         column = pa.ipc.open_file(file).get_batch(0).column(name)
     matrix: npt.NDArray[Any] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return matrix
-
-
-def _integer_fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    signed = types.is_signed_integer(kind)
-    digits = kind.bit_width - signed
-    if types.is_floating(wanted):
-        return bool(digits <= {16: 11, 32: 24, 64: 53}[wanted.bit_width])
-    if not types.is_integer(wanted):
-        return False
-    wanted_signed = types.is_signed_integer(wanted)
-    return bool(digits <= wanted.bit_width - wanted_signed and (wanted_signed or not signed))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind))

@@ -251,6 +251,8 @@ class _Job:
     def _run(self, source: Source, held: Callable[[], AbstractContextManager[None]], keep: str = "") -> Manifest:
         """Walk the steps; ``held`` keeps other drivers out of the workspace, ``keep`` is a file there that stays."""
         self.source = source
+        for line in source.notes:
+            self.progress.note(line)
         # A cut of stored scores loses nothing where it stops.
         stops = not self.quarantine and self.stored is None
         required = check_columns(self.steps, source.schema, stops=stops)

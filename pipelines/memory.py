@@ -16,6 +16,7 @@ import pyarrow as pa
 from curation.arrow import contiguous
 from curation.dataset.manifest import sha256_of
 from curation.errors import SourceError
+from curation.features import beyond_types, told, with_features
 from curation.files import atomic
 from curation.recipe.model import BLOCK_BYTES, FileSource, MemorySource
 from curation.sources import open_source
@@ -39,6 +40,11 @@ class SpilledSource:
     def schema(self) -> pa.Schema:
         """The columns."""
         return self._file.schema
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how they are read."""
+        return self._file.notes
 
     def inputs(self) -> list[InputRecord]:
         """One record for all rows."""
@@ -78,6 +84,9 @@ def files_behind(rows: Any) -> FileSource | None:
     if not whole or (isinstance(table, ConcatenationTable) and any(len(line) > 1 for line in table.blocks)):
         return None
     paths = [str(part.path) for part in parts]
+    wanted = beyond_types(rows.features.to_dict())
+    if any(told(pa.ipc.open_stream(pa.memory_map(path)).schema.metadata) != wanted for path in set(paths)):
+        return None
     # A source is read in the order of its files' names, each file once.
     return FileSource(format="arrow", path=paths) if paths == sorted(set(paths)) else None
 
@@ -112,7 +121,7 @@ def _write(rows: Any, kind: str, path: Path) -> int:
     count = 0
     with atomic(path) as temporary, _tables(rows, kind) as tables, pa.OSFile(str(temporary), "wb") as sink:
         writer = None
-        for table in map(_without_dictionaries, tables):
+        for table in map(_readable, tables):
             writer = writer or pa.ipc.new_file(sink, table.schema)
             for part in contiguous(table):
                 writer.write_table(part)
@@ -122,24 +131,26 @@ def _write(rows: Any, kind: str, path: Path) -> int:
     return count
 
 
-def _without_dictionaries(table: pa.Table) -> pa.Table:
-    """A file has one dictionary a column, and chunks may have one each; sources are read without them anyway."""
+def _readable(table: pa.Table) -> pa.Table:
+    """A table as its file has it: with the features of ``datasets``, and without other metadata or dictionaries.
+
+    A file has one dictionary a column, and chunks may have one each; sources are read without them anyway.
+    """
     fields = [
         field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
         for field in table.schema
     ]
-    return table.cast(pa.schema(fields)) if fields != list(table.schema) else table
+    schema = with_features(pa.schema(fields), told(table.schema.metadata))
+    return table.cast(schema) if fields != list(table.schema) else table.replace_schema_metadata(schema.metadata)
 
 
 @contextmanager
 def _tables(rows: Any, kind: str) -> Iterator[Iterator[pa.Table]]:
     """Tables of some thousand rows each, in order."""
     if isinstance(rows, pa.Table):
-        plain = rows.replace_schema_metadata(None)
-        yield (plain.slice(start, ROWS) for start in range(0, len(plain), ROWS))
+        yield (rows.slice(start, ROWS) for start in range(0, len(rows), ROWS))
     elif kind.startswith("datasets.") and hasattr(rows, "iter"):
-        tables = rows.with_format("arrow").iter(ROWS)
-        yield (table.replace_schema_metadata(None) for table in tables)
+        yield rows.with_format("arrow").iter(ROWS)
     elif kind.startswith("ray.") and hasattr(rows, "iter_batches"):
         from ray.data import DataContext
 

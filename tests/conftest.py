@@ -1,7 +1,9 @@
 """Shared fixtures. Ray is started once for a session of tests, with 2 CPUs and no dashboard."""
 
+import http.server
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -49,3 +51,71 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    """Files in memory, with ranges; with ETag or Last-Modified, or with neither."""
+
+    daemon_threads = True
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.mark = mark
+        self.files: dict[str, tuple[bytes, int]] = {}
+
+    def put(self, name: str, data: bytes) -> str:
+        self.files[f"/{name}"] = (data, self.files.get(f"/{name}", (b"", 0))[1] + 1)
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self.answer(send=False)
+
+    def do_GET(self) -> None:
+        self.answer(send=True)
+
+    def answer(self, *, send: bool) -> None:
+        if self.path not in self.server.files:
+            self.send_error(404)
+            return
+        data, version = self.server.files[self.path]
+        asked = self.headers.get("Range")
+        self.send_response(206 if asked else 200)
+        if asked:
+            low, _, high = asked.removeprefix("bytes=").partition("-")
+            start, stop = int(low), min(int(high or len(data)) + 1, len(data))
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            data = data[start:stop]
+        if self.server.mark == "ETag":
+            self.send_header("ETag", f'"{version}"')
+        elif self.server.mark == "Last-Modified":
+            self.send_header("Last-Modified", f"Sat, 21 Nov 2026 15:00:{version:02d} GMT")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if send:
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def web_server() -> Iterator[Callable[[str], WebServer]]:
+    """Starts a :class:`WebServer`, by the mark of versions that it gives."""
+    started: list[tuple[WebServer, threading.Thread]] = []
+
+    def start(mark: str) -> WebServer:
+        server = WebServer(mark)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -104,7 +104,7 @@ def source_of(target: str) -> SourceSpec:
         RecipeError: it is a recipe with a fault.
     """
     from curation.sources import EXTENSIONS, format_of
-    from curation.sources.files import is_hidden
+    from curation.sources.listing import is_hidden
 
     if target == "stdlib":
         return StdlibSource(format="stdlib")

@@ -109,13 +109,17 @@ class FileRecord(_Record):
 
 
 class Manifest(_Record):
-    """The whole account. Everything but ``seconds`` and ``created`` is the same for the same recipe and input."""
+    """The whole account. Everything but ``seconds`` and ``created`` is the same for the same recipe and input.
+
+    ``notes`` say how the inputs were read: what was left out, filled in or converted.
+    """
 
     format_version: int = 1
     recipe: dict[str, Any]
     recipe_sha256: str
     seed: int
     inputs: list[InputRecord]
+    notes: list[str] = []
     rows_in: int
     rows_out: int
     bad_rows: int = 0

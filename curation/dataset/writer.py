@@ -23,6 +23,7 @@ from curation.dataset.manifest import (
     Manifest,
     sha256_of,
 )
+from curation.features import datasets_features, marked, told, with_features
 from curation.files import atomic, write_text
 
 INDEX = "_index"
@@ -47,14 +48,17 @@ def shard_names(manifest: Manifest) -> list[str]:
 
 
 def shard_schema(source: pa.Schema, scores: Sequence[str]) -> pa.Schema:
-    """Columns of a shard: the source's, then ``_index`` int64, ``_weight`` float32, and float64 for each score."""
+    """Columns of a shard: the source's, then ``_index`` int64, ``_weight`` float32, and float64 for each score.
+
+    Its metadata tells the features of the source's columns (:mod:`curation.features`), and nothing else.
+    """
     fields = [
         *source.remove_metadata(),
         pa.field(INDEX, pa.int64()),
         pa.field(WEIGHT, pa.float32()),
         *(pa.field(name, pa.float64()) for name in scores),
     ]
-    return pa.schema(fields)
+    return with_features(pa.schema(fields), told(source.metadata))
 
 
 def decisions_schema(scores: Sequence[str]) -> pa.Schema:
@@ -109,7 +113,7 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], batch
     with (
         atomic(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
+        pa.ipc.new_stream(sink, marked(schema)) as writer,
     ):
         for table in tables:
             writer.write_table(table.cast(schema), max_chunksize=batch_rows)
@@ -169,13 +173,14 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
     """Write ``dataset_info.json`` and ``state.json`` as ``datasets.load_from_disk`` reads them.
 
     Raises:
+        SourceError: ``datasets`` lacks the type of a column.
         OutputError: they cannot be written.
     """
     from dataclasses import asdict
 
-    from datasets import DatasetInfo, Features
+    from datasets import DatasetInfo
 
-    info = asdict(DatasetInfo(features=Features.from_arrow_schema(schema)))
+    info = {**asdict(DatasetInfo()), "features": datasets_features(schema).to_dict()}
     known = {key: value for key, value in info.items() if value is not None}
     write_text(folder / INFO, json.dumps(known, indent=2, sort_keys=True))
     state: dict[str, Any] = {

@@ -38,6 +38,9 @@ class Model(BaseModel):
 class FileSource(Model):
     """Files of rows: Parquet, Arrow IPC (file or stream), JSON lines (plain or gzip), a saved HF dataset."""
 
+    # pydantic's models have a `schema` of old, so the attribute is called otherwise.
+    model_config = ConfigDict(populate_by_name=True)
+
     format: Literal["parquet", "arrow", "jsonl", "dataset"]
     path: str | list[str] = Field(
         min_length=1,
@@ -48,12 +51,30 @@ class FileSource(Model):
         min_length=1,
         description="Columns to read, as name: name-in-the-file. Default: all, as they are called.",
     )
+    types: dict[str, str] | None = Field(
+        default=None,
+        alias="schema",
+        min_length=1,
+        description="Types of columns, as name: type, such as int64 or list<string>. A value that does not fit is a "
+        "bad row. Default: the types that the files have; in JSON lines those that hold all values.",
+    )
 
     @field_validator("path")
     @classmethod
     def _listed(cls, path: str | list[str]) -> list[str]:
         # One path and a list of one are the same source, and so must have the same hash.
         return [path] if isinstance(path, str) else path
+
+    @model_validator(mode="after")
+    def _typed(self) -> Self:
+        if self.types is not None:
+            from curation.columns import type_of
+
+            for name, kind in self.types.items():
+                if self.columns is not None and name not in self.columns:
+                    raise ValueError(f"`schema` names {name!r}, which `columns` leaves out")
+                type_of(kind)
+        return self
 
     def resolved(self, folder: Path) -> "FileSource":
         """With its relative paths resolved against a folder."""

@@ -187,6 +187,7 @@ def inputs(manifest: Manifest) -> Section:
     ]
     caption = "Inputs and their fingerprints" + _rest(len(manifest.inputs), SHOWN_INPUTS)
     body = table(caption, ["path", "#rows", "#bytes", "fingerprint"], lines)
+    body += "".join(map(paragraph, manifest.notes))
     versions = [[escape(name), escape(version)] for name, version in manifest.versions.items()]
     return Section("inputs", "Inputs and versions", body + table("Versions", ["package", "version"], versions))
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from curation.errors import SourceError
 from curation.recipe.model import FileSource, MemorySource, StdlibSource
-from curation.sources import files
 from curation.sources.arrow import EXTENSIONS as ARROW
-from curation.sources.arrow import arrow_reader, dataset_files
+from curation.sources.arrow import arrow_reader, dataset_features, dataset_listing
 from curation.sources.base import Source
 from curation.sources.columnar import ColumnarSource
 from curation.sources.jsonl import EXTENSIONS as JSONL
 from curation.sources.jsonl import JsonlSource
+from curation.sources.listing import expand
 from curation.sources.parquet import EXTENSIONS as PARQUET
 from curation.sources.parquet import ParquetReader
 from curation.sources.stdlib import StdlibFunctions
@@ -21,10 +21,10 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {"parquet": PARQUET, "arrow": ARROW, "j
 """What names of files of each format end in."""
 
 FORMATS: dict[str, Callable[[FileSource], Source]] = {
-    "parquet": lambda spec: ColumnarSource(files.expand(spec.path, PARQUET), ParquetReader, spec.columns),
-    "arrow": lambda spec: ColumnarSource(files.expand(spec.path, ARROW), arrow_reader, spec.columns),
-    "dataset": lambda spec: ColumnarSource(dataset_files(spec.path), arrow_reader, spec.columns),
-    "jsonl": lambda spec: JsonlSource(files.expand(spec.path, JSONL), spec.columns),
+    "parquet": lambda spec: ColumnarSource(expand(spec.path, PARQUET), ParquetReader, spec),
+    "arrow": lambda spec: ColumnarSource(expand(spec.path, ARROW), arrow_reader, spec),
+    "dataset": lambda spec: ColumnarSource(dataset_listing(spec.path), arrow_reader, spec, dataset_features),
+    "jsonl": lambda spec: JsonlSource(expand(spec.path, JSONL), spec),
 }
 
 
@@ -34,7 +34,7 @@ def format_of(name: str) -> str | None:
 
 
 def open_source(spec: FileSource | StdlibSource | MemorySource) -> Source:
-    """Find the files that a recipe's source means, and read the columns' types from the first.
+    """Find the files that a recipe's source means, and read the columns and their types from all of them.
 
     A row is judged bad by the columns that are read, in Parquet and Arrow; by all of the source's columns in JSONL.
 

@@ -1,19 +1,22 @@
 """Arrow IPC files and streams, and saved Hugging Face datasets, which are folders of streams.
 
-Local files are memory maps: an uncompressed batch costs nothing until its values are looked at. A file is read
-from any record batch on; a stream has no index, so a reader walks through it (over headers alone where it is
-not compressed).
+Local files are memory maps: of an uncompressed batch the rows that are asked for are copied out, and nothing else is
+looked at. A file is read from any record batch on; a stream has no index, so a reader walks through it (over headers
+alone where it is not compressed).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curation.errors import SourceError
+from curation.features import beyond_types, told
 from curation.sources import files
 from curation.sources.files import File
+from curation.sources.listing import Listing, folders
 
 EXTENSIONS = (".arrow", ".arrows", ".feather", ".ipc")
 _FILE_MAGIC = b"ARROW1"
@@ -29,6 +32,8 @@ def arrow_reader(file: File) -> "FileReader | StreamReader":
 
 class FileReader:
     """One open Arrow IPC file (Feather version 2)."""
+
+    mapped = True
 
     def __init__(self, source: pa.NativeFile) -> None:
         self._source = source
@@ -56,6 +61,8 @@ class FileReader:
 
 class StreamReader:
     """One open Arrow IPC stream."""
+
+    mapped = True
 
     def __init__(self, source: pa.NativeFile) -> None:
         self._source = source
@@ -106,14 +113,25 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.ipc.IpcReadOptions:
     return pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
 
 
-def dataset_files(paths: str | Sequence[str]) -> list[File]:
+def dataset_listing(paths: str | Sequence[str]) -> Listing:
     """The Arrow streams of datasets that ``datasets.Dataset.save_to_disk`` wrote, in each one's own order.
 
     Raises:
         SourceError: a path holds no saved dataset, or one that must be split or flattened first.
     """
-    folders = files.folders([paths] if isinstance(paths, str) else paths)
-    return [file for folder in folders for file in _files_of(folder)]
+    found = folders([paths] if isinstance(paths, str) else paths)
+    return Listing(tuple(file for folder in found for file in _files_of(folder)))
+
+
+def dataset_features(file: File, schema: pa.Schema) -> Mapping[str, Any]:
+    """The features of a saved dataset's columns: those of its ``dataset_info.json``, else those of the stream."""
+    fs, inner = files.filesystem(f"{file.path.rpartition('/')[0]}/dataset_info.json")
+    try:
+        return told(schema.metadata) | beyond_types(json.loads(fs.cat_file(inner)).get("features"))
+    except FileNotFoundError:
+        return told(schema.metadata)
+    except (OSError, ValueError, AttributeError) as error:
+        raise SourceError(f"{inner}: cannot be read: {error!r}") from error
 
 
 def _files_of(folder: str) -> list[File]:

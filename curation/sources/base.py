@@ -11,6 +11,8 @@ from typing import Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+RAW_BYTES = 4096
+
 
 class InputRecord(BaseModel):
     """One file (or module tree) of the source. ``fingerprint`` is ``sha256:…`` or what the file system offers."""
@@ -54,6 +56,11 @@ class BadRow:
     raw: str | None = None
 
 
+def raw_text(raw: bytes) -> str:
+    """The start of a bad row, fit to be shown."""
+    return raw[:RAW_BYTES].decode("utf-8", "replace")
+
+
 class Source(Protocol):
     """Rows in fixed blocks. Small and picklable: it travels to every task and opens files there."""
 
@@ -61,8 +68,16 @@ class Source(Protocol):
     def schema(self) -> pa.Schema:
         """The columns."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how it is read: what is left out, filled in or converted. A sentence each."""
+
     def inputs(self) -> list[InputRecord]:
-        """The files, with row counts and fingerprints."""
+        """The files, with row counts and fingerprints.
+
+        Raises:
+            SourceError: a file is gone, or has changed since the source was opened.
+        """
 
     def blocks(self, rows: int, size: int = ...) -> list[Block]:
         """Cut all positions into blocks of ``rows`` rows, or of fewer where these have about ``size`` bytes in memory
@@ -72,7 +87,8 @@ class Source(Protocol):
         """Read a block: exactly ``block.rows`` rows, and which of them are bad.
 
         Raises:
-            SourceError: the file vanished, or a column is missing or of another type than in the first file.
+            SourceError: a file is gone, damaged, or has changed since the source was opened.
+            ValueError: the source has no such column.
         """
 
     def locate(self, index: int) -> tuple[str, int]:

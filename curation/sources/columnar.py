@@ -1,29 +1,35 @@
 """Rows of files that hold typed columns: Parquet and Arrow IPC.
 
-Reading a block starts at the nearest row before it where the format can start (a row group, a record batch), or
-goes on from where the previous block ended when this process read that one. No loop runs over rows.
+Opening looks at every file's header, so that the columns are those of all files. Reading a block starts at the nearest
+row before it where the format can start (a row group, a record batch), or goes on from where the previous block ended
+when this process read that one. No loop runs over rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
-from curation.arrow import holds_text, lossless, plain
+from curation.columns import closest, convert, plain, subset, type_of, wider
 from curation.errors import SourceError
-from curation.recipe.model import BLOCK_BYTES
+from curation.features import told, with_features
+from curation.recipe.model import BLOCK_BYTES, FileSource
 from curation.sources import files
+from curation.sources.bad_rows import converted
 from curation.sources.base import BadRow, Block, InputRecord
 from curation.sources.blocks import Cutter
 from curation.sources.files import File, OpenReaders
+from curation.sources.listing import Listing, check_partitions, partition_column, partition_types
 
 
 class Reader(Protocol):
-    """One open file."""
+    """One open file. ``mapped``: whether its batches lie in the file's own bytes, which may change under them."""
 
     schema: pa.Schema
+    mapped: bool
 
     @property
     def rows(self) -> int:
@@ -42,78 +48,55 @@ class Reader(Protocol):
 class ColumnarSource:
     """Files of typed columns as a :class:`curation.sources.base.Source`.
 
-    Types are those of the first file: dictionaries decoded, everything nullable. In the other files a column must
-    be of that type or of one that converts without loss. A row is bad where a column that is read holds invalid
-    UTF-8.
+    The columns are those of all files, null where a file lacks one, and those that folders ``key=value`` stand for.
+    A column's type is the recipe's, or the one that holds every file's values without loss, as
+    :func:`curation.columns.plain` has it; everything is nullable. A row is bad where a column that is read holds
+    invalid UTF-8 or does not fit the recipe's type. Features of ``datasets`` go along in the schema's metadata.
 
     Raises:
-        SourceError: a file cannot be read, or lacks a column.
+        SourceError: a file cannot be read, no file has a column, or files have types or features that do not meet.
     """
 
     def __init__(
-        self, found: Sequence[File], open_reader: Callable[[File], Reader], columns: dict[str, str] | None
+        self,
+        listing: Listing,
+        open_reader: Callable[[File], Reader],
+        spec: FileSource,
+        features: Callable[[File, pa.Schema], Mapping[str, Any]] = lambda _, schema: told(schema.metadata),
     ) -> None:
-        self.files = tuple(found)
+        self.files = listing.files
         self._open_reader = open_reader
-        self._counts: tuple[int, ...] | None = None
-        first = self._schema_of(self.files[0])
-        self._names = columns if columns is not None else {name: name for name in first.names}
-        self._expected = self._settle(first)
-        self.schema = pa.schema(list(self._expected.items()))
+        looked = list(files.each(self._look, self.files))
+        self.counts = tuple(rows for _, rows in looked)
+        headers = _Headers(self.files, [schema for schema, _ in looked], features)
+        self._partitions = partition_types(self.files)
+        self._names = spec.columns or {name: name for name in (*headers.names, *self._partitions)}
+        declared = {name: type_of(kind) for name, kind in (spec.types or {}).items()}
+        for name in declared:
+            if name not in self._names:
+                raise SourceError(f"`schema` of the source names {name!r}, {closest(name, self._names)}")
+        kinds = {name: self._kind(headers, inner, declared.get(name)) for name, inner in self._names.items()}
+        meant = headers.features()
+        self.schema = with_features(
+            pa.schema(list(kinds.items())),
+            {name: meant[inner] for name, inner in self._names.items() if inner in meant},
+        )
+        self.notes = (*listing.notes, *headers.notes(self._names, kinds))
 
-    def _settle(self, first: pa.Schema) -> dict[str, pa.DataType]:
-        """Types by column; a column of nulls alone takes its type from the first file that has one."""
-        types = {name: plain(self._field(self.files[0], first, name)) for name in self._names}
-        for file in self.files[1:]:
-            unknown = [name for name, kind in types.items() if pa.types.is_null(kind)]
-            if not unknown:
-                break
-            other = self._schema_of(file)
-            types |= {name: plain(self._field(file, other, name)) for name in unknown}
-        return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in types.items()}
-
-    def _schema_of(self, file: File) -> pa.Schema:
+    def _look(self, file: File) -> tuple[pa.Schema, int]:
         with files.reading(file):
-            schema: pa.Schema = self._open_reader(file).schema
-        return schema
+            reader = self._open_reader(file)
+            return reader.schema, reader.rows
 
-    def _field(self, file: File, schema: pa.Schema, name: str) -> pa.DataType:
-        inner = self._names[name]
-        found = schema.names.count(inner)
-        if found == 0:
-            raise SourceError(f"{file.path}: no column {inner!r}; {files.closest(inner, schema.names)}")
-        if found > 1:
-            raise SourceError(f"{file.path}: {found} columns are called {inner!r}, so none of them can be meant")
-        return schema.field(inner).type
-
-    def _open(self, file: File) -> Reader:
-        """Open a file and check that its columns are those of the first."""
-        reader = self._open_reader(file)
-        for name, kind in self._expected.items():
-            found = self._field(file, reader.schema, name)
-            if not lossless(found, kind):
-                raise SourceError(
-                    f"{file.path}: column {self._names[name]!r} is {found}, but in {self.files[0].path} it is {kind}: "
-                    "convert one of them, or read them in two runs"
-                )
-        return reader
-
-    def _cursor(self, file: File, columns: list[str]) -> "_Cursor":
-        return _Cursor(self._open(file), list(dict.fromkeys(columns)))
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Rows of each file, from footers or batch headers."""
-        if self._counts is None:
-            self._counts = tuple(files.each(self._count, self.files))
-        return self._counts
-
-    def _count(self, file: File) -> int:
-        with files.reading(file):
-            return self._open(file).rows
+    def _kind(self, headers: "_Headers", inner: str, declared: pa.DataType | None) -> pa.DataType:
+        if inner in self._partitions:
+            headers.check_partitions()
+            return self._partitions[inner] if declared is None else declared
+        return headers.kind(inner, declared)
 
     def inputs(self) -> list[InputRecord]:
         """The files, with row counts and fingerprints."""
+        self.files = files.with_fingerprints(self.files)
         return files.records(self.files, self.counts)
 
     def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
@@ -126,7 +109,8 @@ class ColumnarSource:
 
     def _runs(self, file: File) -> list[tuple[int, int]]:
         with files.reading(file):
-            return self._open(file).runs(list(dict.fromkeys(self._names.values())))
+            reader = self._open_reader(file)
+            return reader.runs(_columns_of(reader, self._names.values()))
 
     def locate(self, index: int) -> tuple[str, int]:
         """File and row in it of one position."""
@@ -137,33 +121,140 @@ class ColumnarSource:
         """Read a block: exactly ``block.rows`` rows, and which of them are bad.
 
         Raises:
-            SourceError: a file is gone, damaged, or of other columns than the first.
+            SourceError: a file is gone, damaged, or has changed since the source was opened.
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
+        schema = subset(self.schema, columns)
         names = [self._names[name] for name in schema.names]
         batches: list[pa.RecordBatch] = []
         bad: list[BadRow] = []
         index = block.start
         for part in block.parts:
             file, row = self.files[part.file], part.row
-            key = (file, self._open_reader, tuple(names), schema)
+            key = (file, self._open_reader, tuple(names))
             with files.reading(file), _CURSORS.borrow(key, partial(self._cursor, file, names)) as cursor:
                 for batch in cursor.take(part.row, part.rows):
-                    converted = pa.RecordBatch.from_arrays(
-                        [_cast(batch.column(name), field.type) for name, field in zip(names, schema, strict=True)],
-                        schema=schema,
-                    )
-                    clean, found = _only_valid(converted)
+                    parts = [
+                        self._column(file, batch, name, field.type) for name, field in zip(names, schema, strict=True)
+                    ]
+                    clean, found = converted(parts, schema)
                     bad += [BadRow(index + at, file.path, row + at, reason, raw) for at, reason, raw in found]
                     batches.append(clean)
                     index += batch.num_rows
                     row += batch.num_rows
         return pa.Table.from_batches(batches, schema), bad
 
+    def _cursor(self, file: File, names: list[str]) -> "_Cursor":
+        reader = self._open_reader(file)
+        return _Cursor(reader, _columns_of(reader, names))
+
+    def _column(self, file: File, batch: pa.RecordBatch, inner: str, kind: pa.DataType) -> pa.Array:
+        if inner in self._partitions:
+            return partition_column(file, inner, kind, batch.num_rows)
+        if inner in batch.schema.names:
+            return batch.column(inner)
+        return pa.nulls(batch.num_rows, kind)
+
+
+def _columns_of(reader: Reader, names: Iterable[str]) -> list[str]:
+    """Those of the columns that a file has, each once."""
+    return [name for name in dict.fromkeys(names) if name in reader.schema.names]
+
+
+class _Headers:
+    """The schemas and features of a source's files, each once, with the first file that has it, and how many do."""
+
+    def __init__(
+        self,
+        found: Sequence[File],
+        schemas: Sequence[pa.Schema],
+        features: Callable[[File, pa.Schema], Mapping[str, Any]],
+    ) -> None:
+        self._files = found
+        self._schemas: dict[tuple[pa.Schema, str], tuple[File, int]] = {}
+        for file, schema in zip(found, schemas, strict=True):
+            key = (schema, json.dumps(features(file, schema), sort_keys=True))
+            first, count = self._schemas.get(key, (file, 0))
+            self._schemas[key] = (first, count + 1)
+        self.names = list(dict.fromkeys(name for schema, _ in self._schemas for name in schema.names))
+
+    def _of(self, inner: str) -> Iterator[tuple[File, pa.DataType]]:
+        """The types of a column, each with the first file that has it so."""
+        for (schema, _), (file, _) in self._schemas.items():
+            found = schema.names.count(inner)
+            if found > 1:
+                raise SourceError(f"{file.path}: {found} columns are called {inner!r}, so none of them can be meant")
+            if found:
+                yield file, schema.field(inner).type
+
+    def kind(self, inner: str, declared: pa.DataType | None) -> pa.DataType:
+        """The type that a column is read as."""
+        held = list(self._of(inner))
+        if not held:
+            raise SourceError(f"{self._files[0].path}: no column {inner!r}; {closest(inner, self.names)}")
+        kind: pa.DataType | None = pa.null() if declared is None else declared
+        for file, found in held:
+            kind = wider(kind, found) if declared is None else declared
+            if kind is None:
+                first, before = held[0]
+                raise SourceError(
+                    f"{file.path}: column {inner!r} is {found}, but in {first.path} it is {before}: convert one of "
+                    "them, say by `schema` of the source what both are to be, or read them in two runs"
+                )
+        kind = pa.string() if types.is_null(kind) else kind
+        for file, found in held:
+            try:
+                convert(pa.nulls(0, found), kind)
+            except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise SourceError(f"{file.path}: column {inner!r} is {found}, and cannot be read as {kind}") from error
+        return kind
+
+    def check_partitions(self) -> None:
+        """Check that no file has a column of the name of a folder of its own."""
+        names = set(self.names)
+        for file in self._files:
+            check_partitions(file, names)
+
+    def features(self) -> dict[str, Any]:
+        """The features of the columns."""
+        held: dict[str, tuple[File, Any]] = {}
+        for (_, features), (file, _) in self._schemas.items():
+            for name, feature in json.loads(features).items():
+                first, before = held.setdefault(name, (file, feature))
+                if feature != before:
+                    raise SourceError(
+                        f"{file.path}: column {name!r} is the feature {feature}, but in {first.path} it is {before}: "
+                        "convert one of them, or read them in two runs"
+                    )
+        return {name: feature for name, (_, feature) in held.items()}
+
+    def notes(self, names: Mapping[str, str], kinds: Mapping[str, pa.DataType]) -> Iterator[str]:
+        """Which columns some files lack, and which are read as another type than they are."""
+        for name, inner in names.items():
+            lacking = [
+                (file, count) for (schema, _), (file, count) in self._schemas.items() if inner not in schema.names
+            ]
+            if inner in self.names and lacking:
+                count = sum(count for _, count in lacking)
+                yield (
+                    f"column {name!r} is null in {count:,} of {len(self._files):,} files, which lack it: "
+                    f"{files.named([file.path for file, _ in lacking])}"
+                )
+            for file, found in self._of(inner):
+                if _is_remade(found):
+                    yield f"column {name!r} is {found} in {file.path} and is read as {kinds[name]}"
+                    break
+
+
+def _is_remade(kind: pa.DataType) -> bool:
+    """Whether values are read as others, such as a map's as a list, and do not just lie otherwise in memory."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind != plain(kind) and not kind.extension_name.startswith("datasets.")
+    return bool(types.is_map(kind) or any(_is_remade(kind.field(at).type) for at in range(kind.num_fields)))
+
 
 class _Cursor:
-    """Reads one file forwards, from any row on."""
+    """Reads some columns of one file forwards, from any row on."""
 
     def __init__(self, reader: Reader, columns: list[str]) -> None:
         self._reader = reader
@@ -174,6 +265,9 @@ class _Cursor:
 
     def take(self, row: int, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield rows ``row .. row + rows - 1``."""
+        if not self._columns:
+            yield pa.record_batch([pa.nulls(rows)], ["row"]).select([])
+            return
         start = self._position if row == self._position else self._reader.start(row)
         if not start <= self._position <= row:
             self._batches, self._pending, self._position = self._reader.batches(start, self._columns), None, start
@@ -189,63 +283,12 @@ class _Cursor:
             row += wanted.num_rows
             rows -= wanted.num_rows
             if wanted.num_rows:
-                yield wanted
+                yield _copied(wanted) if self._reader.mapped else wanted
+
+
+def _copied(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows in memory of their own."""
+    return pa.RecordBatch.from_arrays([pa.concat_arrays([column]) for column in batch.columns], schema=batch.schema)
 
 
 _CURSORS: OpenReaders[_Cursor] = OpenReaders()
-
-
-def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    return array if array.type == kind else array.cast(kind)
-
-
-def _only_valid(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, str, str | None]]]:
-    """Null the rows that hold invalid UTF-8; give their numbers, reasons and raw text."""
-    bad: dict[int, tuple[int, str, str | None]] = {}
-    for field, column in zip(batch.schema, batch.columns, strict=True):
-        if holds_text(field.type) and not _is_valid(column):
-            for row in _invalid_rows(column):
-                bad.setdefault(row, (row, f"column {field.name!r}: invalid UTF-8", _raw(column, row)))
-    if not bad:
-        return batch, []
-    mask = np.zeros(batch.num_rows, bool)
-    mask[list(bad)] = True
-    return batch.take(pa.array(np.arange(batch.num_rows), mask=mask)), [bad[row] for row in sorted(bad)]
-
-
-def _is_valid(column: pa.Array) -> bool:
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid as error:
-        if "UTF8" in str(error):
-            return False
-        raise
-    return True
-
-
-def _invalid_rows(column: pa.Array) -> list[int]:
-    """Rows with invalid UTF-8, by halving: O(bad · log rows) validations."""
-    found: list[int] = []
-    spans = [(0, len(column))]
-    while spans:
-        start, size = spans.pop()
-        piece = column.slice(start, size)
-        # A slice of lists still validates all of their values, so nested rows are copied out first.
-        if not _is_valid(piece if _is_flat(piece.type) else pa.concat_arrays([piece.take(pa.array(range(size)))])):
-            if size == 1:
-                found.append(start)
-            else:
-                half = size // 2
-                spans += [(start, half), (start + half, size - half)]
-    return sorted(found)
-
-
-def _is_flat(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _raw(column: pa.Array, row: int) -> str | None:
-    if not _is_flat(column.type):
-        return None
-    value = column.slice(row, 1).cast(pa.large_binary())[0].as_py()
-    return files.raw_text(value)

@@ -1,15 +1,20 @@
-"""Files of a source, whatever their format: names to files, opening, fingerprints, blocks, open readers."""
+"""Files of a source, whatever their format: their versions, opening and reading them, readers kept open.
 
-import difflib
+A file is read as it was when the source was opened, or not at all: each read of a block looks at size and version of
+its files before and after, which costs two calls of ``stat`` (over a network, two requests for the head).
+"""
+
 import hashlib
 import os
+import tempfile
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,73 +27,31 @@ from curation.sources.base import InputRecord
 
 T = TypeVar("T")
 
-RAW_BYTES = 4096
+_NAMED = 5
 READ_ERRORS = (OSError, EOFError, ValueError, pa.ArrowException)
+
+
+_VERSIONS = ("ETag", "etag", "Last-Modified")
+"""What stores and servers call the mark of a file's version, the most exact first."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as it was when the source was opened. ``path`` is local, or a URL; ``stamp`` changes when it does."""
+    """A file as it was when the source was opened.
+
+    Args:
+        path: local, or a URL.
+        size: in bytes.
+        stamp: changes when the file does: modification time and inode, ETag, or what else the store has.
+        fingerprint: of its bytes, where it has been taken.
+        partition: key and value of the folders ``key=value`` that it lies in.
+    """
 
     path: str
     size: int
     stamp: str
-
-
-def expand(paths: str | Sequence[str], extensions: tuple[str, ...]) -> tuple[File, ...]:
-    """Find the files that paths, folders, globs and fsspec URLs mean, each once, sorted by name.
-
-    Raises:
-        SourceError: one of them matches nothing; names it, and what stands nearby.
-    """
-    found: dict[str, File] = {}
-    for path in [paths] if isinstance(paths, str) else paths:
-        names = list(_match(path, extensions))
-        if not names:
-            raise SourceError(f"{path}: {_nothing(path, extensions)}")
-        found.update((name, stat(name)) for name in names if name not in found)
-    return tuple(found[name] for name in sorted(found))
-
-
-def _match(path: str, extensions: tuple[str, ...]) -> Iterator[str]:
-    fs, inner = filesystem(path)
-    try:
-        # Over HTTP, asking whether something is a folder downloads it: ask for files first.
-        if fs.isfile(inner):
-            yield _unstrip(fs, inner)
-        elif fs.isdir(inner):
-            root = inner.rstrip("/") + "/"
-            for name in fs.find(inner):
-                if name.endswith(extensions) and not is_hidden(name.removeprefix(root)):
-                    yield _unstrip(fs, name)
-        elif any(mark in inner for mark in "*?["):
-            yield from (_unstrip(fs, name) for name in fs.glob(inner) if not fs.isdir(name))
-    except Exception as error:  # remote file systems raise what their client libraries raise
-        raise SourceError(f"{path}: cannot be listed: {error}") from error
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a file below a source's folder is passed over: a part of its path starts with a dot or underscore."""
-    return any(part.startswith((".", "_")) for part in path.split("/"))
-
-
-def _nothing(path: str, extensions: tuple[str, ...]) -> str:
-    fs, inner = filesystem(path)
-    if fs.isdir(inner):
-        return f"this folder holds no file that ends in {', '.join(extensions)}"
-    if any(mark in inner for mark in "*?["):
-        return "no file matches this pattern"
-    folder, _, name = inner.rstrip("/").rpartition("/")
-    try:
-        near = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder or "/", detail=False)]
-    except (OSError, NotImplementedError):
-        return f"no such file, nor is there a folder {folder}"
-    close = difflib.get_close_matches(name, near, n=3)
-    return "no such file or folder" + (f"; there is {', '.join(close)}" if close else "")
-
-
-def _unstrip(fs: Any, name: str) -> str:
-    return name if is_local(fs) else str(fs.unstrip_protocol(name))
+    fingerprint: str = ""
+    partition: tuple[tuple[str, str | None], ...] = ()
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -114,86 +77,153 @@ def is_local_path(path: str) -> bool:
     return is_local(filesystem(path)[0])
 
 
-def folders(paths: Sequence[str]) -> list[str]:
-    """The folders that paths, globs and URLs mean, each once, sorted by name.
-
-    Raises:
-        SourceError: one of them matches no folder.
-    """
-    found: set[str] = set()
-    for path in paths:
-        fs, inner = filesystem(path)
-        names = [inner] if fs.isdir(inner) else []
-        if not names and any(mark in inner for mark in "*?["):
-            names = [name for name in fs.glob(inner) if fs.isdir(name)]
-        if not names:
-            raise SourceError(f"{path}: {_nothing(path, ())}")
-        found.update(_unstrip(fs, name) for name in names)
-    return sorted(found)
-
-
 def stat(path: str) -> File:
-    """Size and stamp of a file.
+    """Size and stamp of a file. One that a server gives no version of is downloaded, and stamped by its hash.
 
     Raises:
         SourceError: it is not there.
     """
+    size, stamp = _version(path)
+    if not stamp:
+        content, stamp = _download(path)
+        size = content.size()
+        content.close()
+    return File(path, size, stamp)
+
+
+def _version(path: str) -> tuple[int, str]:
+    """Size and stamp of a file as it is now; no stamp where a web server gives neither ETag nor Last-Modified."""
     fs, inner = filesystem(path)
     try:
         if is_local(fs):
             status = Path(inner).stat()
-            return File(path, status.st_size, f"{status.st_mtime_ns}-{status.st_ino}")
-        return File(path, int(fs.size(inner) or 0), str(fs.ukey(inner)))
+            return status.st_size, f"{status.st_mtime_ns}-{status.st_ino}"
+        fs.invalidate_cache(inner)
+        info = fs.info(inner)
+        size = int(info.get("size") or 0)
+        mark = next((f"{name.lower()}:{info[name]}" for name in _VERSIONS if info.get(name)), None)
+        # What fsspec calls the key of a file's version is over HTTP a hash of its URL.
+        return size, mark or ("" if "http" in fs.protocol else f"ukey:{fs.ukey(inner)}")
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
+
+
+def _download(path: str) -> tuple[pa.NativeFile, str]:
+    """A file's bytes, in a temporary file that goes when it is closed, and ``sha256:…`` of them."""
+    fs, inner = filesystem(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = f"{folder}/copy"
+        fs.get_file(inner, copy)
+        with Path(copy).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return pa.OSFile(copy), f"sha256:{digest}"
 
 
 def open_arrow(file: File, *, mapped: bool = True) -> pa.NativeFile:
     """Open for random access; a local file as a memory map, unless its bytes are to be copied anyway.
 
     Raises:
-        SourceError: the file is gone, or has another size than when the source was opened.
+        SourceError: a file that a server gives no version of has changed.
     """
-    now = stat(file.path)
-    if now.size != file.size:
-        raise SourceError(f"{file.path}: had {file.size} bytes when the run began, and now has {now.size}: run again")
     fs, inner = filesystem(file.path)
     if is_local(fs):
         return pa.memory_map(inner) if mapped and file.size else pa.OSFile(inner)
-    return pa.PythonFile(fs.open(inner, "rb"), mode="r")
+    if not file.stamp.startswith("sha256:"):
+        return pa.PythonFile(fs.open(inner, "rb"), mode="r")
+    content, stamp = _download(file.path)
+    if stamp != file.stamp:
+        raise _changed(file, "its content is another")
+    return content
 
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
-    """Turn whatever a reader raises into a SourceError that names the file."""
+    """Read a file as it was when the source was opened: its version is looked at before and after.
+
+    Raises:
+        SourceError: it has changed, or a reader raised whatever; names the file.
+    """
+    before = _unchanged(file)
     try:
         yield
     except SourceError:
         raise
     except READ_ERRORS as error:
+        _unchanged(file)
         raise SourceError(f"{file.path}: cannot be read: {error}") from error
+    if _unchanged(file) != before:
+        raise _changed(file, "it was touched just now")
+
+
+def _unchanged(file: File) -> str:
+    """The stamp of a file that still has the bytes that it had."""
+    size, stamp = _version(file.path)
+    if stamp == file.stamp and size == file.size:
+        return stamp
+    if not stamp and file.stamp.startswith("sha256:"):
+        # Whoever opens it compares its content, and reads a copy of it.
+        return stamp
+    if size != file.size:
+        raise _changed(file, f"it had {file.size} bytes when the run began, and now has {size}")
+    # A file may be touched, or stand under another inode on another machine, and hold the same bytes.
+    if file.fingerprint and is_local_path(file.path) and _sha256(file.path, stamp) == file.fingerprint:
+        return stamp
+    if not is_local_path(file.path):
+        raise _changed(file, f"its version was {file.stamp}, and now is {stamp}")
+    same = stamp.partition("-")[2] == file.stamp.partition("-")[2]
+    raise _changed(file, "it was written to" if same else "another file stands in its place")
+
+
+def _changed(file: File, what: str) -> SourceError:
+    return SourceError(
+        f"{file.path}: has changed since the run began: {what}. Rows of two versions are never mixed: run again when "
+        "nothing writes to it any more"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: str, stamp: str) -> str:
+    """``sha256:…`` of a local file's bytes while it has this stamp; of a file that changes meanwhile it is empty."""
+    try:
+        with Path(path).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+    return f"sha256:{digest}" if _version(path)[1] == stamp else ""
 
 
 def fingerprint(file: File) -> str:
-    """``sha256:…`` of a local file's bytes; ``ukey:…``, the file system's own mark of a version, of a remote one."""
-    fs, inner = filesystem(file.path)
-    if not is_local(fs):
-        return f"ukey:{fs.ukey(inner)}"
-    with reading(file), Path(inner).open("rb") as stream:
+    """``sha256:…`` of a local file's bytes; of a remote one its stamp, which names its version.
+
+    Raises:
+        SourceError: it has changed since the source was opened.
+    """
+    if not is_local_path(file.path):
+        return file.stamp
+    with reading(file), Path(filesystem(file.path)[1]).open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
-def each(work: Callable[[File], T], of: Sequence[File]) -> list[T]:
+def each(work: Callable[[File], T], of: Sequence[File]) -> Iterator[T]:
     """Do something with each file, in a few threads: most of it is waiting for the disk or the network."""
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(work, of))
+        yield from pool.map(work, of)
+
+
+def with_fingerprints(files: Sequence[File]) -> tuple[File, ...]:
+    """The same files, with the fingerprints of their bytes.
+
+    Raises:
+        SourceError: one of them has changed since the source was opened.
+    """
+    return tuple(replace(file, fingerprint=mark) for file, mark in zip(files, each(fingerprint, files), strict=True))
 
 
 def records(files: Sequence[File], counts: Sequence[int]) -> list[InputRecord]:
     """An account of each file."""
     return [
-        InputRecord(path=file.path, bytes=file.size, rows=count, fingerprint=mark)
-        for file, count, mark in zip(files, counts, each(fingerprint, files), strict=True)
+        InputRecord(path=file.path, bytes=file.size, rows=count, fingerprint=file.fingerprint)
+        for file, count in zip(files, counts, strict=True)
     ]
 
 
@@ -210,32 +240,10 @@ def locate(counts: Sequence[int], index: int) -> tuple[int, int]:
     return file, index - (ends[file - 1] if file else 0)
 
 
-def raw_text(raw: bytes) -> str:
-    """The start of a bad row, fit to be shown."""
-    return raw[:RAW_BYTES].decode("utf-8", "replace")
-
-
-def subset(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """The fields of these columns, in the order asked for; all of them for None.
-
-    Raises:
-        ValueError: one of them is not there, or none is asked for.
-    """
-    if columns is None:
-        return schema
-    for name in columns:
-        if name not in schema.names:
-            raise ValueError(f"the source has no column {name!r}; {closest(name, schema.names)}")
-    if not columns:
-        raise ValueError("ask for at least one column")
-    return pa.schema([schema.field(name) for name in columns])
-
-
-def closest(name: str, there: Iterable[str]) -> str:
-    """The sentence that tells which columns a file has."""
-    names = list(there)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"it has {', '.join(names) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
+def named(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
 class OpenReaders(Generic[T]):

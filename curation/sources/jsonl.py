@@ -7,19 +7,23 @@ one file decompress it W times, and a step back starts from the beginning. For l
 none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 
 import pyarrow as pa
 
+from curation.columns import closest, subset, type_of
 from curation.errors import SourceError
-from curation.recipe.model import BLOCK_BYTES
+from curation.recipe.model import BLOCK_BYTES, FileSource
 from curation.sources import files
 from curation.sources.base import BadRow, Block, InputRecord
 from curation.sources.blocks import Cutter
 from curation.sources.files import File, OpenReaders
-from curation.sources.json_rows import infer, parse
-from curation.sources.lines import LineStream, row_starts, split
+from curation.sources.json_kinds import MOST_KEYS, Kind, settled
+from curation.sources.json_rows import parse, read_json
+from curation.sources.lines import LineStream, row_starts, rows_in
+from curation.sources.listing import Listing, check_partitions, partition_column, partition_types
 
 EXTENSIONS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
@@ -27,37 +31,85 @@ EXTENSIONS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 class JsonlSource:
     """JSON-lines files as a :class:`curation.sources.base.Source`.
 
-    Columns and types are inferred from the first mebibyte of rows: integers widen to floats, nulls to strings; where
-    two types meet in one column the first stands. A row is bad where its line is not a JSON object in UTF-8, or a
-    value is not of its column's type. A key that a row lacks is null; keys that first come up later are passed over.
+    The columns are the keys of all rows of all files, and those that folders ``key=value`` stand for; opening reads all
+    rows for them (:mod:`curation.sources.json_kinds`), unless the recipe names columns and types. A column's type is
+    the recipe's, or the one that holds its values: integers widen to floats, nulls alone become strings, and where
+    other types meet the first stands. A row is bad where its line is not a JSON object in UTF-8, or a value does not
+    fit its column's type, which includes an integer that a float would round. A key that a row lacks is null.
 
     Raises:
-        SourceError: a file cannot be read, there is no row to tell the columns from, or a column is missing.
+        SourceError: a file cannot be read, there is no row to tell the columns from, or no row has a column.
     """
 
-    def __init__(self, found: Sequence[File], columns: dict[str, str] | None) -> None:
-        self.files = tuple(found)
+    def __init__(self, listing: Listing, spec: FileSource) -> None:
+        self.files = listing.files
+        self.notes: tuple[str, ...] = listing.notes
         self._counts: tuple[int, ...] | None = None
-        inferred = self._sample()
-        self._names = columns if columns is not None else {name: name for name in inferred.names}
-        for name in self._names.values():
-            if name not in inferred.names:
-                raise SourceError(
-                    f"{self.files[0].path}: no column {name!r} in its first rows; {files.closest(name, inferred.names)}"
-                )
-        self._inner = pa.schema([inferred.field(name) for name in dict.fromkeys(self._names.values())])
-        self.schema = pa.schema([(name, self._inner.field(inner).type) for name, inner in self._names.items()])
+        self._partitions = partition_types(self.files)
+        declared = {name: type_of(kind) for name, kind in (spec.types or {}).items()}
+        known = {inner for name, inner in (spec.columns or {}).items() if name in declared} | set(self._partitions)
+        if spec.columns is not None and known.issuperset(spec.columns.values()):
+            seen: dict[str, pa.DataType] = {}
+            self._names = spec.columns
+        else:
+            seen = {field.name: settled(field.type) for field in self._scan().type}
+            for file in self.files:
+                check_partitions(file, seen)
+            self._names = spec.columns or {name: name for name in (*seen, *self._partitions)}
+        for name in declared:
+            if name not in self._names:
+                raise SourceError(f"`schema` of the source names {name!r}, {closest(name, self._names)}")
+        kinds = {name: self._kind(name, inner, declared, seen) for name, inner in self._names.items()}
+        self._inner = self._readable({self._names[name]: kind for name, kind in kinds.items()})
+        self.schema = pa.schema(list(kinds.items()))
 
-    def _sample(self) -> pa.Schema:
+    def _kind(
+        self, name: str, inner: str, declared: Mapping[str, pa.DataType], seen: Mapping[str, pa.DataType]
+    ) -> pa.DataType:
+        kind = declared.get(name, self._partitions.get(inner, seen.get(inner)))
+        if kind is None:
+            raise SourceError(f"{self.files[0].path}: no column {inner!r} in any row; {closest(inner, seen)}")
+        for other, same in self._names.items():
+            if same == inner and declared.get(other, kind) != kind:
+                raise SourceError(f"`schema` of the source: {name!r} and {other!r} are both {inner!r}, so of one type")
+        return kind
+
+    def _readable(self, kinds: Mapping[str, pa.DataType]) -> pa.Schema:
+        """The schema to parse lines with."""
+        schema = pa.schema([(inner, kind) for inner, kind in kinds.items() if inner not in self._partitions])
+        if not schema:
+            raise SourceError(f"{self.files[0].path}: `columns` of the source names no key of its rows")
+        for field in schema:
+            if read_json(b"{}", 1, pa.schema([field])) is None:
+                raise SourceError(f"{self.files[0].path}: {field.name!r} cannot be {field.type} in JSON lines")
+        return schema
+
+    def _scan(self) -> Kind:
+        """What stands under the keys of all rows."""
+        root = Kind("object")
+        counts: list[int] = []
         for file in self.files:
-            with files.reading(file):
-                lines = split(LineStream(file).sample())
-            if lines:
-                schema = infer(lines)
-                if schema is None:
-                    raise SourceError(f"{file.path}: none of its first {len(lines)} lines is a JSON object")
-                return schema
-        raise SourceError(f"{self.files[0].path}: holds no rows, so there is nothing to tell its columns from")
+            if any(counts):
+                break
+            counts.append(_learn(file, root))
+        # The other files start from what the first has taught, so that most of their lines bring nothing new.
+        start = deepcopy(root)
+        for _, crowded in start.crowded(""):
+            crowded.left_out = 0
+        for kind, count in files.each(partial(_learned, start), self.files[len(counts) :]):
+            root.merge(kind)
+            counts.append(count)
+        self._counts = tuple(counts)
+        if not root.fields:
+            rows = sum(counts)
+            what = f"none of its {rows} lines is a JSON object with a key" if rows else "holds no rows"
+            raise SourceError(f"{self.files[0].path}: {what}, so there is nothing to tell its columns from")
+        self.notes += tuple(
+            f"{kind.left_out:,} values are left out: {f'under {path!r}' if path else 'in the rows'} stand more than "
+            f"{MOST_KEYS:,} keys, and those from {kind.first_left_out!r} on are no columns"
+            for path, kind in root.crowded("")
+        )
+        return root
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -68,6 +120,7 @@ class JsonlSource:
 
     def inputs(self) -> list[InputRecord]:
         """The files, with row counts and fingerprints."""
+        self.files = files.with_fingerprints(self.files)
         return files.records(self.files, self.counts)
 
     def blocks(self, rows: int, size: int = BLOCK_BYTES) -> list[Block]:
@@ -92,11 +145,10 @@ class JsonlSource:
         """Read a block: exactly ``block.rows`` rows, and which of them are bad.
 
         Raises:
-            SourceError: a file is gone or damaged.
+            SourceError: a file is gone, damaged, or has changed since the source was opened.
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
-        inner = [self._names[name] for name in schema.names]
+        schema = subset(self.schema, columns)
         tables: list[pa.Table] = []
         bad: list[BadRow] = []
         index = block.start
@@ -106,9 +158,33 @@ class JsonlSource:
                 data = stream.rows(part.offset, part.rows)
             table, found = parse(data, part.rows, self._inner)
             bad += [BadRow(index + at, file.path, part.row + at, reason, raw) for at, reason, raw in found]
-            tables.append(pa.Table.from_arrays([table.column(name) for name in inner], schema=schema))
+            columns_read = [self._column(file, table, self._names[field.name], field.type) for field in schema]
+            tables.append(pa.Table.from_arrays(columns_read, schema=schema))
             index += part.rows
         return pa.concat_tables(tables), bad
+
+    def _column(self, file: File, table: pa.Table, inner: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+        if inner in self._partitions:
+            return partition_column(file, inner, kind, len(table))
+        return table.column(inner)
+
+
+def _learned(start: Kind, file: File) -> tuple[Kind, int]:
+    kind = deepcopy(start)
+    return kind, _learn(file, kind)
+
+
+def _learn(file: File, kind: Kind) -> int:
+    """Learn the rows of a file; how many there are."""
+    count = 0
+    with files.reading(file):
+        stream = LineStream(file)
+        while data := stream.lines():
+            rows = len(rows_in(data)[0])
+            if rows:
+                kind.learn(data, rows)
+            count += rows
+    return count
 
 
 _STREAMS: OpenReaders[LineStream] = OpenReaders()

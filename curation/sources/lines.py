@@ -10,7 +10,6 @@ from curation.sources import files
 from curation.sources.files import File
 
 _CHUNK = 1 << 20
-_SAMPLE = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\n\r\x0b\x0c"
 _IS_BLANK = np.zeros(256, bool)
@@ -61,13 +60,6 @@ class LineStream:
             data = b" " * len(_BOM) + data[len(_BOM) :]
         self.offset += len(data)
         return data
-
-    def sample(self) -> bytes:
-        """The first lines, up to ``_SAMPLE`` bytes or somewhat more, and one that is not blank if there is any."""
-        head = b""
-        while (len(head) < _SAMPLE or not head.strip()) and (data := self.lines()):
-            head += data
-        return head
 
     def rows(self, offset: int, rows: int) -> bytes:
         """The bytes of ``rows`` rows from ``offset`` on, with blank lines between them.

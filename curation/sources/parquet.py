@@ -21,6 +21,8 @@ _BATCH_BYTES = 1 << 26
 class ParquetReader:
     """One open Parquet file."""
 
+    mapped = False
+
     def __init__(self, file: File) -> None:
         self._file = pq.ParquetFile(
             files.open_arrow(file),

@@ -20,6 +20,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from curation.columns import subset
 from curation.errors import SourceError
 from curation.recipe.model import BLOCK_BYTES, StdlibSource
 from curation.sources import files
@@ -84,6 +85,13 @@ class StdlibFunctions:
         return self._counts
 
     @property
+    def notes(self) -> list[str]:
+        """Which modules are left out."""
+        if not self.skipped:
+            return []
+        return [f"{len(self.skipped):,} modules cannot be parsed by this Python: {files.named(self.skipped)}"]
+
+    @property
     def skipped(self) -> list[str]:
         """Modules that this Python cannot parse."""
         return [name for name in self._names if _functions(str(self.root / self.modules[name])) is None]
@@ -121,7 +129,7 @@ class StdlibFunctions:
             SourceError: a module has other functions than when they were counted (another Python on this node?).
             ValueError: the source has no such column.
         """
-        schema = files.subset(self.schema, columns)
+        schema = subset(self.schema, columns)
         rows: list[dict[str, str | int | None]] = []
         for part in block.parts:
             module = self._names[part.file]

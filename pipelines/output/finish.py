@@ -99,6 +99,7 @@ class FinishDataset:
             recipe_sha256=digest,
             seed=self.recipe.seed,
             inputs=self.inputs,
+            notes=list(self.source.notes),
             rows_in=rows,
             rows_out=sum(shard.rows for shard in self.shards),
             bad_rows=bad,

@@ -22,7 +22,8 @@ from curation.pipelines.output.shards import Shard, finish_shard, kept_rows
 from curation.plan import BatchPlan
 from curation.sources.base import Block, Source
 
-PLACE = "_place"
+PLACE = "place in the shard (curation)"
+"""A column beside the source's, whose names it must not meet."""
 
 
 def cut_by_batches(plan: Path, rows_per_shard: int) -> list[Shard]:

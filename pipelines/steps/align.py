@@ -1,7 +1,7 @@
 """``align``: ZIP-FIT's score of each text, by how well it compresses together with the target texts."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
@@ -83,7 +83,7 @@ class Align(BlockStep):
 
         ready = self.model_copy()
         threads = max(1, int(self.resources.cpus))
-        texts = target_texts(self.targets, self.target_column)
+        texts = target_texts(self.targets, self.target_column, run.workspace.note)
         ready._zipfit = ZipFit(targets=texts, codec=self.codec, level=self.level, threads=threads)
         return ready
 
@@ -92,8 +92,10 @@ class Align(BlockStep):
         return Verdict({self.name: zipfit.score(rows[self.column])})
 
 
-def target_texts(targets: FileSource | StdlibSource | Texts, column: str) -> list[str]:
-    """All texts of a target set.
+def target_texts(
+    targets: FileSource | StdlibSource | Texts, column: str, note: Callable[[str], None] = lambda text: None
+) -> list[str]:
+    """All texts of a target set; ``note`` is told how they are read.
 
     Raises:
         SourceError: there is none, or one is null, empty or cannot be read.
@@ -103,6 +105,8 @@ def target_texts(targets: FileSource | StdlibSource | Texts, column: str) -> lis
             raise SourceError(f"target {targets.texts.index('')} is empty")
         return targets.texts
     source = open_source(targets)
+    for line in source.notes:
+        note(line)
     if column not in source.schema.names:
         raise SourceError(f"the targets have no column {column!r}; they have: {', '.join(source.schema.names)}")
     texts: list[str] = []

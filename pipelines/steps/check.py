@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curation.dataset.writer import decisions_schema
 from curation.errors import RecipeError
+from curation.features import check_types
 from curation.pipelines.engine.fingerprints import code
 from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.base import FIRST_REASON, Kind, Step, write_bad_rows
@@ -34,7 +35,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, *, stops: bool = Fal
 
     Raises:
         RecipeError: a name is taken, a function cannot be imported, or a step could stop the run after the others.
-        SourceError: a column is missing, or of another type.
+        SourceError: a column is missing, or of another type, or of one that the output cannot have.
     """
     _check_names(steps)
     for name in (*ADDED, *(name for step in steps for name in step.scores)):
@@ -43,6 +44,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, *, stops: bool = Fal
                 f"the source has a column {name!r}, and the output adds one of that name: "
                 "give the step another `name`, or the column, by `columns` of the source"
             )
+    check_types(schema)
     made, required = Made(stops=stops), dict[str, tuple[Kind, ...]]()
     for number, step in enumerate(steps, 1):
         step.check(f"step {number} ({step.step})", schema, made)

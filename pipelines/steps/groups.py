@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import types
 
-from curation.arrow import plain, wide
+from curation.arrow import wide
+from curation.columns import plain
 from curation.files import atomic
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.base import Kind

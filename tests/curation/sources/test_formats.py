@@ -265,7 +265,7 @@ def test_files_that_vanish_or_change_under_a_run(folder: Path, kind: Any) -> Non
     victim = folder / f"part-2.{kind[1]}"
     content = victim.read_bytes()
     victim.write_bytes(content + b"\n")
-    with pytest.raises(SourceError, match=rf"part-2.*: had {len(content)} bytes .* now has {len(content) + 1}"):
+    with pytest.raises(SourceError, match=rf"part-2.*: it had {len(content)} bytes .* now has {len(content) + 1}"):
         source.read(blocks[2])
     victim.unlink()
     with pytest.raises(SourceError, match=r"part-2.*: cannot be read: .*No such file"):

@@ -43,9 +43,7 @@ BAD = [
     (b'{"text": 3}', "column 'text': expected string, got 3"),
     (b'{"text": ["a"]}', r"column 'text': expected string, got \[\"a\"\]"),
     (b'{"text": "a", "n": "1"}', "column 'n': expected int64, got \"1\""),
-    (b'{"n": 2.5}', "column 'n': expected int64, got 2.5"),
     (b'{"n": true}', "column 'n': expected int64, got true"),
-    (b'{"n": 9223372036854775808}', "column 'n': expected int64, got 9223372036854775808"),
     (b'{"n": NaN}', "column 'n': expected int64, got NaN"),
     (
         b'{"text": "' + b"x" * 200 + b'", "n": {"a": "' + b"y" * 200 + b'"}}',
@@ -118,9 +116,12 @@ def test_rows_are_those_of_a_plain_loop(
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("a.jsonl.gz" if zipped else "a.jsonl")
-            source = opened(path, b"\xef\xbb\xbf" * bom + content)
-            source._inner = source.schema = SCHEMA
-            source._names = {"text": "text", "n": "n"}
+            source = opened(
+                path,
+                b"\xef\xbb\xbf" * bom + content,
+                columns={"text": "text", "n": "n"},
+                schema={"text": "string", "n": "int64"},
+            )
             table, bad = read(source, rows)
     finally:
         line_reading._CHUNK = kept
@@ -149,7 +150,6 @@ def test_rows_are_those_of_a_plain_loop(
 def test_types_are_inferred(
     tmp_path: Path, lines: list[dict[str, Any]], kinds: dict[str, pa.DataType] | None, noise: list[bytes]
 ) -> None:
-    """With a line of noise the rows are inferred piece by piece and the types widened by us, not by pyarrow."""
     content = b"\n".join([*(json.dumps(line).encode() for line in lines), *noise])
     source = opened(tmp_path / "a.jsonl", content)
     expected = kinds or {"a": pa.struct([("b", pa.int64()), ("c", pa.list_(pa.string()))])}
@@ -184,7 +184,7 @@ def test_files_without_rows(tmp_path: Path) -> None:
     for content in (b"", b"\n \n", b"\xef\xbb\xbf"):
         with pytest.raises(SourceError, match=r"a.jsonl: holds no rows"):
             opened(tmp_path / "a.jsonl", content)
-    with pytest.raises(SourceError, match=r"a.jsonl: none of its first 2 lines is a JSON object"):
+    with pytest.raises(SourceError, match=r"a.jsonl: none of its 2 lines is a JSON object"):
         opened(tmp_path / "a.jsonl", b"id,text\n1,a\n")
     (tmp_path / "a.jsonl").write_bytes(b"\n")
     (tmp_path / "b.jsonl").write_bytes(b'{"a": 1}')
@@ -206,9 +206,10 @@ def test_gzip_that_is_cut_or_is_none(tmp_path: Path) -> None:
     content = b"".join(b'{"a": "%d"}\n' % (row * 7919 % 100_003) for row in range(300_000))
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(content, 1)[:-1000])
-    source = open_source(FileSource(format="jsonl", path=str(path)))
-    with pytest.raises(SourceError, match=r"a.jsonl.gz: cannot be read: Compressed file ended"):
-        source.blocks(100)
+    for columns in (None, {"a": "a"}):
+        spec = FileSource(format="jsonl", path=str(path), columns=columns, schema=columns and {"a": "string"})
+        with pytest.raises(SourceError, match=r"a.jsonl.gz: cannot be read: Compressed file ended"):
+            open_source(spec).blocks(100)
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"a.jsonl.gz: cannot be read: Not a gzipped file"):
         open_source(FileSource(format="jsonl", path=str(path)))

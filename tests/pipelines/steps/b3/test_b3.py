@@ -39,7 +39,7 @@ def vectors(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Two Parquet files: query, positive, page, part, and two columns of vectors."""
+    """Two Parquet files: query, positive, page, part, two columns of vectors, and one that the shuffle has, too."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     left, right = vectors()
@@ -49,6 +49,7 @@ def pairs(tmp_path: Path) -> Path:
             "positive": [f"it is {number}" for number in range(ROWS)],
             "page": [f"page {number % 140}" for number in range(ROWS)],
             "part": [number % 3 for number in range(ROWS)],
+            "_place": range(ROWS),
             "q": pa.FixedSizeListArray.from_arrays(pa.array(left.reshape(-1)), WIDTH),
             "p": pa.array(right.tolist(), pa.list_(pa.float32())),
         }
