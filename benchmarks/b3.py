@@ -213,7 +213,7 @@ def hardness(name: str, queries: Any, positives: Any, kinds: list[str], sizes: l
             start = time.perf_counter()
             clusters = partition(graph, cluster_size=size)
             took = time.perf_counter() - start
-            plan = regroup(clusters, batch_size=64, cluster_size=size)
+            plan = regroup(clusters, batch_size=64, cluster_size=size).plan
             ours = plan_quality(plan, queries, positives, window=ranking.window, near=ranking.near, graph=graph)
             other = plan_quality(random_plan(plan), queries, positives, window=ranking.window, near=ranking.near)
             print(

@@ -173,14 +173,16 @@ def batches_of(
         cluster = int(trial["cluster"])
         apart = conflict_columns(data.same[data.train], count)
         clusters = communities(left, right, apart, cluster, window, cache)
-        return lambda epoch: regroup(
-            clusters,
-            batch_size=size,
-            cluster_size=cluster,
-            seed=seed,
-            epoch=epoch,
-            apart=data.same[data.train],
-            last="drop",
+        return lambda epoch: (
+            regroup(
+                clusters,
+                batch_size=size,
+                cluster_size=cluster,
+                seed=seed,
+                epoch=epoch,
+                apart=apart,
+                last="drop",
+            ).plan
         )
     if arm == "k-means 64":
         from sklearn.cluster import MiniBatchKMeans

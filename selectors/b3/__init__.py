@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from curation.lazy import face
 
 if TYPE_CHECKING:
+    from curation.selectors.b3.batches import Grouping as Grouping
     from curation.selectors.b3.communities import Communities as Communities
     from curation.selectors.b3.communities import find_communities as find_communities
     from curation.selectors.b3.conflicts import conflict_columns as conflict_columns
     from curation.selectors.b3.method import B3 as B3
+    from curation.selectors.b3.method import pair_ids as pair_ids
     from curation.selectors.b3.method import text_ids as text_ids
     from curation.selectors.b3.quality import PlanQuality as PlanQuality
     from curation.selectors.b3.quality import plan_quality as plan_quality
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
 __all__ = [
     "B3",
     "Communities",
+    "Grouping",
     "PlanQuality",
     "RankWindow",
     "conflict_columns",
     "find_communities",
+    "pair_ids",
     "plan_quality",
     "random_plan",
     "rank_window",
@@ -34,10 +38,12 @@ __getattr__ = face(
     {
         "B3": "method",
         "Communities": "communities",
+        "Grouping": "batches",
         "PlanQuality": "quality",
         "RankWindow": "ranking",
         "conflict_columns": "conflicts",
         "find_communities": "communities",
+        "pair_ids": "method",
         "plan_quality": "quality",
         "random_plan": "quality",
         "rank_window": "ranking",

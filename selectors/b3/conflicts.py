@@ -1,7 +1,7 @@
-"""Conflicts: rows that must never share a batch, swapped apart, or an error that says why they cannot be.
+"""Conflicts: ids of rows that must not meet, and communities that such rows are swapped out of.
 
-Each swap leaves both sides free of new conflicts, so one pass ends it. A search for a partner looks at the
-rows that share an id with either side only.
+Wherever ``apart`` is int64[c, N], two rows must not meet if they have an id in common, in whichever of the columns;
+-1 is no id. Ids of one column differ from those of another, unless both are of one kind (``across``).
 """
 
 from typing import Any
@@ -15,68 +15,90 @@ from curation.gpu.graph import Graph
 Int64 = npt.NDArray[np.int64]
 
 
-def conflict_columns(apart: npt.ArrayLike | None, count: int) -> Int64 | None:
-    """int64[c, N], ids 0.. of what is shared and -1 for what is not; None where nothing is shared."""
-    if apart is None:
-        return None
-    ids = np.asarray(apart, np.int64)
-    ids = ids[:, None] if ids.ndim == 1 else ids
-    if ids.ndim != 2 or len(ids) != count:
-        raise ValueError(f"ids of rows to keep apart must have shape [{count}] or [{count}, c], not {ids.shape}")
-    columns = []
-    for column in ids.T:
-        _, dense, sizes = np.unique(column, return_inverse=True, return_counts=True)
-        shared = (sizes > 1)[dense] & (column >= 0)
-        dense[~shared] = -1
-        dense[shared] = np.unique(dense[shared], return_inverse=True)[1]
-        columns.append(dense)
-    kept = [column for column in columns if column.max(initial=-1) >= 0]
-    return np.array(kept, np.int64) if kept else None
-
-
-def separate(rows: Int64, offsets: Int64, columns: Int64, rng: np.random.Generator) -> Int64:
-    """Swap rows between batches until no two of a batch share an id of any column.
+def conflict_columns(
+    apart: npt.ArrayLike | None, count: int, *, across: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
+) -> Int64 | None:
+    """int64[c, N], the ids by which rows must not meet; None where no two rows share any.
 
     Args:
-        rows: int64[M], candidates in batch order; ``offsets`` int64[B + 1] cuts them.
-        columns: int64[c, N], as :func:`conflict_columns` gives them.
-        rng: where each search for a partner starts.
-
-    Returns:
-        int64[M], the same rows.
+        apart: int[N] or int[N, c], ids that are compared within their column; negative for none.
+        count: N.
+        across: two of int[N], such as the ids of queries' and of positives' texts, which are compared within their
+            column and with each other.
 
     Raises:
-        ValueError: an id has more rows than there are batches, or no arrangement was found.
+        ValueError: the shapes do not fit.
     """
-    count = len(offsets) - 1
-    local = conflict_columns(columns[:, rows].T, len(rows))
-    if local is None:
-        return rows
-    for column in local:
-        most = np.bincount(column[column >= 0], minlength=1)
-        if most.max() > count:
-            first = rows[np.flatnonzero(column == np.argmax(most))[0]]
-            raise ValueError(
-                f"{most.max()} rows must be kept apart (row {first} is one), but there are {count} batches: "
-                "use smaller batches, or drop or merge some of those rows"
-            )
-    order = np.arange(len(rows))
-    begin = rng.integers(0, len(rows), len(rows))
-    failed = _separate(order, offsets, local, *_members(local), begin, *_NO_GRAPH)
-    if failed < 0:
-        return rows[order]
-    if len(local) == 1:
-        dealt = _deal(offsets, local[0], rng)
-        if dealt is not None:
-            return rows[dealt]
-    raise ValueError(
-        f"row {rows[failed]} cannot be kept apart from others in {count} batches: "
-        "use smaller batches, or drop or merge rows that share an id"
-    )
+    given = np.empty((count, 0), np.int64) if apart is None else np.asarray(apart, np.int64)
+    ids = given[:, None] if given.ndim == 1 else given
+    if ids.ndim != 2 or len(ids) != count:
+        raise ValueError(f"ids of rows to keep apart must have shape [{count}] or [{count}, c], not {given.shape}")
+    kinds = [column[None] for column in ids.T]
+    if across is not None:
+        sides = [np.asarray(side, np.int64) for side in across]
+        if len(sides) != 2 or any(side.shape != (count,) for side in sides):
+            raise ValueError(f"across must be two columns of ids of shape [{count}], not {[s.shape for s in sides]}")
+        kinds.append(np.stack(sides))
+    columns, first = [], 0
+    for kind in kinds:
+        shared = shared_ids(kind)
+        columns += [np.where(column < 0, -1, first + column) for column in shared if column.max(initial=-1) >= 0]
+        first += int(shared.max(initial=-1)) + 1
+    return np.array(columns, np.int64) if columns else None
+
+
+def shared_ids(columns: Int64) -> Int64:
+    """int64[c, N], ids 0.. that two rows or more have in common, each once in a row; -1 for others."""
+    ids = np.where(columns < 0, -1, columns)
+    for column in range(1, len(ids)):
+        ids[column][(ids[:column] == ids[column]).any(0)] = -1
+    _, dense, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    dense = dense.reshape(ids.shape)
+    common = (counts > 1)[dense] & (ids >= 0)
+    out = np.full(ids.shape, -1, np.int64)
+    out[common] = np.unique(dense[common], return_inverse=True)[1]
+    return out
+
+
+def conflict_pairs(columns: Int64 | None) -> list[tuple[Int64, Int64]]:
+    """Pairs of columns, of a query's row and of a candidate's: one is not the other's negative where any are equal.
+
+    Args:
+        columns: int64[c, N], as :func:`conflict_columns` gives them.
+
+    Returns:
+        Every column with itself; two whose ids are of one kind with each other, both ways.
+    """
+    if columns is None:
+        return []
+    ends = [(column[column >= 0].min(initial=np.iinfo(np.int64).max), column.max(initial=-1)) for column in columns]
+    return [
+        (mine, theirs)
+        for mine, (low, high) in zip(columns, ends, strict=True)
+        for theirs, (start, stop) in zip(columns, ends, strict=True)
+        if low <= stop and start <= high
+    ]
+
+
+def count_together(batches: Int64, columns: Int64) -> int:
+    """How many rows stand in a batch beside one that they must not meet.
+
+    Args:
+        batches: int64[N], -1 for a row in none.
+        columns: int64[c, N], as :func:`conflict_columns` gives them.
+    """
+    ids = shared_ids(np.where(batches < 0, -1, columns))
+    clashing = np.zeros(len(batches), bool)
+    place = batches * (int(ids.max(initial=-1)) + 1) + ids
+    _, which, counts = np.unique(place[ids >= 0], return_inverse=True, return_counts=True)
+    clashing[np.broadcast_to(np.arange(len(batches)), ids.shape)[ids >= 0][(counts > 1)[which]]] = True
+    return int(np.count_nonzero(clashing))
 
 
 def separate_clusters(clusters: Int64, columns: Int64, graph: Graph) -> Int64:
     """Swap rows that must not meet out of shared communities, to where their edges lead: as far as it goes.
+
+    Each swap leaves both sides free of new conflicts, so one pass ends it.
 
     Args:
         clusters: int64[N]; sizes stay as they are.
@@ -86,46 +108,21 @@ def separate_clusters(clusters: Int64, columns: Int64, graph: Graph) -> Int64:
     Returns:
         int64[N].
     """
+    columns = shared_ids(columns)
     rows = np.argsort(clusters, kind="stable")
     names, sizes = np.unique(clusters, return_counts=True)
     offsets = np.append(0, np.cumsum(sizes)).astype(np.int64)
-    begin = np.arange(1, len(rows) + 1)
-    _separate(rows, offsets, columns, *_members(columns), begin, graph.starts, graph.neighbours, graph.weights)
+    _separate(rows, offsets, columns, *_members(columns), graph.starts, graph.neighbours, graph.weights)
     out = np.empty_like(clusters)
     out[rows] = np.repeat(names, sizes)
     return out
 
 
-_NO_GRAPH = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.uint8))
-
-
 def _members(columns: Int64) -> tuple[Int64, Int64]:
-    # Of column c, the rows with id v are members[c, starts[c, v]:starts[c, v + 1]].
-    most = int(columns.max()) + 2
-    members = np.argsort(columns, axis=1, kind="stable")
-    starts = np.array(
-        [np.searchsorted(column[order], np.arange(most)) for column, order in zip(columns, members, strict=True)]
-    )
-    return members.astype(np.int64), starts.astype(np.int64)
-
-
-def _deal(offsets: Int64, ids: Int64, rng: np.random.Generator) -> Int64 | None:
-    # One column: each id goes to the batches with most room, which succeeds wherever anything can
-    # (Gale and Ryser). It forgets the communities, so it is only the last resort.
-    room = np.diff(offsets)
-    shuffle = rng.permutation(len(room))
-    batch = np.full(len(ids), -1, np.int64)
-    order = np.argsort(ids, kind="stable")
-    _, starts = np.unique(ids[order], return_index=True)
-    groups = [group for group in np.split(order, starts[1:]) if ids[group[0]] >= 0]
-    for group in sorted(groups, key=len, reverse=True):
-        most = shuffle[np.argsort(-room[shuffle], kind="stable")[: len(group)]]
-        if room[most[-1]] < 1:
-            return None
-        batch[group] = most
-        room[most] -= 1
-    batch[ids < 0] = np.repeat(np.arange(len(room)), room)
-    return np.argsort(batch, kind="stable")
+    # The rows of id i are members[starts[i]:starts[i + 1]].
+    which, rows = np.nonzero(columns >= 0)
+    named = columns[which, rows]
+    return rows[np.argsort(named, kind="stable")], np.append(0, np.cumsum(np.bincount(named))).astype(np.int64)
 
 
 @compiled(nogil=True)
@@ -135,8 +132,8 @@ def _clashes(row: Any, other_bin: Any, skip: Any, bins: Any, columns: Any, membe
     for column in range(len(columns)):
         shared = columns[column, row]
         if shared >= 0:
-            for member in range(starts[column, shared], starts[column, shared + 1]):
-                other = members[column, member]
+            for member in range(starts[shared], starts[shared + 1]):
+                other = members[member]
                 if bins[other] == other_bin and other != row and other != skip and other != last:
                     clashes += 1
                     last = other
@@ -164,10 +161,8 @@ def _swap_into(
 
 @compiled(nogil=True)
 def _separate(
-    rows: Any, offsets: Any, columns: Any, members: Any, starts: Any, begin: Any, edge_starts: Any,
-    neighbours: Any, weights: Any,
-) -> Any:  # fmt: skip
-    # Returns -1, or the position of the first row that found no partner.
+    rows: Any, offsets: Any, columns: Any, members: Any, starts: Any, edge_starts: Any, neighbours: Any, weights: Any
+) -> None:
     count = len(offsets) - 1
     bins = np.full(columns.shape[1], -1, np.int64)
     positions = np.full(columns.shape[1], -1, np.int64)
@@ -176,38 +171,31 @@ def _separate(
             bins[rows[position]] = target
             positions[rows[position]] = position
     gain = np.zeros(count, np.int64)
-    failed = -1
     for position in range(len(rows)):
         row = rows[position]
         if _clashes(row, bins[row], -1, bins, columns, members, starts)[0] == 0:
             continue
         done = False
-        if len(edge_starts):
+        for edge in range(edge_starts[row], edge_starts[row + 1]):
+            gain[bins[neighbours[edge]]] += weights[edge]
+        gain[bins[row]] = 0
+        for _ in range(8):
+            best = bins[row]
             for edge in range(edge_starts[row], edge_starts[row + 1]):
-                gain[bins[neighbours[edge]]] += weights[edge]
-            gain[bins[row]] = 0
-            for _ in range(8):
-                best = bins[row]
-                for edge in range(edge_starts[row], edge_starts[row + 1]):
-                    target = bins[neighbours[edge]]
-                    if gain[target] > gain[best] or (gain[target] == gain[best] > 0 and target < best):
-                        best = target
-                if gain[best] == 0:
-                    break
-                gain[best] = 0
-                done = _swap_into(row, best, 0, rows, offsets, bins, positions, columns, members, starts)
-                if done:
-                    break
-            for edge in range(edge_starts[row], edge_starts[row + 1]):
-                gain[bins[neighbours[edge]]] = 0
-        step = 0
-        while not done and step < count:
-            target = (bins[row] + begin[position] + step) % count
-            step += 1
+                target = bins[neighbours[edge]]
+                if gain[target] > gain[best] or (gain[target] == gain[best] > 0 and target < best):
+                    best = target
+            if gain[best] == 0:
+                break
+            gain[best] = 0
+            done = _swap_into(row, best, 0, rows, offsets, bins, positions, columns, members, starts)
+            if done:
+                break
+        for edge in range(edge_starts[row], edge_starts[row + 1]):
+            gain[bins[neighbours[edge]]] = 0
+        for step in range(count):
+            target = (bins[row] + position + 1 + step) % count
+            if done:
+                break
             if target != bins[row]:
-                done = _swap_into(
-                    row, target, begin[position], rows, offsets, bins, positions, columns, members, starts
-                )
-        if not done and failed < 0:
-            failed = position
-    return failed
+                done = _swap_into(row, target, position, rows, offsets, bins, positions, columns, members, starts)

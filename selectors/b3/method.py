@@ -9,7 +9,7 @@ m = ranks[1] - ranks[0]. :meth:`B3.mine` does all that once; :meth:`B3.batches` 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 from curation.gpu.graph import EDGES, Edges
 from curation.gpu.knn import ENGINES, METRICS, PRECISIONS, Metric
 from curation.plan import BatchPlan
-from curation.selectors.b3.batches import LAST, Last, regroup
+from curation.selectors.b3.batches import Grouping, Last, Surplus, check_choices, foresee, regroup
 from curation.selectors.b3.communities import Communities, find_communities
 from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.negatives import hard_negatives
@@ -44,7 +44,10 @@ class B3:
         threads: of KaMinPar. Only 1 is deterministic.
         repulsion: what a pair of a row and one of its first p ranks weighs against an edge when such pairs are
             swapped out of communities; 0, as in the paper, leaves them where the edges put them.
-        last: ``"keep"`` or ``"drop"`` the short batch of an epoch.
+        last: ``"keep"`` or ``"drop"`` the short batches of an epoch. A kept one has two rows or more.
+        surplus: what becomes of rows that cannot be kept apart from others, such as 33 copies of a text in 32 batches:
+            ``"drop"`` leaves as few as it can out of an epoch, in each epoch others; ``"allow"`` lets them meet;
+            ``"error"`` raises, in :meth:`mine` before the search.
         negatives: h, explicit hard negatives for each row (B3++; the paper takes 5); 0 for none.
         similarity_ceiling: leave j out of i's window where their similarity exceeds this; None for no limit.
         positive_margin: likewise where it exceeds s - (1 - margin)·|s|, s being i's similarity to its own positive.
@@ -64,6 +67,7 @@ class B3:
     threads: int = 1
     repulsion: float = 0.0
     last: Last = "keep"
+    surplus: Surplus = "drop"
     negatives: int = 0
     similarity_ceiling: float | None = None
     positive_margin: float | None = None
@@ -81,13 +85,13 @@ class B3:
         for name, known in (
             ("edges", EDGES),
             ("partitioner", tuple(PARTITIONERS)),
-            ("last", LAST),
             ("metric", METRICS),
             ("engine", ENGINES),
             ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choices(self.last, self.surplus)
         if self.threads < 1 or self.negatives < 0:
             raise ValueError(
                 f"threads must be at least 1 and negatives not negative, not {self.threads}, {self.negatives}"
@@ -111,6 +115,7 @@ class B3:
         epoch: int = 0,
         groups: npt.ArrayLike | None = None,
         duplicates: npt.ArrayLike | None = None,
+        across: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         labels: npt.ArrayLike | None = None,
         datasets: npt.ArrayLike | None = None,
     ) -> BatchPlan:
@@ -123,21 +128,23 @@ class B3:
             epoch: of the draws alone.
             groups: int64[N]; rows of one group (several positives of one anchor, one page) are never each
                 other's negatives and never share a batch. -1 for no group.
-            duplicates: int64[N] or int64[N, c], ids of equal texts (:func:`text_ids`), kept apart likewise.
+            duplicates: int64[N] or int64[N, c], ids of equal texts (:func:`text_ids`), kept apart likewise; those of
+                a column are compared with each other.
+            across: int64[N] twice, ids of the queries' and of the positives' texts (:func:`pair_ids`), kept apart
+                likewise; those of both are compared, so that no row's query is another's positive.
             labels: int64[N] classes, -1 for none: rows of one take no rank for each other, and are never each
                 other's explicit negatives. They may share a batch, where the loss has to mask them; where it does
                 not, give them as ``groups``.
             datasets: int64[N]; ranks, communities and batches then stay within one data set.
 
         Returns:
-            BatchPlan: every row once (``last="keep"``), with ``clusters``, ``negatives`` where asked for, and
-            what made it in ``metadata``.
+            BatchPlan: every row once at most, as :meth:`batches` has it.
 
         Raises:
-            ValueError: shapes do not fit, a row is not finite, or rows cannot be kept apart.
+            ValueError: shapes do not fit, a row is not finite, or, with ``surplus="error"``, rows cannot be kept apart.
         """
-        mined = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, labels=labels,
-                          datasets=datasets)  # fmt: skip
+        mined = self.mine(queries, positives, seed=seed, groups=groups, duplicates=duplicates, across=across,
+                          labels=labels, datasets=datasets)  # fmt: skip
         return self.batches(mined, seed=seed, epoch=epoch)
 
     def mine(
@@ -148,16 +155,21 @@ class B3:
         seed: int = 0,
         groups: npt.ArrayLike | None = None,
         duplicates: npt.ArrayLike | None = None,
+        across: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         labels: npt.ArrayLike | None = None,
         datasets: npt.ArrayLike | None = None,
     ) -> Communities:
-        """Search, graph and partition: all that is the same in every epoch. Arguments as :meth:`plan`'s."""
+        """Search, graph and partition: all that is the same in every epoch. Arguments as :meth:`plan`'s.
+
+        Before the search it finds out which rows cannot be kept apart, and which no epoch takes, and warns of them.
+        """
         size = len(queries)
         if len(positives) != size:
             raise ValueError(f"there are {size} queries but {len(positives)} positives: row i of each is a pair")
-        apart = _apart(groups, duplicates, size)
+        apart = _apart(groups, duplicates, across, size)
         classes = None if labels is None else _column(labels, "labels", size)
         sets = None if datasets is None else _column(datasets, "datasets", size)
+        foresee(size, batch_size=self.batch_size, apart=apart, datasets=sets, last=self.last, surplus=self.surplus)
         ranking = rank_window(
             queries, positives, ranks=self.ranks, apart=apart, labels=classes, datasets=sets,
             metric=self.metric, similarity_ceiling=self.similarity_ceiling, positive_margin=self.positive_margin,
@@ -189,30 +201,47 @@ class B3:
         Args:
             found: what :meth:`mine` returned.
             seed, epoch: of the draws.
+
+        Returns:
+            BatchPlan: with ``clusters``, and ``negatives`` where asked for. Its ``metadata`` says what made it, and how
+            many rows are in no batch and why, as :meth:`grouping` names them.
+
+        Raises:
+            ValueError: with ``surplus="error"``, rows cannot be kept apart; never where :meth:`mine` raised nothing.
         """
-        plan = regroup(
+        return self.grouping(found, seed=seed, epoch=epoch).plan
+
+    def grouping(self, found: Communities, *, seed: int = 0, epoch: int = 0) -> Grouping:
+        """An epoch's plan as :meth:`batches` gives it, and the rows that are not in it, by reason."""
+        grouping = regroup(
             found.clusters, batch_size=self.batch_size, cluster_size=self.cluster_size, seed=seed, epoch=epoch,
-            apart=None if found.apart is None else found.apart.T, datasets=found.datasets, last=self.last,
+            apart=found.apart, datasets=found.datasets, last=self.last, surplus=self.surplus,
         )  # fmt: skip
-        negatives = None
+        plan, negatives = grouping.plan, None
         if self.negatives:
             ranking = found.ranking
             negatives = hard_negatives(
                 found.clusters, ranking.window, ranking.near, count=self.negatives, seed=seed, epoch=epoch,
-                apart=_in_one_space(found.apart), labels=ranking.labels, limits=ranking.limits,
+                apart=found.apart, labels=ranking.labels, limits=ranking.limits,
             )[plan.indices]  # fmt: skip
         ours = {item.name: str(getattr(self, item.name)) for item in fields(self)}
-        metadata = {"method": "b3", **ours, **found.metadata, "seed": str(seed), "epoch": str(epoch)}
-        return BatchPlan(
-            indices=plan.indices, offsets=plan.offsets, clusters=plan.clusters, negatives=negatives,
-            apart=plan.apart, datasets=plan.datasets, metadata=metadata,
-        )  # fmt: skip
+        left_out = {f"{name}_rows": str(count) for name, count in grouping.counts().items()}
+        metadata = {"method": "b3", **ours, **found.metadata, **left_out, "seed": str(seed), "epoch": str(epoch)}
+        return replace(grouping, plan=replace(plan, negatives=negatives, metadata=metadata))
 
 
 def text_ids(texts: Sequence[str]) -> Int64:
     """int64[N]: equal texts have equal ids, for :meth:`B3.plan`'s ``duplicates``. Exact, not by hash."""
     encoded = pa.array(texts, pa.large_string()).dictionary_encode()
     return np.asarray(encoded.indices.fill_null(-1)).astype(np.int64)
+
+
+def pair_ids(queries: Sequence[str], positives: Sequence[str]) -> tuple[Int64, Int64]:
+    """int64[N] twice: equal texts of either side have equal ids, for :meth:`B3.plan`'s ``across``. Exact."""
+    if len(queries) != len(positives):
+        raise ValueError(f"there are {len(queries)} queries but {len(positives)} positives: row i of each is a pair")
+    ids = text_ids([*queries, *positives])
+    return ids[: len(queries)], ids[len(queries) :]
 
 
 def _column(values: npt.ArrayLike, name: str, size: int) -> Int64:
@@ -222,17 +251,18 @@ def _column(values: npt.ArrayLike, name: str, size: int) -> Int64:
     return column.astype(np.int64)
 
 
-def _in_one_space(columns: Int64 | None) -> Int64 | None:
-    if columns is None:
-        return None
-    first = np.append(0, np.cumsum(columns.max(1) + 1)[:-1])
-    return np.where(columns < 0, -1, columns + first[:, None])
-
-
-def _apart(groups: npt.ArrayLike | None, duplicates: npt.ArrayLike | None, size: int) -> Int64 | None:
+def _apart(
+    groups: npt.ArrayLike | None,
+    duplicates: npt.ArrayLike | None,
+    across: tuple[npt.ArrayLike, npt.ArrayLike] | None,
+    size: int,
+) -> Int64 | None:
     columns = [] if groups is None else [_column(groups, "groups", size)]
     if duplicates is not None:
         ids = np.asarray(duplicates)
         ids = ids[:, None] if ids.ndim == 1 else ids
         columns += [_column(column, "duplicates", size) for column in ids.T]
-    return conflict_columns(np.stack(columns, 1), size) if columns else None
+    if across is not None:
+        first, second = across
+        across = _column(first, "across", size), _column(second, "across", size)
+    return conflict_columns(np.stack(columns, 1) if columns else None, size, across=across)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.gpu.knn import Neighbours, knn
+from curation.selectors.b3.conflicts import conflict_pairs
 from curation.selectors.b3.limits import SimilarityLimits, similarity_limits
 from curation.selectors.b3.ranks import Ranks, check_ranks, cut_ranks, rank_bounds, rank_widths
 
@@ -55,7 +56,8 @@ def rank_window(
         queries, positives: [N, D] embeddings.
         ranks: (p, q): ranks 0 to p are ``near``, p to q the ``window``. Two floats are shares, and a mapping is from
             ``datasets``; see :func:`curation.selectors.b3.ranks.rank_bounds`.
-        apart: int64[c, N]: rows of an equal id (not -1) in one column take no rank for each other.
+        apart: int64[c, N], as :func:`curation.selectors.b3.conflict_columns` gives them: rows with an id in common
+            take no rank for each other.
         labels: int64[N]: likewise; a share is then one of the rows of other labels. -1 for none.
         datasets: int64[N] ids; a row ranks its own data set only.
         similarity_ceiling, positive_margin: as :class:`B3`'s. What exceeds them becomes -1 in the window.
@@ -65,7 +67,7 @@ def rank_window(
     bounds = rank_bounds(check_ranks(ranks), size, datasets=datasets, labels=labels)
     widths = rank_widths(bounds)
     near, window = (np.full((size, width), -1, np.int32 if size < 2**31 else np.int64) for width in widths)
-    unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
+    unlike = [*conflict_pairs(apart), *(() if labels is None else [(labels, labels)])]
     limits = similarity_limits(
         queries, positives, metric=metric, similarity_ceiling=similarity_ceiling, positive_margin=positive_margin
     )
@@ -78,7 +80,7 @@ def rank_window(
             continue
         nearest = knn(
             left, right, count=count, metric=metric, exclude=np.arange(len(rows)),
-            exclude_same=[(column[rows], column[rows]) for column in unlike], engine=engine, precision=precision,
+            exclude_same=[(mine[rows], theirs[rows]) for mine, theirs in unlike], engine=engine, precision=precision,
             memory_budget=memory_budget, seed=seed,
         )  # fmt: skip
         inside = np.where(nearest.indices < 0, -1, rows[nearest.indices]).astype(near.dtype)

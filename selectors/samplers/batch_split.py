@@ -113,6 +113,7 @@ class SharedBatchSplit:
         start: batches that were handed out before.
         drop_small: leave out batches of fewer than ``least`` rows, unless they are the whole epoch.
         least: rows that a step needs.
+        even: leave out the rows of a batch that do not divide by ranks, so that all ranks have as many.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -120,6 +121,7 @@ class SharedBatchSplit:
     start: int = 0
     drop_small: bool = False
     least: int = 1
+    even: bool = False
 
     @property
     def rows(self) -> int:
@@ -153,7 +155,8 @@ class SharedBatchSplit:
         return int(self.offsets[batch]), int(self.offsets[batch + 1])
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
-        return share(*self.step_span(step), rank, self.world_size)
+        start, stop = self.step_span(step)
+        return share(start, stop - (stop - start) % self.world_size * self.even, rank, self.world_size)
 
     def at_least(self, rows: int) -> "SharedBatchSplit":
         return replace(self, least=rows)

@@ -64,6 +64,7 @@ CASES = [
         {
             "partitioner": "metis may not be installed, and louvain takes small graphs only",
             "threads": "only one thread is deterministic",
+            "surplus": "the body names no rows to keep apart",
             "engine": SEARCH,
             "precision": SEARCH,
             "memory_budget": HARDWARE,

@@ -48,8 +48,10 @@ class MineB3(Step):
     negatives: int = Field(default=0, ge=0, description="Explicit hard negatives for each row (B3++).")
     similarity_ceiling: float | None = Field(default=None, allow_inf_nan=False)
     positive_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    duplicates: Literal["apart", "ignore"] = Field(
-        default="apart", description="Whether rows of an equal query or positive are kept out of one batch."
+    duplicates: Literal["apart", "by-column", "ignore"] = Field(
+        default="apart",
+        description="apart: rows that have a text in common, as query or as positive, never share a batch; "
+        "by-column: a query that equals another row's positive may.",
     )
     groups: str | None = Field(default=None, description="Rows with one value of this column never share a batch.")
     labels: str | None = Field(
@@ -57,6 +59,11 @@ class MineB3(Step):
     )
     datasets: str | None = Field(default=None, description="Batches stay within one value of this column.")
     last: Literal["keep", "drop"] = "keep"
+    surplus: Literal["error", "drop", "allow"] = Field(
+        default="drop",
+        description="What becomes of rows that cannot be kept apart: left out, or allowed to meet; error: found before "
+        "the search.",
+    )
     metric: Literal["ip", "l2"] = "ip"
     engine: Literal[
         "auto",
@@ -98,7 +105,7 @@ class MineB3(Step):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        return ("last, short batch",)
+        return ("last, short batch", "surplus, cannot be kept apart", "alone, no row to share a batch with")
 
     @property
     def pairs(self) -> tuple[str, ...]:

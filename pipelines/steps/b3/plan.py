@@ -20,9 +20,8 @@ from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.search import budget
 from curation.pipelines.steps.b3.vectors import Layout
 from curation.plan import BatchPlan
-from curation.selectors.b3 import B3
+from curation.selectors.b3 import B3, Grouping
 from curation.selectors.b3.communities import Communities, join_cells
-from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.quality import plan_quality, random_plan
 from curation.selectors.b3.ranking import RankWindow, by_dataset, join_metadata
@@ -115,7 +114,7 @@ class CutCell:
         names[rows] = np.arange(len(rows))
         window = names[layout.array("window")[rows]]
         apart = layout.ids("apart")
-        columns = None if apart is None else conflict_columns(apart[:, rows].T, len(rows))
+        columns = None if apart is None else apart[:, rows]
         near = names[_near(layout)[rows]] if self.step.repulsion else np.empty((len(rows), 0), np.int32)
         ranking = RankWindow(near=near, window=window)
         communities = b3_of(self.step).communities(ranking, apart=columns, seed=self.seed)
@@ -156,13 +155,14 @@ class Group:
                 communities = b3.communities(ranking, apart=apart, datasets=datasets, seed=self.seed)
             else:
                 communities = self._from_cells(ranking, apart, datasets)
-            plan = b3.batches(communities, seed=self.seed)
+            grouping = b3.grouping(communities, seed=self.seed)
         except ValueError as error:
             raise StepError(f"step {self.number} (b3): {error}") from error
+        plan = grouping.plan
         if len(plan) == 0:
             raise StepError(
                 f"step {self.number} (b3) keeps none of {layout.rows} rows: they do not fill a batch of "
-                f"{self.step.batch_size}. Lower `batch_size`, or set `last: keep`"
+                f"{self.step.batch_size} that may share one. Lower `batch_size`, or set `last: keep`"
             )
         graph = communities.graph if self.cells is None else None
         measured = {
@@ -172,11 +172,12 @@ class Group:
         if graph is not None:
             # Of the communities as they were cut: the plan may leave rows out.
             measured["plan"]["inside_edges"] = graph.inside(communities.clusters)
-        self._lay_out(plan, layout.rows)
+        self._lay_out(grouping, layout.rows)
         details = {
             **communities.metadata,
             "cells": 1 if self.cells is None else len(json.loads((self.cells.folder / "cells.json").read_text())),
             "batches": len(plan),
+            "rows_together": grouping.together,
             "cluster_sizes": _sizes(plan.clusters),
             "batch_sizes": _sizes(np.repeat(np.arange(len(plan)), np.diff(plan.offsets))),
             "quality": {
@@ -184,7 +185,8 @@ class Group:
                 for name, values in measured.items()
             },
         }
-        self.stage.finish({"rows_out": len(plan.indices), "details": details})
+        dropped = [len(rows) for rows in _left_out(grouping)]
+        self.stage.finish({"rows_out": len(plan.indices), "dropped": dropped, "details": details})
 
     def _from_cells(self, ranking: RankWindow, apart: Int64 | None, datasets: Int64 | None) -> Communities:
         assert self.cells is not None
@@ -201,13 +203,13 @@ class Group:
             datasets=datasets,
         )
 
-    def _lay_out(self, plan: BatchPlan, rows: int) -> None:
+    def _lay_out(self, grouping: Grouping, rows: int) -> None:
         """Write the plan over the rows of the dataset, the kept positions in its order, and the reasons."""
-        reason = np.load(self.reason)
+        plan, reason = grouping.plan, np.load(self.reason)
         inside = np.flatnonzero(reason == 0)
         kept = inside[plan.indices]
-        reason[inside] = self.code
-        reason[kept] = 0
+        for number, left_out in enumerate(_left_out(grouping)):
+            reason[inside[left_out]] = self.code + number
         row_of = np.full(rows + 1, -1, np.int64)
         row_of[plan.indices] = np.arange(len(kept))
         laid_out = BatchPlan(
@@ -224,6 +226,11 @@ class Group:
         save(self.stage.folder / "reason.npy", reason)
 
 
+def _left_out(grouping: Grouping) -> tuple[Int64, Int64, Int64]:
+    """The rows that are in no batch, in the order of the step's reasons."""
+    return grouping.short, grouping.surplus, grouping.alone
+
+
 def b3_of(step: "MineB3") -> B3:
     """The method with a step's parameters."""
     return B3(
@@ -234,6 +241,7 @@ def b3_of(step: "MineB3") -> B3:
         partitioner=step.partitioner,
         repulsion=step.repulsion,
         last=step.last,
+        surplus=step.surplus,
         negatives=step.negatives,
         similarity_ceiling=step.similarity_ceiling,
         positive_margin=step.positive_margin,

@@ -21,6 +21,7 @@ from curation.files import write_text
 from curation.gpu.knn import APPROXIMATE, knn
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.b3.vectors import Layout
+from curation.selectors.b3.conflicts import conflict_pairs
 from curation.selectors.b3.limits import similarity_limits
 from curation.selectors.b3.ranking import join_metadata, search_metadata
 from curation.selectors.b3.ranks import cut_ranks, rank_widths
@@ -85,7 +86,7 @@ class Search:
         queries = layout.array("queries")[piece.start : piece.stop]
         database = layout.array("positives")[piece.low : piece.high]
         apart, labels, datasets = (layout.ids(name) for name in ("apart", "labels", "datasets"))
-        unlike = [*(() if apart is None else apart), *(() if labels is None else (labels,))]
+        unlike = [*conflict_pairs(apart), *(() if labels is None else [(labels, labels)])]
         ends = layout.array("bounds")[piece.start : piece.stop, 1]
         rows = np.full((piece.rows, int(ends.max())), -1, np.int64)
         scores = np.full(rows.shape, -np.inf, np.float32)
@@ -102,7 +103,7 @@ class Search:
                 count=count,
                 metric=self.step.metric,
                 exclude=np.where(searched[position] == itself, position, -1),
-                exclude_same=[(column[piece.start + queried], column[piece.low + searched]) for column in unlike],
+                exclude_same=[(mine[piece.start + queried], theirs[piece.low + searched]) for mine, theirs in unlike],
                 engine=layout.engine,
                 memory_budget=budget(self.step),
                 seed=self.seed,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 AFTER_THE_SEARCH = (
     *("batch_size", "cluster_size", "edges", "partitioner", "repulsion"),
-    *("negatives", "last", "cell_rows"),
+    *("negatives", "last", "surplus", "cell_rows"),
 )
 """Parameters of the step that its search, by far the longest part, does not depend on."""
 OF_THE_SEARCH = ("metric", "engine", "part_rows", "ranks", "similarity_ceiling", "positive_margin")
@@ -39,7 +39,7 @@ def run_stages(step: "MineB3", run: StepRun) -> Outcome:
         rows_out=done["rows_out"],
         reason=stage.folder / "reason.npy",
         seconds=round(sum(spent), 3),
-        dropped={step.reasons[0]: run.rows_in - stages.bad_rows - done["rows_out"]},
+        dropped=dict(zip(step.reasons, done["dropped"], strict=True)),
         bad_rows=stages.bad_rows,
         details=done["details"],
         bad=bad,
@@ -82,7 +82,7 @@ class _Stages:
         # With the ranks, which the search writes there.
         stage = run.stage("b3-matrices", without=AFTER_THE_SEARCH)
         vectors = {"queries": self.vectors[step.queries], "positives": self.vectors[step.positives]}
-        hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates == "apart" else {}
+        hashed = {"queries": step.queries, "positives": step.positives} if step.duplicates != "ignore" else {}
         # A column of vectors is known by its side: its rows are hashed as they stand in the matrix.
         # Rows of one label may share a batch, so what names labels keeps nothing apart.
         twins = tuple(

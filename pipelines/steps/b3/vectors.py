@@ -20,6 +20,7 @@ from curation.errors import StepError
 from curation.files import atomic, write_text
 from curation.gpu.knn import choose
 from curation.pipelines.engine.workspace import Stage, save
+from curation.selectors.b3.batches import foresee
 from curation.selectors.b3.conflicts import conflict_columns
 from curation.selectors.b3.ranks import Ranks, rank_bounds, rank_widths
 from curation.sources.base import Block, Source
@@ -192,18 +193,31 @@ class KeepApart:
         pieces = [np.load(self.stage.piece(block.number)) for block in self.blocks]
         names = [name for name in ("labels", "datasets") if getattr(self.step, name) is not None]
         hashes = [np.concatenate([piece[column] for piece in pieces]) for column in range(self.apart + len(names))]
-        if self.apart:
-            apart = np.stack([_ids(column) for column in hashes[: self.apart]], 1)
-            columns = conflict_columns(apart, layout.rows)
-            if columns is not None:
-                save(self.stage.folder / "apart.npy", columns)
+        columns = self._columns(hashes[: self.apart], layout.rows)
+        if columns is not None:
+            save(self.stage.folder / "apart.npy", columns)
         for name, column in zip(names, hashes[self.apart :], strict=True):
             ids = _ids(column)
             if name == "datasets":
                 ids[ids < 0] = ids.max() + 1
             save(self.stage.folder / f"{name}.npy", ids)
         allot_ranks(self.step, layout, hashes[-1] if "datasets" in names else None)
+        try:
+            foresee(
+                layout.rows, batch_size=self.step.batch_size, apart=columns, datasets=layout.ids("datasets"),
+                last=self.step.last, surplus=self.step.surplus,
+            )  # fmt: skip
+        except ValueError as error:
+            raise StepError(f"b3: {error}") from error
         self.stage.finish({"rows_out": layout.rows})
+
+    def _columns(self, hashes: Sequence[npt.NDArray[np.uint64]], rows: int) -> Int64 | None:
+        sides = len(hashes) - (self.step.groups is not None)
+        if self.step.duplicates == "apart" and sides == 2:
+            queries, positives = np.split(_ids(np.concatenate(hashes[-2:])), 2)
+            groups = None if self.step.groups is None else _ids(hashes[0])
+            return conflict_columns(groups, rows, across=(queries, positives))
+        return conflict_columns(np.stack([_ids(column) for column in hashes], 1), rows) if hashes else None
 
 
 def _ids(hashes: npt.NDArray[np.uint64]) -> Int64:

@@ -11,6 +11,7 @@ from curation.pipelines import Acquire, Align, MineB3, Step
 from curation.pipelines.steps import STEPS, step_class
 from curation.selectors.acquisition import KINDS
 from curation.selectors.b3 import method as b3
+from curation.selectors.b3.batches import LAST, SURPLUS
 from curation.selectors.b3.partition import PARTITIONERS
 from curation.selectors.zipfit.codecs import CODECS
 
@@ -42,6 +43,8 @@ CHOICES = {
     (MineB3, "partitioner"): tuple(PARTITIONERS),
     (MineB3, "engine"): ENGINES,
     (MineB3, "metric"): METRICS,
+    (MineB3, "last"): LAST,
+    (MineB3, "surplus"): SURPLUS,
     (Acquire, "kind"): ("top-k", "threshold", *KINDS),
 }
 # Where a recipe's default is its own.
@@ -70,7 +73,7 @@ def test_every_choice_of_a_shared_field_is_compared() -> None:
     for step, method, _ in PAIRS:
         for field in dataclasses.fields(method):
             shared = step.model_fields.get(field.name)
-            if shared is not None and get_origin(shared.annotation) is Literal and field.name != "last":
+            if shared is not None and get_origin(shared.annotation) is Literal:
                 assert (step, field.name) in CHOICES
 
 

@@ -1,6 +1,5 @@
 """B3 against a plain rank window, the invariants of its plans, and what public code gets wrong."""
 
-import time
 from collections import Counter
 from typing import Any
 
@@ -11,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.plan import BatchPlan
-from curation.selectors.b3 import B3, rank_window, text_ids
-from curation.selectors.b3.batches import regroup
-from curation.selectors.b3.conflicts import conflict_columns, separate
+from curation.selectors.b3 import B3, pair_ids, rank_window, text_ids
 
 
 def pairs(count: int, width: int = 16, seed: int = 0) -> tuple[Any, Any]:
@@ -90,52 +87,6 @@ def test_a_plan_is_a_function_of_seed_and_epoch() -> None:
     assert (method.batches(found, seed=0, epoch=1).indices != method.batches(found, seed=1, epoch=0).indices).any()
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    st.integers(1, 200), st.integers(1, 8), st.integers(1, 5), st.sampled_from(["keep", "drop"]),
-    st.integers(0, 1000), st.integers(1, 3),
-)  # fmt: skip
-def test_regroup_yields_every_row_once(count: int, size: int, per_batch: int, last: Any, seed: int, sets: int) -> None:
-    rng = np.random.default_rng(seed)
-    datasets = rng.integers(0, sets, count)
-    clusters = np.arange(count) // size
-    plan = regroup(clusters, batch_size=size * per_batch, cluster_size=size, seed=seed, last=last, datasets=datasets)
-    lengths = np.diff(plan.offsets)
-    # The public sampler's len differs from what it yields.
-    assert len(plan) == len(list(plan))
-    for batch in plan:
-        assert len(set(datasets[batch].tolist())) == 1
-    full = [int((datasets == name).sum()) // (size * per_batch) for name in range(sets)]
-    if last == "drop":
-        assert lengths.tolist() == [size * per_batch] * sum(full)
-    else:
-        check_whole(plan, count)
-        assert (lengths == size * per_batch).sum() == sum(full)
-
-
-def test_only_one_community_is_cut_where_one_is_short() -> None:
-    clusters = np.arange(100) // 8
-    for epoch in range(20):
-        plan = regroup(clusters, batch_size=24, cluster_size=8, epoch=epoch)
-        check_whole(plan, 100)
-        assert np.diff(plan.offsets).tolist() == [24, 24, 24, 24, 4]
-        homes = [{b for b, batch in enumerate(plan) if (clusters[batch] == c).any()} for c in range(13)]
-        assert sum(len(home) > 1 for home in homes) <= 1
-
-
-def test_leftovers_are_no_positions() -> None:
-    # Public code fills leftovers by position, so that the first K rows come up again and again.
-    clusters = np.random.default_rng(0).permutation(100) // 8
-    last = Counter[int]()
-    for epoch in range(200):
-        plan = regroup(clusters, batch_size=24, cluster_size=8, epoch=epoch)
-        check_whole(plan, 100)
-        last.update(plan[-1].tolist())
-    # 4 places in 200 epochs over 100 rows: 8 times each on average, and nobody always or never.
-    assert max(last.values()) < 40
-    assert len(last) > 90
-
-
 def test_rows_that_must_not_meet_never_do() -> None:
     queries, positives = pairs(400)
     rng = np.random.default_rng(1)
@@ -158,45 +109,43 @@ def test_rows_that_must_not_meet_never_do() -> None:
                         & (ids[plan.indices] >= 0)[:, None]).any()  # fmt: skip
 
 
-def test_the_tightest_groups_fit_and_one_more_is_an_error() -> None:
-    rng = np.random.default_rng(2)
-    groups = rng.permutation(np.arange(60) // 10)
-    plan = regroup(np.arange(60) // 6, batch_size=6, cluster_size=6, apart=groups)
-    check_whole(plan, 60)
-    check_apart(plan, groups)
-    groups[np.flatnonzero(groups == 1)[0]] = 0
-    start = time.perf_counter()
-    with pytest.raises(ValueError, match="11 rows must be kept apart .* but there are 10 batches"):
-        regroup(np.arange(60) // 6, batch_size=6, cluster_size=6, apart=groups)
-    # Public code retries for ever here.
-    assert time.perf_counter() - start < 30
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 9), st.integers(1, 30))
-def test_separate_keeps_apart_or_says_that_it_cannot(seed: int, batches: int, size: int, names: int) -> None:
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([2, 4]), st.booleans())
+def test_no_query_meets_itself_as_a_positive(seed: int, length: int, own: bool) -> None:
+    """Chained pairs: a row's positive is the next one's query. Neither batches nor ranks nor negatives join the two."""
     rng = np.random.default_rng(seed)
-    count = max(1, batches * size - int(rng.integers(0, size)))
-    ids = rng.integers(-1, names, count)
-    offsets = np.append(np.arange(0, count, size), count)
-    columns = conflict_columns(ids, count)
-    if columns is None:
-        return
-    most = Counter(ids[ids >= 0].tolist()).most_common(1)[0][1]
-    try:
-        rows = separate(np.arange(count), offsets, columns, rng)
-    except ValueError:
-        room = np.diff(offsets)
-        # Gale and Ryser: deal each id to the batches with most room.
-        for _, wanted in Counter(ids[ids >= 0].tolist()).most_common():
-            places = np.argsort(-room, kind="stable")[:wanted]
-            if wanted > len(room) or room[places].min() < 1:
-                return
-            room[places] -= 1
-        raise
-    assert most <= len(offsets) - 1
-    assert sorted(rows.tolist()) == list(range(count))
-    check_apart(BatchPlan(indices=rows, offsets=offsets), ids)
+    queries, positives = pairs(200, seed=seed)
+    chain, place = np.divmod(rng.permutation(200), length)
+    texts = np.stack([chain * 100 + place, chain * 100 + place + 1])
+    if own:
+        texts[1, :20] = texts[0, :20]
+    first, second = pair_ids(*([f"text {text}" for text in side.tolist()] for side in texts))
+    method = B3(batch_size=16, cluster_size=8, ranks=(2, 60), negatives=4, surplus="error")
+    found = method.mine(queries, positives, across=(first, second))
+    clash = texts[0][:, None] == texts[1][None]
+    clash |= clash.T
+    np.fill_diagonal(clash, False)
+    window = found.ranking.window
+    assert not (np.take_along_axis(clash, np.maximum(window, 0), 1) & (window >= 0)).any()
+    for epoch in range(2):
+        plan = method.batches(found, epoch=epoch)
+        check_whole(plan, 200)
+        assert not any(clash[np.ix_(batch, batch)].any() for batch in plan)
+        assert plan.negatives is not None
+        theirs = np.take_along_axis(clash[plan.indices], np.maximum(plan.negatives, 0), 1)
+        assert not (theirs & (plan.negatives >= 0)).any()
+        assert plan.metadata["surplus_rows"] == "0"
+
+
+def test_a_plan_says_how_many_rows_are_out() -> None:
+    queries, positives = pairs(50)
+    ids = np.full(50, -1)
+    ids[[3, 30]] = 1
+    for surplus, expected in (("drop", ("1", "0")), ("allow", ("0", "2"))):
+        method = B3(batch_size=64, cluster_size=4, ranks=(1, 9), surplus=surplus)  # type: ignore[arg-type]
+        plan = method.plan(queries, positives, duplicates=ids)
+        assert (plan.metadata["surplus_rows"], plan.metadata["together_rows"]) == expected
+        assert len(plan.indices) == 50 - int(expected[0])
 
 
 def test_data_sets_share_no_batch_and_no_edge() -> None:
@@ -229,11 +178,15 @@ def test_few_rows_still_make_batches(caplog: pytest.LogCaptureFixture) -> None:
     check_whole(plan, 20)
     assert "no edges" in caplog.text
     assert "20 rows" in caplog.text
-    check_whole(B3(batch_size=32, cluster_size=32, ranks=(0, 2)).plan(queries[:1], positives[:1]), 1)
+    # One row has no negative.
+    assert len(B3(batch_size=32, cluster_size=32, ranks=(0, 2)).plan(queries[:1], positives[:1])) == 0
 
 
 def test_text_ids_are_equal_where_texts_are() -> None:
     assert text_ids(["b", "a", "b", ""]).tolist() == [0, 1, 0, 2]
+    assert [ids.tolist() for ids in pair_ids(["b", "a"], ["c", "b"])] == [[0, 1], [2, 0]]
+    with pytest.raises(ValueError, match="2 queries but 1 positives"):
+        pair_ids(["b", "a"], ["c"])
 
 
 def test_mistakes_are_named() -> None:
@@ -243,6 +196,7 @@ def test_mistakes_are_named() -> None:
         ("edges must be one of mutual, either", {"edges": "directed"}),
         ("partitioner must be one of kaminpar", {"partitioner": "leiden"}),
         ("last must be one of keep, drop", {"last": "pad"}),
+        ("surplus must be one of error, drop, allow", {"surplus": "keep"}),
         ("engine must be one of auto", {"engine": "annoy"}),
         ("threads must be at least 1", {"threads": 0}),
         ("similarity_ceiling must be a finite number", {"similarity_ceiling": float("nan")}),

@@ -207,6 +207,7 @@ def test_iter_is_harmless(kind: str) -> None:
     assert harness.epochs(range(2)) == whole
 
 
+@pytest.mark.filterwarnings("ignore:batches of the plan have rows that do not divide")
 @every_kind
 def test_ranks_share_an_epoch(kind: str) -> None:
     """All ranks have as many batches; together they have what one alone has, nothing twice."""
@@ -218,6 +219,7 @@ def test_ranks_share_an_epoch(kind: str) -> None:
         assert together == alone
 
 
+@pytest.mark.filterwarnings("ignore:batches of the plan have rows that do not divide")
 @every_kind
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 3), (1, 4), (4, 1)])
 def test_resumes_on_another_number_of_ranks(kind: str, before: int, after: int) -> None:

@@ -98,8 +98,17 @@ class TestPlanBatchSampler:
         assert len(orders) == 9
 
     def test_rows_are_shared_among_ranks(self) -> None:
-        ranks = [list(PlanBatchSampler(self.plan, split="rows", rank=r, world_size=2)) for r in range(2)]
+        samplers = [PlanBatchSampler(self.plan, split="rows", rank=r, world_size=2) for r in range(2)]
+        with pytest.warns(UserWarning, match="do not divide by 2 ranks, so some ranks get one more, .* all_gather"):
+            ranks = [list(sampler) for sampler in samplers]
         assert sorted([*a, *b] for a, b in zip(*ranks, strict=True)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+        even = [
+            list(PlanBatchSampler(self.plan, shuffle=False, split="rows", remainder="drop", rank=r, world_size=2))
+            for r in range(2)
+        ]
+        assert even == [[[0], [3], [6, 7]], [[1], [4], [8, 9]]]
+        with pytest.raises(ValueError, match="would be its own negative"):
+            PlanBatchSampler(self.plan, split="rows", remainder="repeat")
         with pytest.raises(ValueError, match="fewer rows than the 4 ranks"):
             list(PlanBatchSampler(self.plan, split="rows", rank=0, world_size=4))
 

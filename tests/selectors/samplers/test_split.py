@@ -167,6 +167,10 @@ def test_the_order_of_a_plan_does_not_change_how_many_steps_an_epoch_has(sizes: 
 def test_shared_batches(sizes: list[int], world_size: int, start: int) -> None:
     start = min(start, len(sizes) - 1)
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    even = rows_of(SharedBatchSplit(offsets, world_size, start, even=True))
+    assert [[len(batch) for batch in ranks] for ranks in even] == [
+        [size // world_size] * world_size for size in sizes[start:]
+    ]
     split = SharedBatchSplit(offsets, world_size, start)
     steps = rows_of(split)
     assert [[row for batch in ranks for row in batch] for ranks in steps] == [

@@ -175,6 +175,34 @@ def test_equal_texts_never_share_a_batch(pairs: Path, tmp_path: Path) -> None:
     assert all(len({index % 280 for index in batch}) == len(batch) for batch in batches)
 
 
+@pytest.mark.parametrize("surplus", ["drop", "allow"])
+def test_more_rows_of_a_group_than_batches(surplus: Any, pairs: Path, tmp_path: Path) -> None:
+    manifest = run(spec(pairs, {**MINE, "groups": "part", "surplus": surplus}), tmp_path / "out")
+    left, right = vectors()
+    method = B3(batch_size=32, cluster_size=8, ranks=(3, 15), surplus=surplus)
+    expected = method.plan(left, right, groups=np.arange(ROWS) % 3)
+    assert plan_of(tmp_path / "out") == [batch.tolist() for batch in expected]
+    # Ten batches hold one row of each of three groups.
+    dropped = {"1. b3: surplus, cannot be kept apart": ROWS - 30} if surplus == "drop" else {}
+    assert manifest.steps[0].dropped == dropped
+    assert manifest.steps[0].details["rows_together"] == (0 if surplus == "drop" else ROWS)
+    Dataset(tmp_path / "out").verify()
+
+
+@pytest.mark.parametrize("duplicates", ["apart", "by-column"])
+def test_a_query_that_is_a_positive_elsewhere(duplicates: str, tmp_path: Path) -> None:
+    left, right = vectors(120)
+    names = [f"text {number}" for number in range(121)]
+    table = pa.table({"query": names[:120], "positive": names[1:], "q": left.tolist(), "p": right.tolist()})
+    (tmp_path / "pairs").mkdir()
+    pq.write_table(table, tmp_path / "pairs" / "a.parquet")
+    embed = {"step": "embed", "teacher": "tfidf", "dimensions": 4}
+    mine = {"step": "b3", "batch_size": 16, "cluster_size": 8, "ranks": [0, 20], "duplicates": duplicates}
+    run(spec(tmp_path / "pairs", embed, mine), tmp_path / "out")
+    met = sum(row + 1 in batch for batch in plan_of(tmp_path / "out") for row in batch)
+    assert (met == 0) == (duplicates == "apart")
+
+
 def slow_teacher(texts: list[str]) -> list[list[float]]:
     """Slow enough to be killed in the middle."""
     time.sleep(0.2)
@@ -229,7 +257,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
         "`ranks` give no pair to '1' of column 'part'",
     ),
     "cannot be kept apart": (
-        [{**MINE, "groups": "part"}],
+        [{**MINE, "groups": "part", "surplus": "error"}],
         StepError,
         "100 rows must be kept apart .* there are 10 batches",
     ),
@@ -242,6 +270,9 @@ def test_bad_recipes(case: str, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
         run(spec(pairs, *steps), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    if case == "cannot be kept apart":
+        # Before the search, which is the dear part.
+        assert not list((tmp_path / "out.partial").glob("*b3-search/*"))
 
 
 EMBEDS: dict[str, Any] = {"step": "embed"}
