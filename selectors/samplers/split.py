@@ -76,7 +76,7 @@ class SharedSplit(Split, Protocol):
 
     @property
     def most(self) -> int:
-        """Rows of the largest step, of all ranks together; 0 without steps."""
+        """Rows of the largest step, of all ranks together, where none has taken in a rest; 0 without steps."""
 
     def step_span(self, step: int) -> tuple[int, int]:
         """Where a step starts and stops, of all ranks together, in rows of the epoch's order."""
@@ -136,7 +136,10 @@ class RowSplit:
 
     @property
     def most(self) -> int:
-        return max(stop - start for start, stop in map(self.step_span, (0, self.steps - 1))) if self.steps else 0
+        if self.steps == 0:
+            return 0
+        start, stop = self.step_span(0)
+        return stop - start
 
     def end(self, step: int) -> int:
         return self.step_span(step)[1]
