@@ -1,7 +1,7 @@
 """Kinds of JSON values: which keys rows have, and what stands under them, over all rows.
 
 Rows are parsed by pyarrow in the types that are known so far. Only where that fails are lines looked at one by one, so
-learning costs little more than a parse: some 200 MB a second and core, against 50 where every line is looked at.
+learning costs little more than a parse: some 150 MB a second and core, against 50 where every line is looked at.
 """
 
 import json
