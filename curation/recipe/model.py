@@ -218,7 +218,9 @@ def recipe_sha256(recipe: dict[str, Any]) -> str:
 
 
 def _decides(part: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in part.items() if key != "resources"}
+    # Recipes of before `block_bytes` keep their hash.
+    usual = {"block_bytes": BLOCK_BYTES}
+    return {key: value for key, value in part.items() if key != "resources" and usual.get(key) != value}
 
 
 class StepOrderError(ValueError):

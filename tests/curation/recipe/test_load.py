@@ -8,7 +8,7 @@ import yaml
 
 from curation.errors import RecipeError
 from curation.pipelines import Align
-from curation.recipe import FileSource, Recipe, StdlibSource, StepOrderError, check_order, load_recipe
+from curation.recipe import FileSource, Recipe, StdlibSource, StepOrderError, check_order, load_recipe, recipe_sha256
 
 GOOD = """\
 source:
@@ -229,9 +229,13 @@ def test_the_hash_is_made_of_what_decides_the_result() -> None:
     slower = [step | {"resources": {"cpus": 4, "gpus": 1, "memory_mib": 512}} for step in steps]
     assert recipe_of(steps=slower).sha256() == plain.sha256()
     assert recipe_of(seed=0, on_bad_row="stop").sha256() == plain.sha256()
+    assert recipe_of(resources={"cpus": 2}, output={"resources": {"memory_mib": 4096}}).sha256() == plain.sha256()
+    before = plain.model_dump(mode="json", exclude={"block_bytes": True, "resources": True, "output": {"resources"}})
+    assert recipe_sha256(before) == plain.sha256()
     others = [
         recipe_of(seed=1),
         recipe_of(block_rows=8),
+        recipe_of(block_bytes=8),
         recipe_of(on_bad_row="quarantine"),
         recipe_of(output={"rows_per_shard": 8}),
         recipe_of(source={"format": "parquet", "path": "b.parquet"}),
