@@ -262,14 +262,15 @@ class _Job:
         if finished is not None:
             return finished
         with held(), runtime(self.ray_address, self.workers):
-            self.workspace.identify(self._identity(inputs), restart=self.restart, keep=keep)
             self.blocks = source.blocks(self.recipe.block_rows, self.recipe.block_bytes)
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
                 raise SourceError(f"the source has no rows: {', '.join(record.path for record in inputs)}")
+            identity = self._identity(inputs)
+            self.workspace.identify(identity, restart=self.restart, keep=keep)
             for number, step in enumerate(self.steps, 1):
                 step.check_rows(f"step {number} ({step.step})", self.rows)
-            rows = self._check_rows(required, inputs)
+            rows = self._check_rows(required, digest(identity))
             for number, step in enumerate(self.steps, 1):
                 rows = self._step(number, step, rows)
             return self._write(inputs)
@@ -323,14 +324,13 @@ class _Job:
         return {
             "source": self.recipe.source.model_dump(mode="json"),
             "input": [record.model_dump() for record in inputs],
-            "block_rows": self.recipe.block_rows,
+            "cut into blocks": digest({"rows": [block.rows for block in self.blocks]}),
             "version of curation": version("curation"),
         }
 
-    def _check_rows(self, required: Mapping[str, tuple[Kind, ...]], inputs: list[InputRecord]) -> int:
-        rows = {**self._identity(inputs), "blocks": [block.rows for block in self.blocks]}
+    def _check_rows(self, required: Mapping[str, tuple[Kind, ...]], before: str) -> int:
         columns = {column: [kind_key(kind) for kind in kinds] for column, kinds in required.items()}
-        stage = self.workspace.stage(0, "check", {"before": digest(rows), "columns": columns})
+        stage = self.workspace.stage(0, "check", {"before": before, "columns": columns})
         check = Check(self.source, stage, required, self.quarantine)
         done = self.stages.finish(
             CHECK,
@@ -342,7 +342,7 @@ class _Job:
         self.reason = stage.folder / "reason.npy"
         self.bad_stages = [stage]
         # Not what was checked, only what came of it: so a step that reads one more column keeps the steps before it.
-        self.before = digest({"rows": digest(rows), "bad": done["positions"]})
+        self.before = digest({"rows": before, "bad": done["positions"]})
         return int(done["rows_out"])
 
     def _step(self, number: int, step: Step, rows_in: int) -> int:

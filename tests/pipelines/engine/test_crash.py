@@ -152,7 +152,7 @@ def test_another_driver_and_other_blocks_are_refused(ray_session: None, corpus: 
         run(spec(corpus), out)
     driver.kill()
     driver.wait()
-    with pytest.raises(OutputError, match="interrupted run with another block_rows"):
+    with pytest.raises(OutputError, match="interrupted run with another cut into blocks"):
         run(spec(corpus).model_copy(update={"block_rows": 32}), out)
     assert list((tmp_path / "out.partial").glob("02-score-*/[0-9]*.npy"))
     run(spec(corpus).model_copy(update={"seed": 1}), out)

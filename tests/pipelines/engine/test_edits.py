@@ -222,7 +222,7 @@ def test_other_rows_are_refused_and_lose_nothing(home: Path) -> None:
         file.write('{"text": "new", "quality": 1.0, "group": "g1"}\n')
     with pytest.raises(OutputError, match="interrupted run with another input, so that nothing of it can be used"):
         run(spec(home), home / "out")
-    with pytest.raises(OutputError, match="another input and block_rows"):
+    with pytest.raises(OutputError, match="another input and cut into blocks"):
         run(spec(home, block_rows=32), home / "out")
     assert pieces(home, "01-align") == before
     run(spec(home), home / "out", restart=True)
