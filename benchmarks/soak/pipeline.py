@@ -252,9 +252,11 @@ def main() -> None:
             driver = fire.driver(*(["--restart"] if restart else []))
             seen["starts"] += 1
             restart = False
+            # Some starts get far, and some to their end.
+            longest = dice.choice([4, 15, 60])
             while driver.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    driver.wait(dice.uniform(0.5, 8))
+                    driver.wait(dice.uniform(0.5, longest))
                 if driver.poll() is None:
                     shot = fire.shoot(driver)
                     if shot != "driver" and dice.random() < 0.3:
