@@ -138,6 +138,7 @@ class Fire:
     kills: Counter[str] = field(default_factory=Counter)
     head: subprocess.Popen[bytes] | None = None
     node: subprocess.Popen[bytes] | None = None
+    node_died: float = -1e9
 
     def start(self) -> None:
         """Start a head node of one CPU."""
@@ -186,6 +187,7 @@ class Fire:
                 return ""
             _kill_tree(self.node.pid)
             self.node.wait()
+            self.node_died = time.monotonic()
         else:
             driver.kill()
             driver.wait()
@@ -253,7 +255,7 @@ def main() -> None:
             seen["starts"] += 1
             restart = False
             # Some starts get far, and some to their end.
-            longest, shot = dice.choice([4, 15, 60]), ""
+            longest = dice.choice([4, 15, 60])
             while driver.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     driver.wait(dice.uniform(0.5, longest))
@@ -271,7 +273,7 @@ def main() -> None:
                     raise SystemExit(f"a mixed result: {home}, none of {states}")
                 seen["whole results, verified row by row"] += 1
                 shutil.rmtree(home / "out")
-            elif driver.returncode > 0 and "error: " not in log and shot == "node":
+            elif driver.returncode > 0 and "error: " not in log and time.monotonic() - fire.node_died < 120:
                 # Both nodes are this machine, and Ray may have tied the driver to the one that was killed.
                 seen["drivers that went with their node"] += 1
             elif driver.returncode > 0:
