@@ -20,7 +20,7 @@ from curation.dataset.manifest import BATCHES, DECISIONS, MANIFEST, Manifest, St
 from curation.errors import CurationError, OutputError, RecipeError, SourceError
 from curation.pipelines.engine.fingerprints import changes
 from curation.pipelines.engine.functions import expect
-from curation.pipelines.engine.ray import run_one, runtime
+from curation.pipelines.engine.ray import check_room, run_one, runtime
 from curation.pipelines.engine.stages import Stages
 from curation.pipelines.engine.target import check_target, folder_of, followed
 from curation.pipelines.engine.workspace import Stage, Workspace, digest
@@ -42,7 +42,16 @@ from curation.pipelines.steps.base import (
 from curation.pipelines.steps.check import Check, check_columns, kind_key
 from curation.pipelines.steps.stored import replay
 from curation.progress import Progress, Silent
-from curation.recipe.model import BLOCK_BYTES, FileSource, Made, MemorySource, Output, Recipe, StdlibSource
+from curation.recipe.model import (
+    BLOCK_BYTES,
+    FileSource,
+    Made,
+    MemorySource,
+    Output,
+    Recipe,
+    Resources,
+    StdlibSource,
+)
 from curation.sources import open_source
 from curation.sources.base import InputRecord, Source
 
@@ -255,13 +264,15 @@ class _Job:
             self.progress.note(line)
         # A cut of stored scores loses nothing where it stops.
         stops = not self.quarantine and self.stored is None
-        required = check_columns(self.steps, source.schema, stops=stops)
+        replayed = [number for number in range(1, len(self.steps) + 1) if self._is_replayed(number)]
+        required = check_columns(self.steps, source.schema, stops=stops, replayed=replayed)
         inputs = source.inputs()
         self.depends = [self._depends(number) for number in range(1, len(self.steps) + 1)]
         finished = self._already_there(inputs, held)
         if finished is not None:
             return finished
-        with held(), runtime(self.ray_address, self.workers):
+        with held(), runtime(self.ray_address, self.workers) as grows:
+            check_room(self._asked(), grows=grows, note=self.progress.note)
             self.blocks = source.blocks(self.recipe.block_rows, self.recipe.block_bytes)
             self.rows = sum(block.rows for block in self.blocks)
             if self.rows == 0:
@@ -319,6 +330,15 @@ class _Job:
             assert self.stored is not None
             return self.stored[1].steps[number - 1].depends
         return self.steps[number - 1].depends()
+
+    def _asked(self) -> dict[str, Resources]:
+        """What the tasks ask of Ray, by what they belong to."""
+        steps = {
+            f"step {number} ({step.step})": step.resources
+            for number, step in enumerate(self.steps, 1)
+            if not self._is_replayed(number)
+        }
+        return {CHECK: self.recipe.resources, **steps, "output": self.recipe.output.resources}
 
     def _identity(self, inputs: list[InputRecord]) -> dict[str, Any]:
         return {
@@ -416,7 +436,8 @@ class _Job:
         depends = self.depends[number - 1]
         self._still(number, step)
         # What was typed into a notebook goes to the workers by value.
-        expect({name: depends[name] for name in step.functions if not name.startswith("__main__:")})
+        # And what is installed for good, as the standard library is, has no mark of its own.
+        expect({name: depends[name] for name in step.functions if name in depends and name[:9] != "__main__:"})
         try:
             outcome = step.run(run)
         finally:

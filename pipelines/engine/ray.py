@@ -32,17 +32,17 @@ ANSWER = 10.0
 
 
 @contextmanager
-def runtime(address: str | None = None, workers: int | None = None) -> Iterator[None]:
+def runtime(address: str | None = None, workers: int | None = None) -> Iterator[bool]:
     """A Ray runtime: the caller's, where one is up; else a cluster by address or ``RAY_ADDRESS``; else a local one.
 
-    Only what was started here is shut down, and Ray's logging is as it was afterwards.
+    Only what was started here is shut down, and Ray's logging is as it was afterwards. Gives whether nodes may join.
 
     Raises:
         CurationError: there is no cluster at the address.
         StepError: its workers cannot run this package.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     address = (address or os.environ.get("RAY_ADDRESS") or "").strip() or None
     with _restored():
@@ -57,7 +57,7 @@ def runtime(address: str | None = None, workers: int | None = None) -> Iterator[
         try:
             if address is not None:
                 run_one(_nothing)
-            yield
+            yield address is not None
         finally:
             ray.shutdown()
 
@@ -193,11 +193,21 @@ class _Worker:
             self.task = self.task or self.packed.unpack()
             self.task(piece)
         except CurationError as error:
-            return pickle.dumps(error)
+            return _pickled(error)
         except (Exception, SystemExit) as error:
             where = "".join(traceback.format_exception(error)[-3:]).rstrip()
             return pickle.dumps(StepError(f"{type(error).__name__}: {error}\n{where}"))
         return b""
+
+
+def _pickled(error: CurationError) -> bytes:
+    """An error as the driver can read it: of a user's own class only the message, where it does not come through."""
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:
+        return pickle.dumps(StepError(f"{type(error).__name__}: {error}"))
+    return data
 
 
 def _work(packed: _Packed, piece: Piece) -> bytes:
@@ -210,6 +220,38 @@ def _remote(resources: Resources | None) -> dict[str, Any]:
     if resources.memory_mib is not None:
         asked["memory"] = resources.memory_mib * 2**20
     return asked
+
+
+def check_room(asked: Mapping[str, Resources], *, grows: bool, note: Callable[[str], None]) -> None:
+    """Check, before anything runs, that some node has what a task asks for: Ray would wait for one without a word.
+
+    Args:
+        asked: what a task asks for, by what it belongs to.
+        grows: whether nodes may join; then it is only told.
+        note: is told.
+
+    Raises:
+        StepError: no node has as much, and none will join.
+    """
+    nodes: list[dict[str, float]] = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    for label, resources in asked.items():
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": (resources.memory_mib or 0) * 2**20}
+        if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+            continue
+        there = "; ".join(sorted({_listed(node) for node in nodes}))
+        why = f"{label} asks for {_listed(wanted)} for each task, and no node has as much, only {there}"
+        if not grows:
+            raise StepError(f"{why}: lower its `resources`, give more `workers`, or the address of a cluster")
+        note(f"{why}: it will wait until one joins")
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    words = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
+    return ", ".join([*words, f"{resources.get('memory', 0) / 2**20:,.0f} MiB"])
 
 
 def gpus() -> int:

@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,18 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.dataset.manifest import QUARANTINE
+from curation.dataset.manifest import BAD_ROW, QUARANTINE
+from curation.errors import SourceError
 from curation.pipelines.engine.workspace import Stage, save
 from curation.pipelines.steps.base import Outcome, Step, StepRun, reason_in_full, write_bad_rows
 from curation.pipelines.steps.block import NOT_FINITE, conclude, score_stages
+from curation.recipe.model import Resources
 from curation.sources.base import BadRow, Block, Source
 
 
 def replay(step: Step, run: StepRun, decisions: Path) -> Outcome:
     """What a step said of all rows in an earlier run on the same blocks, for a step that adds scores."""
+    # What judged them may have asked for a GPU.
+    step = step.model_copy(update={"resources": Resources()})
     stage = run.stage(step.step)
     reasons = tuple(reason_in_full(run.number, step, words) for words in step.reasons)
-    task = ReplayBlock(run.source, stage, score_stages(step, run), run.reason, decisions, reasons, run.quarantine)
+    task = ReplayBlock(
+        run.label, run.source, stage, score_stages(step, run), run.reason, decisions, reasons, run.quarantine
+    )
     return conclude(
         step, run, stage, lambda: run.stages.each(run.label, stage, task, run.blocks, "jsonl", resources=step.resources)
     )
@@ -30,8 +36,13 @@ def replay(step: Step, run: StepRun, decisions: Path) -> Outcome:
 
 @dataclass(frozen=True)
 class ReplayBlock:
-    """The scores and reasons of a block, as the earlier run decided."""
+    """The scores and reasons of a block, as the earlier run decided.
 
+    Raises:
+        SourceError: a row is here that the step did not get in the earlier run.
+    """
+
+    label: str
     source: Source
     stage: Stage
     scores: Mapping[str, Stage]
@@ -53,10 +64,20 @@ class ReplayBlock:
             if self.reasons:
                 codes = pc.index_in(decided["reason"].cast(pa.string()), pa.array(self.reasons)).fill_null(-1)
                 save(self.stage.piece(block.number, "codes"), np.where(inside, codes.to_numpy() + 1, 0).astype(np.int8))
+            why = decided["reason"].cast(pa.string()).to_numpy(zero_copy_only=False)
         if bad:
+            self._check_known(block, [row for row in bad if why[row] != BAD_ROW])
             bad |= self._reasons_of(block, bad)
         listed = [BadRow(block.start + row, *self.source.locate(block.start + row), why) for row, why in bad.items()]
         write_bad_rows(self.stage, block, listed, quarantine=self.quarantine)
+
+    def _check_known(self, block: Block, rows: Sequence[int]) -> None:
+        if rows:
+            file, row = self.source.locate(block.start + min(rows))
+            raise SourceError(
+                f"{file}, row {row}: has no stored score, as it did not reach {self.label}, and now it does: a step "
+                "before that drops other rows than it did. Run the recipe again instead"
+            )
 
     def _reasons_of(self, block: Block, bad: Collection[int]) -> dict[int, str]:
         """Why rows of a block were set aside, as the earlier run wrote it down."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import ray
 from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
 from curation.errors import BadRowError, CurationError, OutputError, RecipeError, SourceError, StepError
-from curation.pipelines.engine.ray import run_pieces
+from curation.pipelines.engine.ray import check_room, run_pieces
 from curation.pipelines.job import reselect, run
+from curation.progress import Silent
 from curation.recipe import Recipe
+from curation.recipe.model import Resources
 
 from .conftest import ROWS, align, recipe, rows_of
 
@@ -199,6 +202,55 @@ def test_a_users_function_that_fails(function: str, message: str, corpus: Path, 
     with pytest.raises(StepError, match=message):
         run(spec, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+class TwoToldError(StepError):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first}, {second}")
+
+
+class HoldingError(StepError):
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+def two_told(table: pa.Table) -> list[float]:
+    raise TwoToldError("one", "two")
+
+
+def holding(table: pa.Table) -> list[float]:
+    raise HoldingError("boo")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [("two_told", "TwoToldError: one, two"), ("holding", "HoldingError: boo")]
+)
+def test_an_error_that_no_pickle_carries(function: str, message: str, corpus: Path, tmp_path: Path) -> None:
+    spec = recipe(corpus, {"step": "score", "function": f"{__name__}:{function}"})
+    with pytest.raises(StepError, match=f"^{message}$"):
+        run(spec, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("function", ["curation.pipelines.steps.align:target_texts", "math:sqrt"])
+def test_a_function_of_what_is_installed_for_good_runs(function: str, corpus: Path, tmp_path: Path) -> None:
+    spec = recipe(corpus, {"step": "score", "function": function})
+    with pytest.raises(StepError, match=f"score: {function} failed on rows 0 to 63: "):
+        run(spec, tmp_path / "out", workers=1)
+
+
+def test_a_task_that_no_node_has_room_for_is_told_before_anything_runs(corpus: Path, tmp_path: Path) -> None:
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            raise InterruptedError(text)
+
+    cut = {"step": "acquire", "count": 9, "resources": {"cpus": 2, "gpus": 3}}
+    spec = recipe(corpus, {"step": "score", "column": "quality"}, cut)
+    with pytest.raises(InterruptedError, match=r"step 2 \(acquire\) asks for 2 CPU, 3 GPU.* wait until one joins"):
+        run(spec, tmp_path / "out", progress=Told())
+    with pytest.raises(StepError, match="no node has as much, only 2 CPU, .*: lower its `resources`"):
+        check_room({"output": Resources(cpus=3)}, grows=False, note=print)
+    check_room({"output": Resources(cpus=2)}, grows=False, note=print)
 
 
 BAD_LINES = {

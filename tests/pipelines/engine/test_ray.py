@@ -28,7 +28,8 @@ def state():
 
 before = state()
 for _ in range(2):
-    with runtime(workers=1):
+    with runtime(workers=1) as grows:
+        assert not grows
         run_one(lambda: None)
     assert not ray.is_initialized()
     assert state() == before, state()

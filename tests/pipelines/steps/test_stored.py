@@ -1,7 +1,8 @@
 """Stored verdicts give what judging again would give."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import Dataset
+from curation.errors import SourceError
 from curation.pipelines import NUMBER, Acquire, BlockStep, Kind, Score, Verdict, reselect, run
+from curation.progress import Silent
 from curation.recipe.model import Made
 
 
@@ -89,3 +92,65 @@ def test_another_seed_scores_the_rows_of_another_first_draw(rows: Path, on_bad_r
     expected, again = Dataset(tmp_path / "two"), Dataset(tmp_path / "again")
     assert again.decisions.counts() == expected.decisions.counts()
     assert again.rows(range(len(again))) == expected.rows(range(len(expected)))
+
+
+FILTER = """
+import numpy as np
+from curation.pipelines import BlockStep, Verdict
+
+class Drop(BlockStep):
+    @property
+    def reasons(self):
+        return ("third of five",)
+
+    def judge(self, rows):
+        return Verdict(dropped=np.array(rows["value"]) % 5 == 2)
+
+def score(rows):
+    return rows["value"].to_pylist()
+"""
+
+
+@pytest.fixture
+def home(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a step ``dropping:Drop`` and a function ``dropping:score``."""
+    (tmp_path / "dropping.py").write_text(FILTER)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("dropping", None)
+    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "quarantine"])
+def test_rows_that_were_never_scored_are_not_taken_for_bad_ones(home: Path, on_bad_row: Any) -> None:
+    steps: list[Any] = [{"step": "dropping:Drop"}, Score(column="value"), Acquire(count=50)]
+    run(steps, out=home / "half", source=home / "rows.parquet", on_bad_row=on_bad_row)
+    (home / "dropping.py").write_text(FILTER.replace("== 2", "== 3"))
+    with pytest.raises(SourceError, match=r"rows.parquet, row \d+: has no stored score, as it did not reach 2. score"):
+        reselect(home / "half", home / "again", count=40)
+
+
+def test_what_made_stored_scores_may_be_gone(home: Path) -> None:
+    steps: list[Any] = [
+        {"step": "score", "function": "dropping:score"},
+        {"step": "acquire", "count": 50},
+    ]
+    run(steps, out=home / "half", source=home / "rows.parquet")
+    (home / "dropping.py").unlink()
+    sys.modules.pop("dropping")
+    assert reselect(home / "half", home / "again", count=40).rows_out == 40
+
+
+def test_stored_scores_need_no_gpu(home: Path) -> None:
+    run([Score(column="value"), Acquire(count=50)], out=home / "half", source=home / "rows.parquet")
+    manifest = json.loads((home / "half" / "manifest.json").read_text())
+    manifest["recipe"]["steps"][0]["resources"] = {"gpus": 1}
+    (home / "half" / "manifest.json").write_text(json.dumps(manifest))
+    assert reselect(home / "half", home / "again", count=40, progress=Untold()).rows_out == 40
+
+
+class Untold(Silent):
+    """Stops a run that would wait for a node."""
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
