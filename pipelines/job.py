@@ -240,8 +240,9 @@ class _Job:
         if self.in_memory is not None:
             return self._from_memory()
         if isinstance(self.recipe.source, MemorySource):
+            again = "run its recipe again, with the rows" if self.stored else "hand it over again,"
             raise SourceError(
-                f"the source was a {self.recipe.source.kind} in memory, which is gone: hand it over again, as `source`"
+                f"the source was a {self.recipe.source.kind} in memory, which is gone: {again} as `source`"
             )
         return self._run(open_source(self.recipe.source), self.workspace.held)
 

@@ -10,7 +10,7 @@ from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.b3.columns import CopyVectors, vector_width
 from curation.pipelines.steps.b3.plan import Cell, CutCell, Group, MakeCells
 from curation.pipelines.steps.b3.search import Merge, Search, search_pieces
-from curation.pipelines.steps.b3.vectors import Allocate, Gather, KeepApart, Layout
+from curation.pipelines.steps.b3.vectors import Allocate, Foresee, Gather, KeepApart, Layout
 from curation.pipelines.steps.base import MarkBad, Outcome, StepRun
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class _Stages:
             run.stages.each(label, stage, task, run.blocks, resources=step.resources)
 
         run.stages.finish(label, stage, each, KeepApart(step, stage, run.blocks, len(apart)), step.resources)
+        # Each time: what it looks at may have been edited since the matrices were made.
+        run_one(Foresee(step, stage), resources=step.resources)
         return stage
 
     def search(self, matrices: Stage) -> Stage:

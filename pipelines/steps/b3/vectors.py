@@ -202,13 +202,6 @@ class KeepApart:
                 ids[ids < 0] = ids.max() + 1
             save(self.stage.folder / f"{name}.npy", ids)
         allot_ranks(self.step, layout, hashes[-1] if "datasets" in names else None)
-        try:
-            foresee(
-                layout.rows, batch_size=self.step.batch_size, apart=columns, datasets=layout.ids("datasets"),
-                last=self.step.last, surplus=self.step.surplus,
-            )  # fmt: skip
-        except ValueError as error:
-            raise StepError(f"b3: {error}") from error
         self.stage.finish({"rows_out": layout.rows})
 
     def _columns(self, hashes: Sequence[npt.NDArray[np.uint64]], rows: int) -> Int64 | None:
@@ -218,6 +211,24 @@ class KeepApart:
             groups = None if self.step.groups is None else _ids(hashes[0])
             return conflict_columns(groups, rows, across=(queries, positives))
         return conflict_columns(np.stack([_ids(column) for column in hashes], 1), rows) if hashes else None
+
+
+@dataclass(frozen=True)
+class Foresee:
+    """Stop, before the search, where rows cannot be kept apart and the step does not say what becomes of them."""
+
+    step: "MineB3"
+    stage: Stage
+
+    def __call__(self) -> None:
+        layout = Layout.load(self.stage.folder)
+        try:
+            foresee(
+                layout.rows, batch_size=self.step.batch_size, apart=layout.ids("apart"),
+                datasets=layout.ids("datasets"), last=self.step.last, surplus=self.step.surplus,
+            )  # fmt: skip
+        except ValueError as error:
+            raise StepError(f"b3: {error}") from error
 
 
 def _ids(hashes: npt.NDArray[np.uint64]) -> Int64:

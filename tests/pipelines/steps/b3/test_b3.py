@@ -19,6 +19,7 @@ from curation.errors import BadRowError, CurationError, RecipeError, SourceError
 from curation.pipelines import Embed
 from curation.pipelines.job import run
 from curation.plan import BatchPlan
+from curation.progress import Silent
 from curation.recipe import Recipe, load_recipe
 from curation.selectors.b3 import B3, text_ids
 
@@ -273,6 +274,19 @@ def test_bad_recipes(case: str, pairs: Path, tmp_path: Path) -> None:
     if case == "cannot be kept apart":
         # Before the search, which is the dear part.
         assert not list((tmp_path / "out.partial").glob("*b3-search/*"))
+
+
+def test_rows_that_cannot_be_kept_apart_are_found_before_a_search_goes_on(pairs: Path, tmp_path: Path) -> None:
+    class Stops(Silent):
+        def begin(self, stage: str, rows: int, done: int = 0) -> None:
+            if stage.endswith("search"):
+                raise InterruptedError(stage)
+
+    mine = {**MINE, "groups": "part"}
+    with pytest.raises(InterruptedError):
+        run(spec(pairs, mine), tmp_path / "out", progress=Stops())
+    with pytest.raises(StepError, match="100 rows must be kept apart"):
+        run(spec(pairs, {**mine, "surplus": "error"}), tmp_path / "out", progress=Stops())
 
 
 EMBEDS: dict[str, Any] = {"step": "embed"}
