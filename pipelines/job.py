@@ -273,6 +273,10 @@ class _Job:
         if finished is not None:
             return finished
         with held(), runtime(self.ray_address, self.workers) as grows:
+            # Another driver may have brought it to its end before the folder was ours.
+            finished = self._already_there(inputs, nullcontext)
+            if finished is not None:
+                return finished
             check_room(self._asked(), grows=grows, note=self.progress.note)
             self.blocks = source.blocks(self.recipe.block_rows, self.recipe.block_bytes)
             self.rows = sum(block.rows for block in self.blocks)

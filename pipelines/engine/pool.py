@@ -23,6 +23,9 @@ PAUSE = 1.0
 LOST = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, RayActorError)
 """What Ray raises of a piece whose worker died."""
 
+LAST_WORDS = 5.0
+"""Seconds that interrupted tasks have to end."""
+
 REVIEW = 10.0
 """Seconds after which the room is asked for again: a cluster may grow."""
 
@@ -99,8 +102,13 @@ class Tasks:
         """Nothing is kept of a task."""
 
     def close(self) -> None:
-        """Kill them: what they write appears whole or not at all."""
-        for result in self.running:
+        """Interrupt them, and kill those that go on all the same: what they write appears whole or not at all."""
+        results = list(self.running)
+        for result in results:
+            ray.cancel(result)
+        # To kill a task in the moment in which it ends may take this process with it (Ray 2.60).
+        _, going_on = ray.wait(results, num_returns=len(results), timeout=LAST_WORDS) if results else ([], [])
+        for result in going_on:
             ray.cancel(result, force=True)
 
 

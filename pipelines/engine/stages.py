@@ -35,7 +35,7 @@ class Stages:
             stage: its folder.
             each: does its pieces.
             merge: the task that ends it and says so in the folder; without one it is then finished.
-            resources: what that task asks of Ray.
+            resources: what that task asks of Ray; it is given no GPU.
         """
         start = time.perf_counter()
         if stage.done is not None:
@@ -48,7 +48,7 @@ class Stages:
             if merge is None:
                 stage.finish({})
             else:
-                run_one(merge, resources=resources)
+                run_one(merge, resources=None if resources is None else resources.model_copy(update={"gpus": 0.0}))
         done = stage.done
         assert done is not None
         if "seconds" not in done:
