@@ -259,12 +259,11 @@ def main() -> None:
             while driver.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     driver.wait(dice.uniform(0.5, longest))
-                if driver.poll() is None:
-                    if fire.shoot(driver) != "driver" and dice.random() < 0.3:
-                        state = state.edited(dice, MEANWHILE)
-                        state.write(home)
-                        states.append(state)
-                        seen["edits meanwhile"] += 1
+                if driver.poll() is None and fire.shoot(driver) != "driver" and dice.random() < 0.3:
+                    state = state.edited(dice, MEANWHILE)
+                    state.write(home)
+                    states.append(state)
+                    seen["edits meanwhile"] += 1
             log = (home.parent / "driver.log").read_text()
             if (home / "out").exists():  # also where the driver was killed right behind that
                 Dataset(home / "out").verify()
