@@ -255,7 +255,7 @@ def main() -> None:
             seen["starts"] += 1
             restart = False
             # Some starts get far, and some to their end.
-            longest = dice.choice([4, 15, 60])
+            longest = dice.choice([2, 6, 20])
             while driver.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     driver.wait(dice.uniform(0.5, longest))
