@@ -24,8 +24,8 @@ class BatchPlan:
         clusters: int64[M], the community each row came from, where the method has any.
         negatives: int64[M, h], explicit hard negatives of each row, -1 where there are fewer than h.
         apart: int64[K, 2], what no batch may hold twice: pairs (row of the plan in 0..M-1, id), rising by row. Rows
-            that share an id were kept in different batches; a row may have several ids, or none. Empty where rows
-            may meet as they like. None where nobody knows: then no two batches may be joined.
+            that share an id were kept in different batches, as far as that went; a row may have several ids, or none.
+            Empty where rows may meet as they like. None where nobody knows: then no two batches may be joined.
         datasets: int64[B], the data set of each batch: only batches of one may be joined. None for a single one.
         metadata: what made the plan (method, parameters, seed, epoch), as strings; saved with it.
 

@@ -125,7 +125,7 @@ def regroup(
     indices = np.concatenate([np.empty(0, np.int64), *chosen])
     offsets = np.cumsum([0, *(len(batch) for batch in chosen)], dtype=np.int64)
     plan = BatchPlan(
-        indices=indices, offsets=offsets, clusters=labels[indices], apart=_ids_of_rows(apart, indices, offsets),
+        indices=indices, offsets=offsets, clusters=labels[indices], apart=_ids_of_rows(apart, indices),
         datasets=None if sets is None else sets[indices[offsets[:-1]]],
     )  # fmt: skip
     left_out = {name: np.sort(np.concatenate([np.empty(0, np.int64), *rows])) for name, rows in out.items()}
@@ -199,16 +199,13 @@ def _dense(datasets: npt.ArrayLike | None) -> Int64 | None:
     return None if datasets is None else np.unique(np.asarray(datasets), return_inverse=True)[1].astype(np.int64)
 
 
-def _ids_of_rows(apart: Int64 | None, indices: Int64, offsets: Int64) -> Int64:
-    # Pairs (row of the plan, id), as a BatchPlan has them in `apart`; an id once in a batch, also where rows may meet.
+def _ids_of_rows(apart: Int64 | None, indices: Int64) -> Int64:
+    # Pairs (row of the plan, id), as a BatchPlan has them in `apart`.
     if apart is None:
         return np.empty((0, 2), np.int64)
     of_rows = apart[:, indices].T
     rows, column = np.nonzero(of_rows >= 0)
-    ids = of_rows[rows, column]
-    batch = np.searchsorted(offsets, rows, "right")
-    first = np.sort(np.unique(batch * (int(ids.max(initial=0)) + 1) + ids, return_index=True)[1])
-    return np.stack([rows[first], ids[first]], axis=1)
+    return np.stack([rows, of_rows[rows, column]], axis=1)
 
 
 def _why(found: Arrangement, rows: Int64, batches: int) -> str:

@@ -145,13 +145,15 @@ def place_all(p: Any, pool: Any, goal: Any, work: Any) -> Any:
             left = waiting[:count].copy()
             for row in range(len(p.rows)):
                 best[row] = p.rows[row].batch
-    if count > len(left):
-        for row in range(len(best)):
-            if p.rows[row].batch >= 0:
-                _take(p, row)
-        for row in range(len(best)):
-            if best[row] >= 0:
-                _put(p, row, best[row])
+    if count == len(left):
+        # Others may wait by now, as many of them.
+        return waiting[:count].copy()
+    for row in range(len(best)):
+        if p.rows[row].batch >= 0:
+            _take(p, row)
+    for row in range(len(best)):
+        if best[row] >= 0:
+            _put(p, row, best[row])
     return left
 
 

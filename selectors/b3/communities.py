@@ -81,7 +81,9 @@ def find_communities(
     if repulsion:
         clusters = repel(clusters, ranking.near, graph, repulsion)
     if apart is not None:
-        clusters = separate_clusters(clusters, apart, graph)
+        for rows in by_dataset(datasets, len(graph)):
+            part = graph if datasets is None else _induced(graph, rows)
+            clusters[rows] = separate_clusters(clusters[rows], apart[:, rows], part)
     return Communities(
         clusters=clusters, ranking=ranking, graph=graph, apart=apart, datasets=datasets,
         metadata=_metadata(ranking, partitioner, threads, first, graph.edges),

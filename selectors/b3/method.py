@@ -166,6 +166,8 @@ class B3:
         size = len(queries)
         if len(positives) != size:
             raise ValueError(f"there are {size} queries but {len(positives)} positives: row i of each is a pair")
+        if size == 0:
+            raise ValueError("there are no rows: queries and positives must have shape [N, D] with N ≥ 1")
         apart = _apart(groups, duplicates, across, size)
         classes = None if labels is None else _column(labels, "labels", size)
         sets = None if datasets is None else _column(datasets, "datasets", size)

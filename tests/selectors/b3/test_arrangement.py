@@ -152,6 +152,20 @@ def test_surplus_is_all_that_is_left_out(seed: int, batches: int, size: int, nam
         assert count_together(met.batches, columns) == 0
 
 
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.lists(st.integers(2, 20), min_size=1, max_size=5))
+def test_rows_that_may_meet_are_all_in_a_batch(seed: int, width: int, sizes: list[int]) -> None:
+    """Also where the search ended with other rows waiting than when it had found its best."""
+    rng = np.random.default_rng(seed)
+    count = sum(sizes)
+    columns = conflict_columns(rng.integers(-1, max(2, count // 4), (count, width)), count)
+    assume(columns is not None)
+    assert columns is not None
+    met = arrange(in_order(sizes, columns), np.array(sizes), columns, rng, allow=True)
+    assert np.bincount(met.batches, minlength=len(sizes)).tolist() == sizes
+    assert len(met.surplus) == 0
+
+
 def test_rows_that_are_over_fill_what_others_leave_free() -> None:
     """Of 20 rows 16 have places; one of four of an id in three batches gives way to one that was over."""
     ids = np.full(20, -1)

@@ -162,6 +162,23 @@ def test_data_sets_share_no_batch_and_no_edge() -> None:
     assert all(len(set(datasets[found.clusters == c].tolist())) == 1 for c in range(found.clusters.max() + 1))
 
 
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 2.0]))
+def test_rows_kept_apart_stay_in_communities_and_negatives_of_their_data_set(seed: int, repulsion: float) -> None:
+    """Also where a row that has to leave its community finds none along its edges."""
+    queries, positives = pairs(60, seed=seed)
+    rng = np.random.default_rng(seed)
+    datasets = rng.integers(0, 3, 60)
+    method = B3(batch_size=9, cluster_size=3, ranks=(1, 9), negatives=2, repulsion=repulsion)
+    found = method.mine(queries, positives, datasets=datasets, groups=rng.integers(-1, 4, 60), seed=seed)
+    for community in range(found.clusters.max() + 1):
+        assert len(set(datasets[found.clusters == community])) == 1
+    plan = method.batches(found, seed=seed)
+    assert plan.negatives is not None
+    rows, ranks = np.nonzero(plan.negatives >= 0)
+    assert (datasets[plan.indices[rows]] == datasets[plan.negatives[rows, ranks]]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "expected"), [({}, "true"), ({"threads": 2}, "false"), ({"engine": "faiss-hnsw"}, "false")]
 )
@@ -204,6 +221,8 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             B3(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there are no rows"):
+        B3(batch_size=4, cluster_size=2).plan(*np.empty((2, 0, 16), np.float32))
     queries, positives = pairs(30)
     method = B3(batch_size=8, cluster_size=4, ranks=(0, 5))
     with pytest.raises(ValueError, match="30 queries but 29 positives"):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from curation import BatchPlan, InfoBatch
 from curation.selectors.b3 import B3
+from curation.selectors.b3.batches import regroup
 from curation.selectors.b3.communities import Communities
-from curation.selectors.b3.conflicts import conflict_columns
+from curation.selectors.b3.conflicts import conflict_columns, count_together
 from curation.selectors.infobatch.thinning import thinned
 from curation.selectors.samplers import InfoBatchSampler
 
@@ -179,6 +180,23 @@ def test_an_id_of_every_batch_leaves_all_of_them() -> None:
     found = thinned(plan, np.ones(50, bool), 20)
     assert [batch.tolist() for batch in found] == [batch.tolist() for batch in plan]
     assert len(thinned(plan, np.arange(50) % 5 > 0, 20)) == 2
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_of_rows_that_may_meet_no_more_do(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = conflict_columns(np.where(rng.random(120) < 0.6, rng.integers(0, 8, 120), 0), 120)
+    assert columns is not None
+    plan = regroup(np.arange(120) // 2, batch_size=8, cluster_size=2, seed=seed, apart=columns, surplus="allow").plan
+    kept = rng.random(120) < 0.5
+
+    def met(plan: BatchPlan) -> int:
+        batches = np.full(120, -1)
+        batches[plan.indices] = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
+        return count_together(np.where(kept, batches, -1), columns)
+
+    assert met(thinned(plan, kept, 8)) <= met(plan)
 
 
 def test_how_full_batches_are() -> None:
