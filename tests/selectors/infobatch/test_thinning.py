@@ -83,7 +83,10 @@ def run(
         for one in infos:
             chosen = one.epoch(number)
             kept = np.intersect1d(chosen.indices, planned)
-            assert trained == kept.tolist(), "a kept row is lost, or comes twice"
+            # The last rows of batches so small that they cannot be shared out go to several ranks (samplers/split.py).
+            few = {row for batches in epochs[-1] for row in batches[-1]}
+            assert sorted(set(trained)) == kept.tolist(), "a kept row is lost"
+            assert len(trained) == len(kept) or len(few) < world_size, "a kept row comes twice"
             assert one.weights(chosen.indices).tolist() == chosen.weights.tolist()
             one.update(chosen.indices, epoch[chosen.indices])
     return epochs
