@@ -83,7 +83,7 @@ class Acquire(Step):
         score = self.chosen_by(made.scores)
         if self.kind == "power" and self.shift == 0 and made.stops and score in made.signed:
             raise RecipeError(
-                f"{label} draws by power, which needs scores of 0 or more, and {score} is negative for some rows, as "
+                f"{label} draws by power, which needs scores of 0 or more, and {score} may be negative, as it is of "
                 "text that does not compress: give it `shift: lowest` or a number, or take kind: soft-rank"
             )
 

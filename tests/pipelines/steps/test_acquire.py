@@ -74,7 +74,7 @@ def test_a_shift_draws_from_texts_that_do_not_compress(on_bad_row: Any, tmp_path
 
 def test_power_of_an_alignment_without_a_shift_is_refused_before_the_first_task(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"step 3 \(acquire\) draws by power.* alignment is negative.*`shift: lowest`"
+        RecipeError, match=r"step 3 \(acquire\) draws by power.* alignment may be negative.*`shift: lowest`"
     ):
         run(steps(), source=texts(), out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
