@@ -10,7 +10,14 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from curation.errors import StepError
 
@@ -20,7 +27,7 @@ TRIES = 5
 PAUSE = 1.0
 """Seconds before a piece that ran out of memory is begun anew; twice as many each time."""
 
-LOST = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, RayActorError)
+LOST = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, RayActorError)
 """What Ray raises of a piece whose worker died."""
 
 LAST_WORDS = 5.0
