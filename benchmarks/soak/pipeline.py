@@ -157,7 +157,9 @@ class Fire:
 
     def _ray(self, *options: str) -> subprocess.Popen[bytes]:
         with (self.home.parent / "ray.log").open("ab") as log:
-            command = [str(RAY), "start", "--block", "--disable-usage-stats", *options]
+            # A node dies with its agent, and two agents of one machine want the same port.
+            common = ("--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0")
+            command = [str(RAY), "start", *common, *options]
             # Workers look for the user's code where the driver does, and find nothing of the kind where they start.
             return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, cwd="/", start_new_session=True)
 
