@@ -141,10 +141,10 @@ class Fire:
 
     def start(self) -> None:
         """Start a head node of one CPU."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.head = self._ray("--head", f"--port={self.port}", "--num-cpus=1", "--include-dashboard=false")
+        self.port = _free_port()
+        # Without a dashboard to report to, the head's agent ends after some seconds, and the node with it.
+        options = (f"--port={self.port}", "--num-cpus=1", "--include-dashboard=true")
+        self.head = self._ray("--head", *options, f"--dashboard-port={_free_port()}")
         time.sleep(8)
         self.start_node()
 
@@ -195,6 +195,12 @@ class Fire:
             driver.wait()
         self.kills[what] += 1
         return what
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _below(*roots: subprocess.Popen[bytes] | None) -> list[psutil.Process]:
