@@ -141,10 +141,10 @@ class Fire:
 
     def start(self) -> None:
         """Start a head node of one CPU."""
-        self.port = _free_port()
-        # Without a dashboard to report to, the head's agent ends after some seconds, and the node with it.
-        options = (f"--port={self.port}", "--num-cpus=1", "--include-dashboard=true")
-        self.head = self._ray("--head", *options, f"--dashboard-port={_free_port()}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.head = self._ray("--head", f"--port={self.port}", "--num-cpus=1", "--include-dashboard=false")
         time.sleep(8)
         self.start_node()
 
@@ -197,12 +197,6 @@ class Fire:
         return what
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _below(*roots: subprocess.Popen[bytes] | None) -> list[psutil.Process]:
     found = []
     for root in roots:
@@ -214,7 +208,8 @@ def _below(*roots: subprocess.Popen[bytes] | None) -> list[psutil.Process]:
 
 def _is_worker(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-        return process.cmdline()[0].startswith("ray::") and "IDLE" not in process.cmdline()[0]
+        title = process.cmdline()[0]
+        return title.startswith("ray::") and not title.endswith(("IDLE", "Agent"))
     return False
 
 
