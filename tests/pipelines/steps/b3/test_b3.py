@@ -212,8 +212,8 @@ def slow_teacher(texts: list[str]) -> list[list[float]]:
 
 def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     embed = {"step": "embed", "teacher": "tests.pipelines.steps.b3.test_b3:slow_teacher"}
-    mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12], "part_rows": 90}
-    recipe = spec(pairs, {"step": "dedup", "column": "query"}, embed, mine, block_rows=40)
+    mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12], "part_rows": 150}
+    recipe = spec(pairs, {"step": "dedup", "column": "query"}, embed, mine, block_rows=60)
     run(recipe, tmp_path / "undisturbed")
     out, partial = tmp_path / "out", tmp_path / "out.partial"
 
