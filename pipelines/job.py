@@ -440,9 +440,9 @@ class _Job:
         """Run a step on what its key says that it depends on, and on nothing else."""
         depends = self.depends[number - 1]
         self._still(number, step)
-        # What was typed into a notebook goes to the workers by value.
-        # And what is installed for good, as the standard library is, has no mark of its own.
-        expect({name: depends[name] for name in step.functions if name in depends and name[:9] != "__main__:"})
+        # Not what goes to the workers by value, nor what is installed for good, which has no mark of its own.
+        named = [name for name in step.functions if not name.startswith("__main__:") and "<locals>" not in name]
+        expect({name: depends[name] for name in named if name in depends})
         try:
             outcome = step.run(run)
         finally:

@@ -127,7 +127,7 @@ class Made:
         vectors: the step that embeds each column.
         unused: the columns of vectors that no step has read yet.
         last: the step that lays out the rows, after which nothing may come.
-        signed: scores that are known to be negative for some rows.
+        signed: scores that may be negative.
         stops: whether a row that a later step cannot use will stop the run, after all that was made before.
     """
 
@@ -219,8 +219,8 @@ def recipe_sha256(recipe: dict[str, Any]) -> str:
 
 def _decides(part: dict[str, Any]) -> dict[str, Any]:
     # Recipes of before `block_bytes` keep their hash.
-    usual = {"block_bytes": BLOCK_BYTES}
-    return {key: value for key, value in part.items() if key != "resources" and usual.get(key) != value}
+    usual = ("block_bytes", BLOCK_BYTES)
+    return {key: value for key, value in part.items() if key != "resources" and (key, value) != usual}
 
 
 class StepOrderError(ValueError):

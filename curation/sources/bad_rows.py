@@ -73,7 +73,7 @@ def _is_valid(column: pa.Array) -> bool:
 
 def _is_valid_alone(column: pa.Array) -> bool:
     """The same of a slice of lists, which holds the values of all the lists: its own are copied out first."""
-    return _is_valid(pa.concat_arrays([column.take(pa.array(range(len(column))))]))
+    return _is_valid(pa.concat_arrays([column.take(pa.array(np.arange(len(column))))]))
 
 
 def _nulled(rows: pa.Array, bad: list[int]) -> pa.Array:

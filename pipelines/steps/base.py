@@ -191,7 +191,7 @@ class Step(Model):
 
     @property
     def signed(self) -> tuple[str, ...]:
-        """Those of its scores that are negative for some rows."""
+        """Those of its scores that may be negative."""
         return ()
 
     @property
@@ -222,7 +222,7 @@ class Step(Model):
     def depends(self) -> dict[str, str]:
         """What its result depends on besides its parameters and the rows: a hash or a version by name.
 
-        Here: the files behind all sources among its parameters, :meth:`functions`, and :attr:`libraries`. What an
+        Here: the files behind all sources among its parameters, :attr:`functions`, and :attr:`libraries`. What an
         interrupted run left of a step stays in use for as long as this and the parameters are the same.
 
         Raises:

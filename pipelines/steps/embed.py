@@ -77,8 +77,11 @@ class Embed(Step):
 
     @property
     def functions(self) -> tuple[str, ...]:
-        ours = ":" not in self.teacher or self.teacher.startswith(MODEL)
-        return () if ours else (self.teacher,)
+        return super().functions + ((self.teacher,) if self._is_code else ())
+
+    @property
+    def _is_code(self) -> bool:
+        return ":" in self.teacher and not self.teacher.startswith(MODEL)
 
     @property
     def model(self) -> dict[str, str]:
@@ -100,8 +103,8 @@ class Embed(Step):
 
     def check(self, label: str, schema: pa.Schema, made: Made) -> None:
         super().check(label, schema, made)
-        for name in self.functions:
-            load_function(name, import_path())
+        if self._is_code:
+            load_function(self.teacher, import_path())
 
     def run(self, run: StepRun) -> Outcome:
         # Here, because whoever only reads a recipe does without Ray.

@@ -43,7 +43,7 @@ class Score(BlockStep):
 
     @property
     def functions(self) -> tuple[str, ...]:
-        return () if self.function is None else (self.function,)
+        return super().functions + (() if self.function is None else (self.function,))
 
     def depends(self) -> dict[str, str]:
         """Also the files and folders that a parameter of the function names."""
@@ -65,8 +65,8 @@ class Score(BlockStep):
 
     def check(self, label: str, schema: pa.Schema, made: Made) -> None:
         super().check(label, schema, made)
-        for name in self.functions:
-            load_function(name, import_path())
+        if self.function is not None:
+            load_function(self.function, import_path())
 
     def judge(self, rows: pa.Table) -> Verdict:
         if self.column is not None:

@@ -1,5 +1,7 @@
 """The recipe: what is refused, at which line, and what its hash is made of."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,11 @@ def test_the_hash_is_made_of_what_decides_the_result() -> None:
     assert recipe_of(resources={"cpus": 2}, output={"resources": {"memory_mib": 4096}}).sha256() == plain.sha256()
     before = plain.model_dump(mode="json", exclude={"block_bytes": True, "resources": True, "output": {"resources"}})
     assert recipe_sha256(before) == plain.sha256()
+    # As every release has hashed what stands in a manifest: a parameter that is null counts, too.
+    steps = [{key: value for key, value in step.items() if key != "resources"} for step in before["steps"]]
+    assert any(value is None for step in steps for value in step.values())
+    written = json.dumps({**before, "steps": steps}, sort_keys=True)
+    assert recipe_sha256(before) == hashlib.sha256(written.encode()).hexdigest()
     others = [
         recipe_of(seed=1),
         recipe_of(block_rows=8),

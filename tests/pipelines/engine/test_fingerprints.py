@@ -128,6 +128,23 @@ def test_what_steps_depend_on(tmp_path: Path, package: Path) -> None:
     assert Embed().draws
 
 
+class OwnScore(Score):
+    """Somebody's step, made from one of ours."""
+
+
+class OwnEmbed(Embed):
+    """Likewise."""
+
+
+def test_a_class_made_from_our_step_depends_on_its_own_code(package: Path) -> None:
+    assert OwnScore(column="quality").functions == (f"{__name__}:OwnScore",)
+    named = OwnScore(function="scorer.main:score")
+    assert named.functions == (f"{__name__}:OwnScore", "scorer.main:score")
+    assert set(named.functions) <= named.depends().keys()
+    assert OwnEmbed().functions == (f"{__name__}:OwnEmbed",)
+    assert OwnEmbed(teacher="scorer.main:score").functions == (f"{__name__}:OwnEmbed", "scorer.main:score")
+
+
 def test_what_was_typed_into_a_notebook_is_never_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     assert fingerprints.code("__main__:Typed") != fingerprints.code("__main__:Typed")

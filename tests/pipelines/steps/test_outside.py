@@ -16,6 +16,7 @@ import ray
 
 from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
+from curation.pipelines import BlockStep, Verdict, run
 
 STEP = '''
 """Texts of enough words."""
@@ -207,3 +208,16 @@ def test_a_verdict_that_does_not_fit_names_the_step_and_the_rows(ray_session: No
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 5
     assert "mypackage.steps:Words: score 'words' has shape (19,) for 20 rows: it must be one value a row" in stderr
+
+
+def test_a_class_made_in_a_function_goes_to_the_workers_by_value(ray_session: None, tmp_path: Path) -> None:
+    class Local(BlockStep):
+        @property
+        def scores(self) -> tuple[str, ...]:
+            return ("length",)
+
+        def judge(self, rows: pa.Table) -> Verdict:
+            return Verdict({"length": [len(text) for text in rows["text"].to_pylist()]})
+
+    run([Local()], source=pa.table({"text": ["a", "bb"]}), out=tmp_path / "out")
+    assert Dataset(tmp_path / "out").rows([0, 1])["length"].to_pylist() == [1, 2]
