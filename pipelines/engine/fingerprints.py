@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from curation.dataset.manifest import sha256_of
 from curation.recipe.model import FileSource, StdlibSource
 from curation.sources import open_source
 
@@ -231,8 +232,7 @@ def _file(path: Path) -> str:
 @lru_cache(maxsize=65_536)
 def _hashed(path: Path, modified: int, inode: int, size: int) -> str:
     """A file's hash; read once while its stamp stays."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _digest(parts: Mapping[str, str]) -> str:

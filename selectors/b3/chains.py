@@ -350,32 +350,32 @@ def _swap(p: Any, chain: Any, first: Any, second: Any) -> None:
 
 
 @compiled(nogil=True)
-def _spread(p: Any, full: Any) -> Any:
-    # Lead a row on from a batch that holds one too many, to where there is room: alone, or by a chain.
+def _with_room(p: Any) -> Any:
+    # The first few batches that are not full, from any on.
     batches = len(p.batches)
     begin = _below(p, batches)
-    tried = 0
+    targets = np.empty(SPREADS, np.int64)
+    found = 0
     for step in range(batches):
         target = (begin + step) % batches
-        if p.batches[target].load >= p.batches[target].size:
-            continue
-        tried += 1
-        if tried > SPREADS:
-            break
+        if found < SPREADS and p.batches[target].load < p.batches[target].size:
+            targets[found] = target
+            found += 1
+    return targets[:found]
+
+
+@compiled(nogil=True)
+def _spread(p: Any, full: Any) -> Any:
+    # Lead a row on from a batch that holds one too many, to where there is room: alone, or by a chain.
+    targets = _with_room(p)
+    for target in targets:
         offset = _below(p, p.batches[full].load)
         for i in range(p.batches[full].load):
             row = p.slots[p.batches[full].base + (offset + i) % p.batches[full].load]
             if _fits(p, row, target):
                 move(p, row, target)
                 return True
-    tried = 0
-    for step in range(batches):
-        target = (begin + step) % batches
-        if p.batches[target].load >= p.batches[target].size:
-            continue
-        tried += 1
-        if tried > SPREADS:
-            break
+    for target in targets:
         offset = _below(p, p.batches[full].load)
         for i in range(p.batches[full].load):
             p.queue[0] = p.slots[p.batches[full].base + (offset + i) % p.batches[full].load]
