@@ -1,6 +1,6 @@
 """Tables of the store, version by version. A store of a newer version is refused, one of an older is moved on.
 
-Only add to :data:`MIGRATIONS`: an entry that was released never changes.
+Only add to :data:`MIGRATIONS`, and to the tables the same: an entry that was released never changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,12 +86,9 @@ reports = Table(
 )
 
 
-def _first(connection: Connection) -> None:
-    metadata.create_all(connection)
-
-
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first,)
-"""``MIGRATIONS[v]`` takes a store of version v to v + 1."""
+MIGRATIONS: Sequence[Callable[[Connection], None]] = ()
+"""``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
+VERSION = 1 + len(MIGRATIONS)
 
 
 class StoreVersionError(CurationError):
@@ -107,17 +104,18 @@ def migrate(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(7246881150341)"))
-        version = 0
-        if inspect(connection).has_table(schema.name):
-            version = connection.execute(select(schema.c.version)).scalar_one()
-        if version > len(MIGRATIONS):
+        if not inspect(connection).has_table(schema.name):
+            metadata.create_all(connection)
+            connection.execute(schema.insert().values(version=VERSION))
+            return
+        version = connection.execute(select(schema.c.version)).scalar_one()
+        if version > VERSION:
             raise StoreVersionError(
                 f"{engine.url.render_as_string(hide_password=True)}: a store of version {version}, and this release "
-                f"reads versions up to {len(MIGRATIONS)}. Install the release that wrote it, or name another store."
+                f"reads versions up to {VERSION}. Install the release that wrote it, or name another store."
             )
-        if version == len(MIGRATIONS):
+        if version == VERSION:
             return
-        for step in MIGRATIONS[version:]:
+        for step in MIGRATIONS[version - 1 :]:
             step(connection)
-        connection.execute(schema.delete())
-        connection.execute(schema.insert().values(version=len(MIGRATIONS)))
+        connection.execute(schema.update().values(version=VERSION))
