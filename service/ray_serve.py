@@ -69,7 +69,7 @@ def _application(settings: Settings, replicas: int) -> serve.Application:
 
     def app() -> FastAPI:
         configure(settings.log_level)
-        return create_app(settings)
+        return create_app(settings, {"replica": serve.get_replica_context().replica_id.unique_id})
 
     @serve.deployment(name="service", num_replicas=replicas, max_ongoing_requests=64, health_check_period_s=5)
     @serve.ingress(app)
