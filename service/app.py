@@ -29,7 +29,7 @@ from curation.service.routers import choices, operations, select, sessions
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
-from curation.service.store import Store
+from curation.service.store.opening import open_store
 
 ROUTERS = (
     sessions.router,
@@ -53,7 +53,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         StoreError: the store cannot be opened.
         StoreVersionError: a newer release wrote it.
     """
-    store = Store(settings.store)
+    store = open_store(settings.store)
     metrics = Metrics()
     manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
     metrics.registry.register(StateCollector(metrics, manager, store))

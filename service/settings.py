@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from yaml import YAMLError
 
 from curation.service.logs import AccessMode
 
@@ -101,4 +102,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
 
     if not file.is_file():
         raise ValueError(f"{file}: no such settings file")
-    return FromFile(**given)
+    try:
+        return FromFile(**given)
+    except (YAMLError, OSError, TypeError) as error:
+        raise ValueError(f"{file}: not a file of settings, `name: value` on each line: {error}") from error
