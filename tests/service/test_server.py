@@ -1,9 +1,11 @@
 """Server process: what hinders its start is one line with what to do; how it ends, its exit status says."""
 
+import logging
 import signal
 import socket
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _signals() -> Any:
-    before = signal.getsignal(signal.SIGTERM)
+def _as_before() -> Iterator[None]:
+    """A server sets up its process: what it changes of this one is put back."""
+    loggers = [logging.getLogger(name) for name in ("curation.service", "uvicorn")]
+    logs = [(log, log.handlers[:], log.level, log.propagate) for log in loggers]
+    terminated, interval = signal.getsignal(signal.SIGTERM), sys.getswitchinterval()
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, terminated)
+    sys.setswitchinterval(interval)
+    for log, handlers, level, propagate in logs:
+        log.handlers[:], log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
