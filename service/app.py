@@ -1,9 +1,8 @@
 """Application (ASGI), assembled from its settings."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,12 +19,17 @@ from curation.service.http.middleware import RequestMiddleware
 from curation.service.logs import AccessLog
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
-from curation.service.metrics import Metrics
+from curation.service.monitoring.collector import StateCollector, release
+from curation.service.monitoring.failures import Failures
+from curation.service.monitoring.loop_lag import measure_lag
+from curation.service.monitoring.metrics import Metrics
+from curation.service.monitoring.readiness import Readiness
+from curation.service.monitoring.scrape import Scrape
 from curation.service.routers import choices, operations, select, sessions
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
-from curation.service.store import Store
+from curation.service.store.opening import open_store
 
 ROUTERS = (
     sessions.router,
@@ -38,31 +42,44 @@ ROUTERS = (
 )
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> FastAPI:
     """Assemble the service. The store is opened now; its writer starts and stops with the app's lifespan.
+
+    Args:
+        settings: of this server.
+        labels: stand at each of its metrics, such as which replica it is.
 
     Raises:
         StoreError: the store cannot be opened.
         StoreVersionError: a newer release wrote it.
     """
-    store = Store(settings.store)
-    manager = SessionManager(store, resident_bytes=settings.resident_bytes)
-    metrics = Metrics(lambda: manager.in_memory)
-    log = AccessLog()
+    store = open_store(settings.store)
+    metrics = Metrics()
+    manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
+    metrics.registry.register(StateCollector(metrics, manager, store))
+    scrape = Scrape(metrics.registry, labels or {})
+    failures = Failures(metrics)
+    readiness = Readiness(store.ping, seconds=settings.ready_seconds)
+    log = AccessLog(settings.access_log, settings.slow_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(store.own)
+        lag = asyncio.create_task(measure_lag(metrics))
         try:
             yield
         finally:
+            lag.cancel()
+            readiness.close()
+            scrape.close()
             await asyncio.to_thread(manager.group_commit.stop)
             store.close()
+            failures.close()
             log.flush()
 
     app = FastAPIOffline(
         title="curation",
-        version=_version(),
+        version=release(),
         summary="Batch indices over the network, exactly once, whatever dies.",
         lifespan=lifespan,
         # /metrics and the logs tell what happens; looking for OpenTelemetry's providers costs each request more.
@@ -76,14 +93,17 @@ def create_app(settings: Settings) -> FastAPI:
         choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
         authenticator=Authenticator(settings, store),
         metrics=metrics,
+        scrape=scrape,
+        readiness=readiness,
         datasets=Datasets(settings.datasets),
         select_slots=slots,
     )
     for router in ROUTERS:
         app.include_router(router)
-    problems.install(app)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics, log=log)
-    step = RequestMiddleware(StepEndpoint(app.state.service), settings=settings, metrics=metrics, log=log)
+    problems.install(app, failures.take)
+    watched: dict[str, Any] = {"settings": settings, "metrics": metrics, "log": log, "failures": failures}
+    app.add_middleware(RequestMiddleware, **watched)
+    step = RequestMiddleware(StepEndpoint(app.state.service), **watched)
     app.middleware_stack = Shortcut(step, app.build_middleware_stack())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -109,10 +129,3 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document["security"] = [{"token": []}, {}]
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _version() -> str:
-    try:
-        return version("curation")
-    except PackageNotFoundError:
-        return "0"

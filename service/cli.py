@@ -99,6 +99,6 @@ def _settings(config: Path | None, **flags: Any) -> Any:
 
 
 def _open(store: str | None, config: Path | None) -> Any:
-    from curation.service.store import Store
+    from curation.service.store.opening import open_store
 
-    return Store(_settings(config, store=store).store)
+    return open_store(_settings(config, store=store).store)

@@ -6,12 +6,14 @@ Lines of answered requests are written together, a tenth of a second late at mos
 import asyncio
 import json
 import logging
+import math
 import sys
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 logger = logging.getLogger("curation.service")
+AccessMode = Literal["all", "slow", "errors", "off"]
 
 
 class JsonLines(logging.Formatter):
@@ -37,12 +39,23 @@ class AccessLog:
     """A line for each answered request. They gather, because to write one costs about what it takes to answer a step.
 
     A server that is killed loses the last tenth of a second of these lines, and of no others.
+
+    Args:
+        mode: which requests have a line: ``all``; ``slow``, those that took longer than ``slow_seconds`` or failed;
+            ``errors``, those answered with 400 or above; or none (``off``).
+        slow_seconds: for ``slow``.
     """
 
     LATE = 0.1
 
-    def __init__(self) -> None:
+    def __init__(self, mode: AccessMode = "all", slow_seconds: float = 1.0) -> None:
         self._lines: list[str] = []
+        self._from_status = {"all": 0, "off": sys.maxsize}.get(mode, 400)
+        self._from_seconds = slow_seconds if mode == "slow" else math.inf
+
+    def wants(self, status: int, seconds: float) -> bool:
+        """Whether a request that was answered so has a line."""
+        return status >= self._from_status or seconds > self._from_seconds
 
     def add(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:
         """Take in an answered request; in an event loop."""

@@ -16,8 +16,8 @@ from curation.service.app import create_app
 from curation.service.auth import check_exposure
 from curation.service.logs import configure
 from curation.service.settings import Settings, load_settings
-from curation.service.store import Store
 from curation.service.store.database import StoreError
+from curation.service.store.opening import open_store
 
 NAME = "curation"
 
@@ -57,7 +57,7 @@ def run_on_ray(settings: Settings, replicas: int) -> None:
 
 
 def _application(settings: Settings, replicas: int) -> serve.Application:
-    store = Store(settings.store)
+    store = open_store(settings.store)
     try:
         if not store.shared:
             raise StoreError(
@@ -69,7 +69,7 @@ def _application(settings: Settings, replicas: int) -> serve.Application:
 
     def app() -> FastAPI:
         configure(settings.log_level)
-        return create_app(settings)
+        return create_app(settings, {"replica": serve.get_replica_context().replica_id.unique_id})
 
     @serve.deployment(name="service", num_replicas=replicas, max_ongoing_requests=64, health_check_period_s=5)
     @serve.ingress(app)

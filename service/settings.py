@@ -4,8 +4,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from yaml import YAMLError
+
+from curation.service.logs import AccessMode
 
 
 class Settings(BaseSettings):
@@ -41,8 +44,21 @@ class Settings(BaseSettings):
     )
     select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    access_log: bool = Field(default=True, description="a line of JSON for each request")
+    access_log: AccessMode = Field(
+        default="all",
+        description="a line of JSON for each request: all; slow (longer than slow_seconds, or failed); errors (400 and "
+        "above); off. true and false stand for all and off",
+    )
+    slow_seconds: float = Field(default=1, ge=0, description="requests that take longer are slow, for access_log")
+    ready_seconds: float = Field(default=5, gt=0, description="how long /readyz waits for the store to take a write")
     shutdown_seconds: int = Field(default=10, ge=0, description="how long open requests may take at shutdown")
+
+    @field_validator("access_log", mode="before")
+    @classmethod
+    def _mode(cls, value: Any) -> Any:
+        """YAML reads a bare ``off`` as false, and releases up to 0.1 had a bool here."""
+        older = {"true": "all", "1": "all", "false": "off", "0": "off"}
+        return older.get(str(value).lower(), value)
 
     @classmethod
     def settings_customise_sources(
@@ -86,4 +102,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
 
     if not file.is_file():
         raise ValueError(f"{file}: no such settings file")
-    return FromFile(**given)
+    try:
+        return FromFile(**given)
+    except (YAMLError, OSError, TypeError) as error:
+        raise ValueError(f"{file}: not a file of settings, `name: value` on each line: {error}") from error

@@ -10,7 +10,9 @@ from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
-from curation.service.metrics import Metrics
+from curation.service.monitoring.metrics import Metrics
+from curation.service.monitoring.readiness import Readiness
+from curation.service.monitoring.scrape import Scrape
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
 from curation.service.store import Store
@@ -26,6 +28,8 @@ class AppState:
     choices: Choices
     authenticator: Authenticator
     metrics: Metrics
+    scrape: Scrape
+    readiness: Readiness
     datasets: Datasets
     select_slots: asyncio.Semaphore
 

@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from curation.service.errors import Refusal
 from curation.service.http.problems import problem, refusal_of
-from curation.service.logs import AccessLog, logger
-from curation.service.metrics import Metrics
+from curation.service.logs import AccessLog
+from curation.service.monitoring.failures import Failures
+from curation.service.monitoring.metrics import Metrics
 from curation.service.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
@@ -28,11 +29,14 @@ _SECURITY_HEADERS = (
 class RequestMiddleware:
     """Pure ASGI middleware, because a step costs about as much as a ``BaseHTTPMiddleware`` would add."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, log: AccessLog) -> None:
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, metrics: Metrics, log: AccessLog, failures: Failures
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._log = log
+        self._failures = failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,8 +69,7 @@ class RequestMiddleware:
                 raise
             slow = isinstance(error, TimeoutError) and not body.whole
             refusal = _too_slow(self._settings.body_seconds) if slow else refusal_of(error)
-            if refusal.kind == "internal":
-                logger.exception("request failed", extra={"fields": {"request": request_id.decode()}})
+            self._failures.take(refusal, error, scope)
             await problem(refusal, request_id.decode())(scope, receive, answer)
         finally:
             self._metrics.open -= 1
@@ -76,7 +79,7 @@ class RequestMiddleware:
         route: Any = scope.get("route")
         path = getattr(route, "path", "unmatched")
         self._metrics.observe(path, scope["method"], status, seconds)
-        if self._settings.access_log:
+        if self._log.wants(status, seconds):
             self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds)
 
 

@@ -1,7 +1,7 @@
 """Problem documents (RFC 9457, ``application/problem+json``): what every refusal is answered with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from curation.errors import CurationError
 from curation.service.errors import Refusal
@@ -118,11 +119,13 @@ def invalid_model(error: ValidationError) -> Refusal:
     return invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception with its document."""
+def install(app: FastAPI, take: Callable[[Refusal, Exception, Scope], None]) -> None:
+    """Answer every exception with its document; ``take`` is told of each."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return problem(refusal_of(error), request.scope.get("state", {}).get("request_id"))
+        refusal = refusal_of(error)
+        take(refusal, error, request.scope)
+        return problem(refusal, request.scope.get("state", {}).get("request_id"))
 
     for kind in (Refusal, RequestValidationError, HTTPException, DBAPIError, PoolTimeout, CurationError, TimeoutError):
         app.add_exception_handler(kind, answer)

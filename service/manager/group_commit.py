@@ -1,10 +1,12 @@
 """Group commit: the reports of all requests that wait go to the store in one transaction, and then all are answered."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from curation.service.monitoring.metrics import Metrics
 from curation.service.session.session import Report
 from curation.service.store import Store
 from curation.service.store.reports import Write
@@ -24,12 +26,18 @@ class GroupCommit:
     twice a group and not twice a request, because each meeting costs a wait for the interpreter.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
+        self._metrics = metrics
         self._pending: list[_Pending] = []
         self._busy = False
         self._stopped = False
         self._thread = ThreadPoolExecutor(1, "curation-writer")
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose commit has not begun."""
+        return len(self._pending)
 
     def stop(self) -> None:
         """End the thread once it has committed what it was given; who still waits is not answered."""
@@ -60,10 +68,15 @@ class GroupCommit:
 
     def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Pending]) -> None:
         outcomes: Sequence[Exception | None]
+        start = time.perf_counter()
         try:
             outcomes = self._store.add_reports([pending.write for pending in group])
+            reports = [report for pending in group for report in pending.write.reports]
+            self._metrics.committed_reports += len(reports)
+            self._metrics.committed_bytes += sum(report.losses.nbytes for report in reports)
         except Exception as error:
             outcomes = [error] * len(group)
+        self._metrics.commit_seconds.observe(time.perf_counter() - start)
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._answer, loop, group, outcomes)
 

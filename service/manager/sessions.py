@@ -5,6 +5,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from curation.service.errors import Refusal
 from curation.service.manager.group_commit import GroupCommit
+from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method
 from curation.service.session.protocols import Epoch, Indices, Losses, State
@@ -23,16 +25,37 @@ from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow, Store
 
 MAX_SESSIONS = 4096
+RECENT_SECONDS = 60.0
+"""A session is at work, and a rank waits, if it asked so short a time ago."""
 
 
 @dataclass
 class Entry:
-    """A session in memory. ``asked``: the last step that each rank asked this server for."""
+    """A session in memory.
+
+    ``asked``: the last step that each rank asked this server for; ``waits``: when it was last told to wait for others;
+    ``used``: when a rank was last answered. Times are of :func:`time.monotonic`.
+    """
 
     row: SessionRow
     session: Session[Any]
     asked: dict[int, int] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
+    used: float = float("-inf")
+
+    def waiting(self, now: float) -> list[int]:
+        """The ranks that wait for other ranks' reports."""
+        return [rank for rank, at in list(self.waits.items()) if now - at < RECENT_SECONDS]
+
+    def state(self, now: float) -> str:
+        """``waiting`` (a rank for others), ``finished`` (each rank had its last step), ``running`` or ``idle``."""
+        if self.waiting(now):
+            return "waiting"
+        asked = list(self.asked.values())
+        if len(asked) == self.row.spec.world_size and min(asked) + 1 == self.session.total_steps:
+            return "finished"
+        return "running" if now - self.used < RECENT_SECONDS else "idle"
 
 
 class SessionManager:
@@ -41,11 +64,13 @@ class SessionManager:
     Args:
         store: where they are kept.
         resident_bytes: what their epochs may take in memory; those unused for longest go.
+        metrics: takes in commits, epochs and evictions.
     """
 
-    def __init__(self, store: Store, *, resident_bytes: int) -> None:
+    def __init__(self, store: Store, *, resident_bytes: int, metrics: Metrics | None = None) -> None:
         self.store = store
-        self.group_commit = GroupCommit(store)
+        self._metrics = metrics or Metrics()
+        self.group_commit = GroupCommit(store, self._metrics)
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Entry]] = {}
         self._resident_bytes = resident_bytes
@@ -109,12 +134,18 @@ class SessionManager:
         for _ in range(3):
             entry = await self.entry(caller, id)
             try:
-                return await self._step(entry, request), entry.row.generation
+                batch = await self._step(entry, request)
             except Refusal as refusal:
+                if refusal.kind == "missing-reports":
+                    entry.waits[request.rank] = time.monotonic()
                 if refusal.kind != "session-changed":
                     raise
                 self.evict(id)
                 changed = refusal
+            else:
+                entry.used = time.monotonic()
+                entry.waits.pop(request.rank, None)
+                return batch, entry.row.generation
         assert changed is not None
         raise changed
 
@@ -210,6 +241,7 @@ class SessionManager:
                 self._entries.move_to_end(id)
                 continue
             total -= oldest.session.nbytes
+            self._metrics.evictions += oldest.session.nbytes > 0
             del self._entries[id]
 
     async def _catch_up(self, entry: Entry) -> None:
@@ -230,14 +262,17 @@ class SessionManager:
 
     async def _open_or_compute(self, entry: Entry, number: int) -> Epoch | None:
         session, row = entry.session, entry.row
+        start = time.perf_counter()
         if number < session.open_epochs:
             epoch = session.epoch(number)
             if epoch is None and session.method.stateful:
                 epoch = await asyncio.to_thread(self._compute, row, session, number)
                 session.put(number, epoch)
+                self._metrics.computed_again.observe(time.perf_counter() - start)
         else:
             record, epoch = await asyncio.to_thread(self._open, row, session, number)
             session.opened(record, epoch)
+            self._metrics.opened.observe(time.perf_counter() - start)
         self._evict_oldest(entry)
         return epoch
 

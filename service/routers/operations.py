@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from curation.service.http.dependencies import App, Reader
@@ -33,15 +33,15 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=problems(503))
 async def readyz(app: App) -> Health:
-    """200 when the store answers, too; 503 otherwise."""
-    await asyncio.to_thread(app.store.ping)
+    """200 when the store takes writes, too; 503 otherwise, with why it does not."""
+    await app.readiness.check()
     return Health(status="ready")
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403))
 async def metrics(app: App, caller: Reader) -> Response:
     """For Prometheus."""
-    return Response(generate_latest(app.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await app.scrape.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/datasets", responses=problems(401, 403))

@@ -25,7 +25,7 @@ from curation.service.session.spec import SessionSpec
 from curation.service.store.blobs import get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
 from curation.service.store.reports import ReportWriter, Write
-from curation.service.store.tables import blobs, epochs, migrate, reports, sessions, tokens
+from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions, tokens
 
 CHOICE = "choice"
 
@@ -111,9 +111,10 @@ class Store:
             self._owner = None
 
     def ping(self) -> None:
-        """Raise where the store cannot be read."""
-        with self.engine.connect() as connection:
-            connection.execute(select(func.count()).select_from(tokens).limit(1))
+        """Raise where the store takes no writes."""
+        query = self._upsert(heartbeat).values(id=0, at=time.time())
+        with self._writing() as connection:
+            connection.execute(query.on_conflict_do_update(index_elements=["id"], set_={"at": query.excluded.at}))
 
     # Sessions
 

@@ -85,8 +85,20 @@ reports = Table(
     Column("losses", LargeBinary, nullable=False),
 )
 
+heartbeat = Table(
+    "heartbeat",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+)
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = ()
+
+def _heartbeat(connection: Connection) -> None:
+    """The row that servers write to see that the store takes writes."""
+    heartbeat.create(connection)
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat,)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
 

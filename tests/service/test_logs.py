@@ -5,7 +5,10 @@ import io
 import json
 import logging
 
-from curation.service.logs import AccessLog, JsonLines, logger
+import pytest
+
+from curation.service.logs import AccessLog, AccessMode, JsonLines, logger
+from curation.service.settings import Settings
 
 
 def written(level: str, paths: list[str], wait: float) -> list[str]:
@@ -39,3 +42,25 @@ def test_lines_gather_and_are_json_whatever_the_path() -> None:
         **{"level": "info", "request": "id-1", "method": "GET", "status": 200, "ms": 1.25}
     }
     assert written("WARNING", paths, 3 * AccessLog.LATE) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"),
+    [
+        ("all", ["quick", "slow", "refused"]),
+        ("slow", ["slow", "refused"]),
+        ("errors", ["refused"]),
+        ("off", []),
+    ],
+)
+def test_which_requests_have_a_line(mode: AccessMode, seen: list[str]) -> None:
+    log = AccessLog(mode, slow_seconds=1)
+    requests = {"quick": (200, 0.01), "slow": (200, 1.5), "refused": (422, 0.01)}
+    assert [name for name, (status, seconds) in requests.items() if log.wants(status, seconds)] == seen
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [(True, "all"), (False, "off"), ("true", "all"), ("0", "off"), ("slow", "slow")]
+)
+def test_the_older_setting_stays_good(given: object, mode: str) -> None:
+    assert Settings(access_log=given).access_log == mode

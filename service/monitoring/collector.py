@@ -1,0 +1,139 @@
+"""Collector of what is read at each scrape: sessions in memory, the group commit, the store's files, the process."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from curation.service.manager.sessions import Entry, SessionManager
+from curation.service.monitoring.metrics import Metrics
+from curation.service.store import Store
+
+SESSIONS = 100
+"""Sessions with metrics of their own: those used last."""
+_SESSION_LABELS = ("session", "method")
+
+
+class StateCollector(Collector):
+    """What a server holds at the moment of a scrape. It may be asked in a thread beside the event loop.
+
+    Args:
+        metrics: whose plain counters it shows too.
+        manager: the sessions of this server.
+        store: where they are kept.
+    """
+
+    def __init__(self, metrics: Metrics, manager: SessionManager, store: Store) -> None:
+        self._metrics, self._manager, self._store = metrics, manager, store
+        self._process = ProcessCollector(registry=None)
+
+    def collect(self) -> Iterable[Metric]:
+        build = GaugeMetricFamily("curation_build_info", "Always 1", labels=("version",))
+        build.add_metric((release(),), 1)
+        yield build
+        yield from self._counts()
+        entries = self._manager.in_memory
+        yield from _totals(entries)
+        yield from _each(entries[-SESSIONS:])
+        yield from _files(self._store)
+        yield from self._process.collect()
+
+    def _counts(self) -> Iterable[Metric]:
+        metrics = self._metrics
+        yield GaugeMetricFamily("curation_requests_open", "Requests being answered", value=metrics.open)
+        yield CounterMetricFamily("curation_batches", "Batches handed out", value=metrics.batches)
+        yield CounterMetricFamily("curation_rows", "Rows in those batches", value=metrics.rows)
+        yield CounterMetricFamily("curation_reports", "Reports acknowledged, repeated ones too", value=metrics.reports)
+        yield CounterMetricFamily(
+            "curation_committed_reports", "Reports committed, repeated ones too", value=metrics.committed_reports
+        )
+        yield CounterMetricFamily(
+            "curation_committed_bytes", "Bytes of the losses in them", value=metrics.committed_bytes
+        )
+        yield CounterMetricFamily(
+            "curation_evictions", "Sessions whose epochs were dropped to keep resident_bytes", value=metrics.evictions
+        )
+        waiting = self._manager.group_commit.waiting
+        yield GaugeMetricFamily("curation_commit_queue", "Requests that wait for a commit to begin", value=waiting)
+
+
+def release() -> str:
+    """The version that is installed; "0" where it runs from a checkout."""
+    try:
+        return version("curation")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _totals(entries: Sequence[Entry]) -> Iterable[Metric]:
+    yield GaugeMetricFamily("curation_sessions_in_memory", "Sessions in memory", value=len(entries))
+    size = sum(entry.session.nbytes for entry in entries)
+    yield GaugeMetricFamily("curation_resident_bytes", "Memory of their epochs", value=size)
+    states = dict.fromkeys(("running", "waiting", "idle", "finished"), 0)
+    now = time.monotonic()
+    for entry in entries:
+        states[entry.state(now)] += 1
+    family = GaugeMetricFamily(
+        "curation_sessions", "Sessions in memory, by what they do: see docs/operations.md", labels=("state",)
+    )
+    for state, count in states.items():
+        family.add_metric((state,), count)
+    yield family
+
+
+def _each(entries: Sequence[Entry]) -> Iterable[Metric]:
+    now = time.monotonic()
+    shown: Sequence[tuple[str, str, Callable[[Entry], float | None]]] = (
+        ("curation_pool_size", "Candidates of a session", lambda entry: entry.row.size),
+        ("curation_kept_share", "Share kept in its latest epoch", _kept),
+        ("curation_ranks_waiting", "Ranks that wait for others' reports", lambda entry: len(entry.waiting(now))),
+        ("curation_rank_gap_steps", "Steps from its slowest rank to its fastest, as this server saw them", _gap),
+        ("curation_slowest_rank", "The number of its slowest rank", _slowest),
+    )
+    for name, text, value in shown:
+        family = GaugeMetricFamily(name, text, labels=_SESSION_LABELS)
+        for entry in entries:
+            found = value(entry)
+            if found is not None:
+                family.add_metric((entry.row.id, entry.row.spec.method), found)
+        yield family
+
+
+def _kept(entry: Entry) -> float:
+    records = entry.session.records
+    return records[-1].layout.rows / entry.row.size if records else 1.0
+
+
+def _gap(entry: Entry) -> float | None:
+    asked = list(entry.asked.values())
+    return max(asked) - min(asked) if asked else None
+
+
+def _slowest(entry: Entry) -> float | None:
+    asked = list(entry.asked.items())
+    return min((step, rank) for rank, step in asked)[1] if asked else None
+
+
+def _files(store: Store) -> Iterable[Metric]:
+    """Sizes of a SQLite store; a PostgreSQL server has an exporter of its own."""
+    if store.shared:
+        return
+    path = Path(str(store.url.database))
+    sizes = GaugeMetricFamily("curation_store_bytes", "Size of the store's files", labels=("file",))
+    for name, file in (("database", path), ("log", path.with_name(f"{path.name}-wal"))):
+        try:
+            sizes.add_metric((name,), file.stat().st_size)
+        except OSError:
+            continue
+    yield sizes
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return
+    free = disk.f_bavail * disk.f_frsize
+    yield GaugeMetricFamily("curation_store_free_bytes", "Bytes free on the store's file system", value=free)
