@@ -61,9 +61,9 @@ class MethodKind:
 
 
 class Parameters(BaseModel):
-    """Base of the methods' own parameters: an unknown name is an error."""
+    """Base of the methods' own parameters: an unknown name is an error, and so is true in place of a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Defaults:

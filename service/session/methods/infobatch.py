@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
@@ -15,13 +16,16 @@ from curation.service.session.methods.base import Defaults, MethodKind, Paramete
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
+Numbers = Annotated[tuple[Annotated[float, Field(strict=True)], ...], Field(strict=False)]
+"""A list in JSON."""
+
 
 class InfoBatchParameters(Parameters):
     """As in :class:`curation.InfoBatch`."""
 
-    prune_ratio: float | tuple[float, ...] = 0.5
+    prune_ratio: float | Numbers = 0.5
     delta: float = 0.875
-    quantiles: tuple[float, ...] | None = None
+    quantiles: Numbers | None = None
     form: Literal["coins", "exact"] = "coins"
 
 
