@@ -8,6 +8,7 @@ from curation.service.session.methods.registry import METHODS
 
 SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
 MAX_BATCH_SIZE = 1 << 20
+MAX_SIZE = 1 << 40
 
 
 class SessionSpec(BaseModel):
@@ -16,7 +17,7 @@ class SessionSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     method: str = Field(description=", ".join(METHODS), max_length=64)
-    size: Annotated[int, Field(ge=1, le=1 << 40)] | None = Field(
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = Field(
         default=None, description="N, the number of candidates; given by the dataset where one is named"
     )
     dataset: str | None = Field(default=None, description="a curated dataset under one of the server's roots")

@@ -1,8 +1,8 @@
 """Sessions of InfoBatch: epochs that leave out a random share of what is learned, by the losses reported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
+
+if TYPE_CHECKING:
+    from curation.service.session.session import EpochRecord
 
 Numbers = Annotated[tuple[Annotated[float, Field(strict=True)], ...], Field(strict=False)]
 """A list in JSON."""
@@ -64,6 +67,10 @@ class InfoBatchMethod(Defaults):
         reweighted = int(np.count_nonzero(changes[codes])) if changes[BAND:].any() else 0
         nbytes = order.nbytes + codes.nbytes
         return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
+
+    def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
+        if np.isinf(state["scores"]).any():
+            raise ValueError("a score is infinite")
 
     def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores = state["scores"].copy()
