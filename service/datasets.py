@@ -48,7 +48,7 @@ class Datasets:
         path = root / name / file
         if _NAME.fullmatch(file) and _inside(path, root):
             return path
-        raise Refusal("bad-dataset", f"dataset {name!r} has no {file}")
+        raise Refusal("not-found", f"dataset {name!r} has no {file}")
 
     def open(self, name: str) -> Dataset:
         """A dataset; it raises SourceError rather than read a file that leads out of the root.
@@ -70,6 +70,22 @@ class Datasets:
         """
         return self.open(name).manifest
 
+    def size(self, name: str, given: int | None) -> int:
+        """The rows of a dataset that a session names; ``given`` is what the session says.
+
+        Raises:
+            Refusal: no such dataset, it has no rows, or not as many as were given.
+        """
+        try:
+            rows = self.manifest(name).rows_out
+        except Refusal as refusal:
+            raise Refusal("bad-dataset", refusal.detail) from refusal
+        if given is not None and given != rows:
+            raise Refusal("bad-dataset", f"size is {given}, but dataset {name!r} has {rows} rows: leave size out")
+        if not rows:
+            raise Refusal("bad-dataset", f"dataset {name!r} has no rows")
+        return rows
+
     def plan(self, name: str) -> BatchPlan:
         """A dataset's batches.
 
@@ -90,7 +106,7 @@ class Datasets:
             for root in self._roots:
                 if _inside(root / name / MANIFEST, root):
                     return root
-        raise Refusal("bad-dataset", f"there is no dataset {name[:128]!r}: GET /v1/datasets lists them")
+        raise Refusal("not-found", f"there is no dataset {name[:128]!r}: GET /v1/datasets lists them")
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -32,6 +32,10 @@ class Settings(BaseSettings):
         default=[], description="further names for the Host header while no token is needed, such as a proxy's"
     )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="larger request bodies are refused")
+    max_reports: int = Field(default=4096, ge=1, description="reports in one request for a step")
+    max_checkpoint_bytes: int = Field(
+        default=16 << 30, ge=1024, description="larger checkpoints are not imported; they wait in TMPDIR meanwhile"
+    )
     request_seconds: float = Field(default=60, gt=0, description="a request that takes longer gets 503")
     body_seconds: float = Field(default=30, gt=0, description="a body that takes longer to arrive gets 408")
     token_seconds: float = Field(default=2, ge=0, description="how long a token's revocation may go unnoticed")

@@ -1,6 +1,5 @@
 """Bodies of requests and answers: JSON for people, Arrow IPC streams for machines, as the headers ask."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from fastapi import Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json, to_json
 
 from curation.plan import BatchPlan
@@ -18,6 +17,7 @@ from curation.service.errors import Refusal
 from curation.service.http.problems import invalid_model
 from curation.service.session.protocols import Losses
 from curation.service.session.session import Batch, Report, StepRequest
+from curation.service.session.spec import MAX_BATCH_SIZE
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
@@ -35,7 +35,7 @@ class ReportBody(BaseModel):
 
     step: int
     losses: list[float | None] = Field(
-        description="one a row; null is 'unknown' (sessions that keep non-finite losses)"
+        max_length=MAX_BATCH_SIZE, description="one a row; null is 'unknown' (sessions that keep non-finite losses)"
     )
 
 
@@ -72,6 +72,7 @@ def is_arrow(request: Request) -> bool:
     return is_arrow_kind(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
 
 
+@lru_cache(maxsize=64)
 def is_arrow_kind(kind: str, encoding: str) -> bool:
     """:func:`is_arrow`, of the headers Content-Type and Content-Encoding."""
     encoding = encoding.strip().lower()
@@ -97,25 +98,38 @@ def wants_arrow(request: Request) -> bool:
     return accepts_arrow(request.headers.get("accept", ""))
 
 
+@lru_cache(maxsize=64)
 def accepts_arrow(accept: str) -> bool:
     """:func:`wants_arrow`, of the header Accept."""
     if accept in ("", JSON):
         return False
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    if ARROW in kinds:
+    weights = dict(map(_media_range, accept.split(",")))
+    anything = weights.get("application/*", weights.get("*/*", 0.0))
+    arrow, json = weights.get(ARROW, anything), weights.get(JSON, anything)
+    if arrow > 0 and (json <= 0 or (ARROW in weights and arrow >= weights.get(JSON, 0.0))):
         return True
-    if any(kind in (JSON, "application/*", "*/*") for kind in kinds):
+    if json > 0:
         return False
     raise Refusal("not-acceptable", f"Accept is {accept[:200]!r}: this server answers {JSON} or {ARROW}")
 
 
-def read_step(body: bytes, arrow: bool, max_bytes: int) -> StepRequest:
-    """Parse a step request, which may expand to ``max_bytes``.
+def _media_range(part: str) -> tuple[str, float]:
+    """A part of the header Accept: what it names, and its weight ``q``."""
+    kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    weight = next((value for name, _, value in (p.partition("=") for p in parameters) if name.strip() == "q"), "1")
+    try:
+        return kind, float(weight)
+    except ValueError:
+        return kind, 0.0
+
+
+def read_step(body: bytes, arrow: bool, max_bytes: int, max_reports: int) -> StepRequest:
+    """Parse a step request, which may expand to ``max_bytes``, and has ``max_reports`` at most.
 
     Raises:
         Refusal: says what does not fit.
     """
-    return _step_from_arrow(body, max_bytes) if arrow else _step_from_json(body)
+    return _step_from_arrow(body, max_bytes, max_reports) if arrow else _step_from_json(body, max_reports)
 
 
 def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
@@ -163,27 +177,22 @@ def read_tables(body: bytes, max_bytes: int) -> tuple[dict[str, Any], pa.Table]:
         Refusal: the body is not Arrow, expands to more than ``max_bytes``, or the request in it is not JSON.
     """
     table = read_table(body, max_bytes)
-    try:
-        request = json.loads((table.schema.metadata or {}).get(b"request", b"{}"))
-    except ValueError as error:
-        raise Refusal("bad-body", f"the schema's metadata 'request' is not JSON: {error}") from error
-    if not isinstance(request, dict):
-        raise Refusal("bad-body", "the schema's metadata 'request' must be a JSON object")
-    return request, table
+    metadata = table.schema.metadata or {}
+    return read_json(metadata.get(b"request", b"{}"), "the schema's metadata 'request'"), table
 
 
-def read_json(body: bytes) -> dict[str, Any]:
+def read_json(body: bytes, where: str = "the body") -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        Refusal: the body is something else.
+        Refusal: ``where`` there is something else.
     """
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refusal("bad-body", f"the body is not JSON: {error}") from error
+        raise Refusal("bad-body", f"{where} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Refusal("bad-body", "the body must be a JSON object")
+        raise Refusal("bad-body", f"{where} must be a JSON object")
     return value
 
 
@@ -222,9 +231,16 @@ def _padding(values: np.ndarray[Any, Any]) -> bytes:
     return bytes(-values.nbytes % _ALIGNMENT)
 
 
-def _step_from_json(body: bytes) -> StepRequest:
+@lru_cache(maxsize=16)
+def _step_body(max_reports: int) -> type[StepBody]:
+    """The model with this server's limit: it stops there instead of making objects of a million reports."""
+    reports: Any = (list[ReportBody], Field(default=[], max_length=max_reports))
+    return create_model("StepBody", __base__=StepBody, reports=reports)
+
+
+def _step_from_json(body: bytes, max_reports: int) -> StepRequest:
     try:
-        asked = StepBody.model_validate_json(body)
+        asked = _step_body(max_reports).model_validate_json(body)
     except ValidationError as error:
         raise invalid_model(error) from error
     reports = [Report(asked.rank, report.step, _losses(report.losses)) for report in asked.reports]
@@ -236,8 +252,8 @@ def _losses(values: Sequence[float | None]) -> Losses:
         return np.array(values, np.float64).astype(np.float32)
 
 
-def _step_from_arrow(body: bytes, max_bytes: int) -> StepRequest:
-    schema, batches = read_batches(body, max_bytes)
+def _step_from_arrow(body: bytes, max_bytes: int, max_reports: int) -> StepRequest:
+    schema, batches = read_batches(body, max_bytes, max_reports)
     metadata, names = schema.metadata or {}, schema.names
     rank, step, generation = (_integer(metadata, name) for name in (b"rank", b"step", b"generation"))
     for name in ("step", "losses"):

@@ -18,6 +18,7 @@ from curation.service.monitoring.metrics import Metrics
 from curation.service.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_BODY_LIMITS: Mapping[str, str] = {"/v1/sessions/import": "max_checkpoint_bytes"}
 _CLIENT_LEFT = 499  # for the log only: its body was not whole yet
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -58,8 +59,9 @@ class RequestMiddleware:
 
         self._metrics.open += 1
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        deadline = _Deadline(self._settings.body_seconds if has_body else self._settings.request_seconds)
-        body = _LimitedBody(self._settings, headers, receive, deadline, whole=not has_body)
+        deadline = Deadline(self._settings.body_seconds if has_body else self._settings.request_seconds)
+        scope["state"]["deadline"] = deadline
+        body = _LimitedBody(self._settings, _body_limit(scope), headers, receive, deadline, whole=not has_body)
         try:
             await deadline.run(self._app(scope, body, answer))
         except ClientDisconnect:
@@ -83,7 +85,7 @@ class RequestMiddleware:
             self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds)
 
 
-class _Deadline:
+class Deadline:
     """A time limit that may be set anew. ``asyncio.timeout`` does the same at five times the cost for each request."""
 
     def __init__(self, seconds: float) -> None:
@@ -132,34 +134,41 @@ class _LimitedBody:
     def __init__(
         self,
         settings: Settings,
+        limit: str,
         headers: Mapping[bytes, bytes],
         receive: Receive,
-        deadline: _Deadline,
+        deadline: Deadline,
         *,
         whole: bool,
     ) -> None:
         self._settings, self._receive, self._deadline = settings, receive, deadline
         declared = headers.get(b"content-length", b"0")
-        self._refused = declared.isdigit() and int(declared) > settings.max_body_bytes
+        self._limit, self._max_bytes = limit, getattr(settings, limit)
+        self._refused = declared.isdigit() and int(declared) > self._max_bytes
         self._seen = 0
         self.whole = whole
 
     async def __call__(self) -> Message:
         if self._refused:
-            raise _too_large(self._settings.max_body_bytes)
+            raise _too_large(self._limit, self._max_bytes)
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             if not self.whole:
                 self._deadline.set(self._settings.request_seconds)
             self.whole = True
         self._seen += len(message.get("body", b""))
-        if self._seen > self._settings.max_body_bytes:
-            raise _too_large(self._settings.max_body_bytes)
+        if self._seen > self._max_bytes:
+            raise _too_large(self._limit, self._max_bytes)
         return message
 
 
-def _too_large(max_bytes: int) -> Refusal:
-    return Refusal("too-large", f"the body is larger than {max_bytes} bytes, this server's limit (max_body_bytes)")
+def _body_limit(scope: Scope) -> str:
+    """The setting that says how large the body may be."""
+    return _BODY_LIMITS.get(scope["path"].removeprefix(scope.get("root_path", "")), "max_body_bytes")
+
+
+def _too_large(limit: str, max_bytes: int) -> Refusal:
+    return Refusal("too-large", f"the body is larger than {max_bytes} bytes, this server's limit ({limit})")
 
 
 def _too_slow(seconds: float) -> Refusal:

@@ -169,9 +169,7 @@ class SessionManager:
         entry = await self.current(caller, id)
         session, row = entry.session, entry.row
         if step < 0 or step > session.known_steps:
-            raise Refusal(
-                "bad-step", f"step {step} was never handed out: open steps are 0 to {session.known_steps - 1}"
-            )
+            raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
         last = max(session.open_epochs - 1, 0)
         epoch = session.epoch_of(step) if step < session.known_steps else last
         check_base(row, epoch)

@@ -1,6 +1,6 @@
 """``/v1/sessions/{id}/choices``: which part of a step's super-batch to train on."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,6 @@ from curation.service.session.choice import FACTORS, SIDES, RankPart
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
-Whole = Annotated[int, Field(strict=True)]
-
 
 class ChoiceBody(BaseModel):
     """What a rank sends of its rows of a super-batch, in the order in which the step named them.
@@ -28,11 +26,11 @@ class ChoiceBody(BaseModel):
     With nothing sent it only asks. ``hard`` reads the learner alone, ``easy`` the reference alone: send no other.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    rank: Whole = 0
-    step: Whole = Field(description="counted from 0 over the session")
-    generation: Whole | None = Field(default=None, description="refuse if the session was rewound since this one")
+    rank: int = 0
+    step: int = Field(description="counted from 0 over the session")
+    generation: int | None = Field(default=None, description="refuse if the session was rewound since this one")
     learner_a: Matrix | None = Field(default=None, description="[n, D] embeddings by the model in training")
     learner_b: Matrix | None = None
     learner_scale: float = 1.0

@@ -50,7 +50,7 @@ async def list_datasets(app: App, caller: Reader) -> DatasetList:
     return DatasetList(datasets=await asyncio.to_thread(app.datasets.names))
 
 
-@router.get("/v1/datasets/{name}", responses=problems(401, 403, 422))
+@router.get("/v1/datasets/{name}", responses=problems(401, 403, 404, 422))
 async def read_dataset(name: str, app: App, caller: Reader) -> dict[str, Any]:
     """A dataset's manifest."""
     manifest = await asyncio.to_thread(app.datasets.manifest, name)

@@ -4,7 +4,7 @@ JSON has everything in one object. With Arrow, arrays are columns (a matrix is a
 rest is a JSON object in the schema's metadata, under ``request``.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -20,9 +20,11 @@ from curation.service.http.openapi import ARROW_BODY, problems, takes
 
 router = APIRouter(prefix="/v1/select", tags=["select"])
 
+Whole = Annotated[int, Field(strict=True)]
+
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ZipFitBody(_Body):
@@ -77,7 +79,7 @@ class B3Body(_Body):
     positives: Matrix = Field(description="[N, D] embeddings, row i belonging to query i")
     batch_size: int = Field(default=1024, ge=1)
     cluster_size: int = Field(default=32, ge=1)
-    ranks: tuple[int, int] = (30, 130)
+    ranks: Annotated[tuple[Whole, Whole], Field(strict=False)] = (30, 130)
     edges: Literal["mutual", "either"] = "mutual"
     repulsion: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     last: Literal["keep", "drop"] = "keep"

@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+from functools import partial
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ from curation.service.http.bodies import (
     wants_arrow,
 )
 from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
+from curation.service.http.files import receive_file, send_file
 from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
@@ -34,6 +37,7 @@ from curation.service.routers.session_models import (
     SessionSummary,
 )
 from curation.service.routers.steps import step
+from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import check_limits, method_kind
 from curation.service.session.spec import SESSION_ID, SessionSpec
 
@@ -156,11 +160,10 @@ async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selecto
         **problems(401, 403, 404, 422, 503),
     },
 )
-async def export_session(id: SessionId, app: App, caller: Reader) -> Response:
+async def export_session(id: SessionId, request: Request, app: App, caller: Reader) -> Response:
     """Everything needed to go on elsewhere, from the present epoch: an Arrow IPC stream for a training checkpoint."""
     entry = await app.sessions.current(caller, id)
-    table = await asyncio.to_thread(checkpoints.export, app.store, app.sessions, entry)
-    return Response(await asyncio.to_thread(write_table, table), media_type=ARROW)
+    return await send_file(request, app.settings, partial(checkpoints.export, app.store, app.sessions, entry))
 
 
 @router.post(
@@ -179,26 +182,26 @@ async def import_session(
     """Make a session from an exported one."""
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
-    body = await request.body()
     id = id or secrets.token_urlsafe(12)
-    if not await asyncio.to_thread(checkpoints.restore, app.store, caller, id, body, app.settings):
+    with NamedTemporaryFile() as file:
+        await receive_file(request, app.settings, file)
+        done = await asyncio.to_thread(_restore, app, caller, id, file.name)
+    if not done:
         raise Refusal("id-taken", f"there is a session {id!r} already: choose another id")
     answer = await _state(app, await app.sessions.entry(caller, id))
     return Response(answer.model_dump_json(), 201, {"Location": f"/v1/sessions/{id}"}, JSON)
 
 
+def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
+    with pa.memory_map(file) as mapped:
+        return checkpoints.restore(app.store, caller, id, mapped.read_buffer(), app.settings, app.datasets)
+
+
 def _candidates(app: AppState, spec: SessionSpec, table: pa.Table | None) -> tuple[int, dict[str, bytes]]:
     """N, and the tables to store with the session."""
-    size = spec.size
+    size = spec.size or 0
     if spec.dataset is not None:
-        rows = app.datasets.manifest(spec.dataset).rows_out
-        if size is not None and size != rows:
-            raise Refusal(
-                "bad-dataset", f"size is {size}, but dataset {spec.dataset!r} has {rows} rows: leave size out"
-            )
-        size = rows
-    if not size:
-        raise Refusal("bad-dataset", f"dataset {spec.dataset!r} has no rows")
+        size = app.datasets.size(spec.dataset, spec.size)
     check_limits(spec, size, app.settings)
     kind = method_kind(spec.method)
     if table is not None and table.num_columns:

@@ -10,7 +10,8 @@ from curation.service.http.bodies import ARROW, JSON, accepts_arrow, is_arrow_ki
 from curation.service.http.dependencies import AppState
 from curation.service.session.caller import Caller
 
-_PATH = re.compile(r"/v1/sessions/([^/]+)/steps")
+_PATH = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{1,64})/steps")
+"""With an id as ``SESSION_ID`` has it: the app refuses all others."""
 
 
 async def step(app: AppState, caller: Caller, id: str, body: bytes, is_arrow: bool, wants_arrow: bool) -> bytes:
@@ -19,7 +20,7 @@ async def step(app: AppState, caller: Caller, id: str, body: bytes, is_arrow: bo
     Raises:
         Refusal: see :meth:`curation.service.manager.sessions.SessionManager.step`.
     """
-    asked = read_step(body, is_arrow, app.settings.max_body_bytes)
+    asked = read_step(body, is_arrow, app.settings.max_body_bytes, app.settings.max_reports)
     batch, generation = await app.sessions.step(caller, id, asked)
     app.metrics.reports += len(asked.reports)
     if batch is not None:

@@ -14,6 +14,7 @@ from curation.service.arrow import write_table
 
 SIDES = ("learner_a", "learner_b", "reference_a", "reference_b")
 FACTORS = ("learner_scale", "learner_bias", "reference_scale", "reference_bias")
+_CHOICE = pa.schema([("positions", pa.int32()), ("scores", pa.float32())])
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Choice(NamedTuple):
     def unpack(cls, data: bytes) -> "Choice":
         """The inverse of :meth:`pack`; raises ``ValueError`` or ``KeyError`` where it is not one."""
         table = pa.ipc.open_stream(data).read_all()
+        if not table.schema.equals(_CHOICE) or table["positions"].null_count or table["scores"].null_count:
+            raise ValueError("a choice has the columns positions int32 and scores float32, without nulls")
         digests = bytes.fromhex(table.schema.metadata[b"digests"].decode())
         return cls(
             table["positions"].to_numpy(),

@@ -10,6 +10,7 @@ from curation.service.session.choice import Choice, RankPart
 
 if TYPE_CHECKING:
     from curation.plan import BatchPlan
+    from curation.service.session.session import EpochRecord
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -70,6 +71,10 @@ class Method(Protocol[E]):
 
     def epoch(self, number: int, state: State) -> E:
         """Pure: the same epoch for the same number and state."""
+
+    def check_state(self, state: State, records: Sequence["EpochRecord"]) -> None:
+        """Raise ``ValueError`` where a state out of a checkpoint, of the right arrays, holds values that no reports
+        lead to after the epochs of ``records``."""
 
     def fold(self, state: State, epoch: E, reports: Iterable[tuple[Indices, Losses]]) -> State:
         """State after an epoch and its reports, each int64[n] positions and float32[n] losses; pure."""

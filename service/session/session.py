@@ -111,6 +111,11 @@ class Session(Generic[E]):
         return self._constant * self.spec.epochs
 
     @property
+    def open_range(self) -> str:
+        """The steps of all open epochs, in words."""
+        return f"open steps are 0 to {self.known_steps - 1}" if self.known_steps else "no step is open yet"
+
+    @property
     def total_steps(self) -> int | None:
         """Steps of the whole session; None until the last epoch is open."""
         return self.known_steps if self.open_epochs == self.spec.epochs else None
@@ -165,9 +170,7 @@ class Session(Generic[E]):
         """
         where = f"the report of rank {report.rank}, step {report.step}"
         if not 0 <= report.step < self.known_steps:
-            raise Refusal(
-                "bad-report", f"{where}: no such step was handed out; open steps are 0 to {self.known_steps - 1}"
-            )
+            raise Refusal("bad-report", f"{where}: no such step was handed out; {self.open_range}")
         length = self.length(report.rank, report.step)
         if len(report.losses) != length:
             raise Refusal("bad-report", f"{where} has {len(report.losses)} losses, but the batch had {length} rows")

@@ -7,21 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from curation.service.session.methods.registry import METHODS
 
 SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
+MAX_BATCH_SIZE = 1 << 20
+MAX_SIZE = 1 << 40
 
 
 class SessionSpec(BaseModel):
     """What a session is; it never changes after creation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     method: str = Field(description=", ".join(METHODS), max_length=64)
-    size: Annotated[int, Field(ge=1, le=1 << 40)] | None = Field(
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = Field(
         default=None, description="N, the number of candidates; given by the dataset where one is named"
     )
     dataset: str | None = Field(default=None, description="a curated dataset under one of the server's roots")
     batch_size: int = Field(
         ge=1,
-        le=1 << 20,
+        le=MAX_BATCH_SIZE,
         description="rows of one rank's batch; of its part of a super-batch, where the method chooses from those",
     )
     epochs: int = Field(default=1, ge=1, le=1_000_000)

@@ -1,16 +1,19 @@
 """Large values of the store: a session's tables, states and choices, each an Arrow stream cut into parts."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from curation.service.session.protocols import State
 from curation.service.store.tables import blobs
 
 PART = 16 << 20
+Bytes = bytes | pa.Buffer
 
 
-def put_blob(connection: Connection, key: int, kind: str, number: int, data: bytes) -> None:
+def put_blob(connection: Connection, key: int, kind: str, number: int, data: Bytes) -> None:
     """Store a value under (session, kind, number)."""
     view = memoryview(data)
     for part, start in enumerate(range(0, max(len(data), 1), PART)):
@@ -19,6 +22,17 @@ def put_blob(connection: Connection, key: int, kind: str, number: int, data: byt
                 session=key, kind=kind, number=number, part=part, data=bytes(view[start : start + PART])
             )
         )
+
+
+def read_parts(engine: Engine, key: int, kind: str, number: int) -> Iterator[bytes]:
+    """The value under (session, kind, number), part by part; nothing where there is none."""
+    query = select(blobs.c.part).where(blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number)
+    with engine.connect() as connection:
+        for part in connection.execute(query.order_by(blobs.c.part)).scalars().all():
+            one = select(blobs.c.data).where(
+                blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number, blobs.c.part == part
+            )
+            yield connection.execute(one).scalar_one()
 
 
 def get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes | None:
@@ -47,5 +61,5 @@ def pack_state(state: State) -> bytes:
 
 def unpack_state(data: bytes) -> State:
     """The inverse of :func:`pack_state`; views of ``data``."""
-    batch = pa.ipc.open_stream(data).read_next_batch()
-    return {name: batch[name].values.to_numpy() for name in batch.schema.names if name != "none"}
+    columns = pa.ipc.open_stream(data).read_all()
+    return {name: columns[name].chunk(0).values.to_numpy() for name in columns.column_names if name != "none"}

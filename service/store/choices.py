@@ -3,6 +3,7 @@
 Blocking calls only. A choice is 8 bytes a row chosen, and stands until the session is rewound to its step or before.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, select
@@ -90,12 +91,13 @@ def read_parts(store: Store, key: StepKey, world_size: int) -> list[RankPart]:
     return parts
 
 
-def choices_from(store: Store, key: int, first: int) -> dict[int, bytes]:
-    """The choices of a session from a step on, by step, as :meth:`Choice.pack` has them."""
+def choices_from(store: Store, key: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Steps of a session from one on, and their choices as :meth:`Choice.pack` has them; read as they are used."""
     query = select(blobs.c.number).where(blobs.c.session == key, blobs.c.kind == CHOICE, blobs.c.number >= first)
     with store.engine.connect() as connection:
         steps = connection.execute(query.order_by(blobs.c.number)).scalars().unique().all()
-        return {step: get_blob(connection, key, CHOICE, step) or b"" for step in steps}
+        for step in steps:
+            yield step, get_blob(connection, key, CHOICE, step) or b""
 
 
 def last_choice(store: Store, key: int) -> int | None:

@@ -8,9 +8,10 @@ time owns the file; on PostgreSQL several replicas share the store.
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from curation.service.errors import Refusal
 from curation.service.session.protocols import State
 from curation.service.session.session import LOSS, EpochRecord, Report
 from curation.service.session.spec import SessionSpec
-from curation.service.store.blobs import get_blob, pack_state, put_blob, unpack_state
+from curation.service.store.blobs import Bytes, get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
 from curation.service.store.reports import ReportWriter, Write
 from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions, tokens
@@ -130,14 +131,17 @@ class Store:
         owner: str | None,
         spec: SessionSpec,
         size: int,
-        tables: Mapping[str, bytes],
+        tables: Mapping[str, Bytes],
         base: int,
         records: Sequence[EpochRecord],
-        state: State | None,
-        restored: Sequence[Report],
-        choices: Mapping[int, bytes] = MappingProxyType({}),
+        state: Bytes | None,
+        restored: Iterable[Report],
+        choices: Mapping[int, Bytes] = MappingProxyType({}),
     ) -> SessionRow | None:
-        """Store a new session that is on its way already; None where the id is taken. ``choices``: by step."""
+        """Store a new session that is on its way already; None where the id is taken.
+
+        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step.
+        """
         created = time.time()
         values = {"id": id, "owner": owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
         query = self._upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
@@ -150,9 +154,10 @@ class Store:
             if records:
                 connection.execute(insert(epochs), [_epoch_row(key, record) for record in records])
             if state is not None and base > 0:
-                put_blob(connection, key, "state", base, pack_state(state))
-            if restored:
-                connection.execute(insert(reports), [_report_row(key, report) for report in restored])
+                put_blob(connection, key, "state", base, state)
+            remaining = iter(restored)
+            while some := [_report_row(key, report) for report in islice(remaining, 256)]:
+                connection.execute(insert(reports), some)
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
         return SessionRow(key, id, owner, 0, spec, size, base, created)

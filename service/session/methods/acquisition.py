@@ -1,9 +1,9 @@
 """Sessions of stochastic acquisition: epochs drawn by scores, which are the losses reported."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from curation.service.session.epochs import Ordered
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
+
+if TYPE_CHECKING:
+    from curation.service.session.session import EpochRecord
 
 
 class AcquisitionParameters(Parameters):
@@ -66,6 +69,13 @@ class AcquisitionMethod(Defaults):
             return order[start:stop], np.ones(stop - start, np.float32)
 
         return Ordered(layout_of(self.spec, k), take, nbytes=order.nbytes)
+
+    def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
+        scores, drawn = state["scores"], state["drawn"]
+        if not np.isfinite(scores).all() or scores.min() < self.lowest_loss:
+            raise ValueError(f"a score is not finite, or lower than {self.lowest_loss:g}")
+        if drawn.max() > 1 or int(drawn.sum()) != self.once * sum(record.layout.rows for record in records):
+            raise ValueError("the candidates drawn are not as many as the epochs had rows")
 
     def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores, drawn = state["scores"].copy(), state["drawn"]

@@ -1,9 +1,9 @@
 """Parts that the methods of sessions share: what each declares of itself, its parameters, and default answers."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +13,9 @@ from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.protocols import Choosing, Indices, Losses, Method, State
 from curation.service.session.spec import SessionSpec
+
+if TYPE_CHECKING:
+    from curation.service.session.session import EpochRecord
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -61,9 +64,9 @@ class MethodKind:
 
 
 class Parameters(BaseModel):
-    """Base of the methods' own parameters: an unknown name is an error."""
+    """Base of the methods' own parameters: an unknown name is an error, and so is true in place of a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Defaults:
@@ -80,6 +83,9 @@ class Defaults:
     @property
     def plan(self) -> BatchPlan | None:
         return None
+
+    def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
+        """Any values do."""
 
 
 class Stateless(Defaults):

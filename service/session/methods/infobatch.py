@@ -1,11 +1,12 @@
 """Sessions of InfoBatch: epochs that leave out a random share of what is learned, by the losses reported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
@@ -15,13 +16,19 @@ from curation.service.session.methods.base import Defaults, MethodKind, Paramete
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
+if TYPE_CHECKING:
+    from curation.service.session.session import EpochRecord
+
+Numbers = Annotated[tuple[Annotated[float, Field(strict=True)], ...], Field(strict=False)]
+"""A list in JSON."""
+
 
 class InfoBatchParameters(Parameters):
     """As in :class:`curation.InfoBatch`."""
 
-    prune_ratio: float | tuple[float, ...] = 0.5
+    prune_ratio: float | Numbers = 0.5
     delta: float = 0.875
-    quantiles: tuple[float, ...] | None = None
+    quantiles: Numbers | None = None
     form: Literal["coins", "exact"] = "coins"
 
 
@@ -60,6 +67,10 @@ class InfoBatchMethod(Defaults):
         reweighted = int(np.count_nonzero(changes[codes])) if changes[BAND:].any() else 0
         nbytes = order.nbytes + codes.nbytes
         return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
+
+    def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
+        if np.isinf(state["scores"]).any():
+            raise ValueError("a score is infinite")
 
     def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores = state["scores"].copy()

@@ -170,7 +170,9 @@ class JestMethod(RandomMethod):
             raise ValueError(f"the choice of step {step} is not {chosen} positions")
         if positions.max() >= stop - start or choice.scores.shape != (chosen,):
             raise ValueError(f"the choice of step {step} lies outside its super-batch")
-        if len(choice.digests) != self.spec.world_size:
+        if not np.isfinite(choice.scores).all():
+            raise ValueError(f"a score of the choice of step {step} is not finite")
+        if len(choice.digests) != self.spec.world_size or any(len(digest) != 16 for digest in choice.digests):
             raise ValueError(f"the choice of step {step} is not of {self.spec.world_size} ranks")
 
 

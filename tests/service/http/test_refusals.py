@@ -210,7 +210,6 @@ def test_what_a_compressed_body_expands_to_is_limited_before_it_is_expanded(
     assert_problem(
         send(f"/v1/sessions/{session}/choices", pa.table({"scores": np.ones(200_000)}), {}), 413, "too-large"
     )
-    assert_problem(send("/v1/sessions/import", large, {}), 413, "too-large")
     assert send("/v1/select/acquire", large.slice(0, 5000), {"k": 1}).status_code == 200
     eight = pa.table({"step": [0], "losses": pa.array([np.ones(8, np.float32)], pa.list_(pa.float32()))})
     assert send(f"/v1/sessions/{session}/steps", eight, {}).status_code == 200

@@ -1,0 +1,78 @@
+"""Files on their way in and out: bodies that are too large for memory, kept in TMPDIR meanwhile.
+
+A long transfer may take its time: the request's limits start anew with each piece.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from errno import ENOSPC
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from curation.service.errors import Refusal
+from curation.service.http.bodies import ARROW
+from curation.service.settings import Settings
+
+PIECE = 1 << 20
+_UNIT = 256 << 20
+"""Bytes for which the work on a file may take as long as any other request."""
+
+
+async def receive_file(request: Request, settings: Settings, file: IO[bytes]) -> None:
+    """Write a request's body into a file; what follows gets time by its size.
+
+    Raises:
+        Refusal: the disk is full.
+    """
+    deadline, pieces, waiting = request.state.deadline, [], 0
+    with _room():
+        async for piece in request.stream():
+            pieces.append(piece)
+            waiting += len(piece)
+            if waiting >= PIECE:
+                await asyncio.to_thread(file.writelines, pieces)
+                pieces, waiting = [], 0
+                deadline.set(settings.body_seconds)
+        await asyncio.to_thread(file.writelines, pieces)
+        await asyncio.to_thread(file.flush)
+    deadline.set(settings.request_seconds * (1 + file.tell() / _UNIT))
+
+
+async def send_file(request: Request, settings: Settings, write: Callable[[IO[bytes]], Any]) -> StreamingResponse:
+    """The answer that ``write`` writes into a file, in a thread, before its first byte is sent.
+
+    Raises:
+        Refusal: the disk is full.
+    """
+    file = TemporaryFile()  # noqa: SIM115 (open until the answer is sent)
+    try:
+        with _room():
+            await asyncio.to_thread(write, file)
+    except BaseException:
+        file.close()
+        raise
+    size = file.tell()
+    file.seek(0)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        with file:
+            while piece := await asyncio.to_thread(file.read, PIECE):
+                request.state.deadline.set(settings.request_seconds)
+                yield piece
+
+    return StreamingResponse(pieces(), media_type=ARROW, headers={"Content-Length": str(size)})
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        detail = f"the server has no room for a checkpoint in {gettempdir()}: its operator may name another TMPDIR"
+        raise Refusal("store-unavailable", detail, retry_after=60) from error
