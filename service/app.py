@@ -20,8 +20,9 @@ from curation.service.http.middleware import RequestMiddleware
 from curation.service.logs import AccessLog
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
+from curation.service.manager.trace import Recorder
 from curation.service.metrics import Metrics
-from curation.service.routers import choices, operations, select, sessions
+from curation.service.routers import choices, operations, select, sessions, trace
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
@@ -31,6 +32,7 @@ ROUTERS = (
     sessions.router,
     choices.router,
     progress.router,
+    trace.router,
     select.router,
     operations.router,
     dashboard.router,
@@ -47,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     store = Store(settings.store)
     manager = SessionManager(store, resident_bytes=settings.resident_bytes)
+    recorder = Recorder(manager)
     metrics = Metrics(lambda: manager.in_memory)
     log = AccessLog()
 
@@ -57,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             await asyncio.to_thread(manager.group_commit.stop)
+            await asyncio.to_thread(recorder.stop)
             store.close()
             log.flush()
 
@@ -74,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         store=store,
         sessions=manager,
         choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        recorder=recorder,
         authenticator=Authenticator(settings, store),
         metrics=metrics,
         datasets=Datasets(settings.datasets),

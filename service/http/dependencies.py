@@ -10,6 +10,7 @@ from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
+from curation.service.manager.trace import Recorder
 from curation.service.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
@@ -24,6 +25,7 @@ class AppState:
     store: Store
     sessions: SessionManager
     choices: Choices
+    recorder: Recorder
     authenticator: Authenticator
     metrics: Metrics
     datasets: Datasets

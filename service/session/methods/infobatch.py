@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
 from curation.service.errors import Refusal
-from curation.service.session.epochs import Ordered
+from curation.service.session.epochs import Ordered, places_in
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
@@ -59,7 +60,8 @@ class InfoBatchMethod(Defaults):
         changes[DROPPED] = False
         reweighted = int(np.count_nonzero(changes[codes])) if changes[BAND:].any() else 0
         nbytes = order.nbytes + codes.nbytes
-        return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
+        find = partial(places_in, order)
+        return Ordered(layout_of(self.spec, len(order)), take, find=find, nbytes=nbytes, reweighted=reweighted)
 
     def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
         scores = state["scores"].copy()
