@@ -19,13 +19,14 @@ from curation.service.http.middleware import RequestMiddleware
 from curation.service.logs import AccessLog
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
+from curation.service.manager.trace import Recorder
 from curation.service.monitoring.collector import StateCollector, release
 from curation.service.monitoring.failures import Failures
 from curation.service.monitoring.loop_lag import measure_lag
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
-from curation.service.routers import choices, operations, select, sessions
+from curation.service.routers import choices, operations, select, sessions, trace
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
@@ -35,6 +36,7 @@ ROUTERS = (
     sessions.router,
     choices.router,
     progress.router,
+    trace.router,
     select.router,
     operations.router,
     dashboard.router,
@@ -56,6 +58,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     store = open_store(settings.store)
     metrics = Metrics()
     manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
+    recorder = Recorder(manager)
     metrics.registry.register(StateCollector(metrics, manager, store))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)
@@ -73,6 +76,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
             readiness.close()
             scrape.close()
             await asyncio.to_thread(manager.group_commit.stop)
+            await asyncio.to_thread(recorder.stop)
             store.close()
             failures.close()
             log.flush()
@@ -91,6 +95,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         store=store,
         sessions=manager,
         choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        recorder=recorder,
         authenticator=Authenticator(settings, store),
         metrics=metrics,
         scrape=scrape,

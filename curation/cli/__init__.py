@@ -29,6 +29,7 @@ COMMANDS = {
     "version": "curation.cli.commands:version",
     "serve": "curation.service.cli:serve",
     "token": "curation.service.cli:token",
+    "trace": "curation.service.trace_command:trace",
 }
 
 INTERRUPTED = 130

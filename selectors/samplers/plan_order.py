@@ -52,3 +52,11 @@ class PlanOrder:
             last = int(np.searchsorted(self.offsets, stop, side="left"))
             rows = np.concatenate([self.plan[int(batch)] for batch in self.order[first:last]])
         return rows[start - self.offsets[first] : stop - self.offsets[first]]
+
+    def places(self, row: int) -> list[int]:
+        """At which rows of the epoch a candidate stands: one, or none where the plan leaves it out. O(rows)."""
+        found = np.flatnonzero(self.plan.indices == row)
+        batches = np.searchsorted(self.plan.offsets, found, side="right") - 1
+        turns = [int(np.flatnonzero(self.order == batch)[0]) for batch in batches]
+        places: list[int] = (self.offsets[turns] + found - self.plan.offsets[batches]).tolist() if turns else []
+        return places

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from curation.service.client.responses import ServiceError as ServiceError
     from curation.service.client.responses import SessionInfo as SessionInfo
     from curation.service.client.responses import StepBatch as StepBatch
+    from curation.service.client.responses import StepRows as StepRows
     from curation.service.client.sampler import RemoteBatchSampler as RemoteBatchSampler
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ServiceError",
     "SessionInfo",
     "StepBatch",
+    "StepRows",
 ]
 
 __getattr__ = face(
@@ -42,5 +44,6 @@ __getattr__ = face(
         "ServiceError": "responses",
         "SessionInfo": "responses",
         "StepBatch": "responses",
+        "StepRows": "responses",
     },
 )

@@ -27,7 +27,7 @@ from curation.service.client.requests import (
     new_id,
     next_attempt,
 )
-from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch
+from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch, StepRows
 
 
 class Client:
@@ -154,6 +154,30 @@ class Client:
             for summary in page["sessions"]:
                 yield summary
             after = page["next"]
+
+    def step_rows(self, session: str, step: int, *, rank: int | None = None) -> StepRows:
+        """Which rows were in a step, on all ranks or on one, with what weight and loss."""
+        return self._send(self._requests.step_rows(session, step, rank))
+
+    def row_visits(self, session: str, row: int) -> list[dict[str, Any]]:
+        """Every visit of a row, oldest first: ``epoch``, ``step``, ``rank``, ``position``, ``weight``, ``loss``."""
+        visits: list[dict[str, Any]] = []
+        first: int | None = None
+        while True:
+            page = self._send(self._requests.row_visits(session, row, first))
+            visits += page["visits"]
+            first = page["next"]
+            if first is None:
+                return visits
+
+    def spikes(self, session: str, *, top: int = 10, **options: int | float) -> list[dict[str, Any]]:
+        """Steps whose mean loss stands out, the worst first, with their rows of the highest losses.
+
+        Options are ``threshold`` (robust deviations), and ``first`` and ``limit`` (steps to read; the last 10,000).
+        """
+        page = self._send(self._requests.spikes(session, top=top, **options))
+        spikes: list[dict[str, Any]] = page["spikes"]
+        return spikes
 
     def delete(self, session: str) -> None:
         """Forget a session and its reports."""

@@ -21,6 +21,7 @@ from curation.service.client.responses import (
     ServiceError,
     SessionInfo,
     StepBatch,
+    StepRows,
     read_chosen,
     read_error,
     read_info,
@@ -28,6 +29,7 @@ from curation.service.client.responses import (
     read_plan,
     read_selection,
     read_step,
+    read_step_rows,
 )
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -51,7 +53,7 @@ class Request(Generic[T]):
     read: Callable[[httpx.Response], T]
     content: bytes | None = None
     kind: str = "application/json"
-    query: Mapping[str, str | int] | None = None
+    query: Mapping[str, str | int | float] | None = None
     poll: "Request[T] | None" = None
 
 
@@ -147,6 +149,17 @@ class Requests:
 
     def sessions(self, after: int) -> Request[dict[str, Any]]:
         return Request("GET", "/v1/sessions", read_json, query={"after": after})
+
+    def step_rows(self, session: str, step: int, rank: int | None) -> Request[StepRows]:
+        query = {} if rank is None else {"rank": rank}
+        return Request("GET", f"/v1/sessions/{session}/steps/{step}/rows", read_step_rows, query=query)
+
+    def row_visits(self, session: str, row: int, first: int | None) -> Request[dict[str, Any]]:
+        query = {} if first is None else {"first": first}
+        return Request("GET", f"/v1/sessions/{session}/rows/{row}", read_json, query=query)
+
+    def spikes(self, session: str, **options: int | float) -> Request[dict[str, Any]]:
+        return Request("GET", f"/v1/sessions/{session}/spikes", read_json, query=options)
 
     def delete(self, session: str) -> Request[None]:
         return Request("DELETE", f"/v1/sessions/{session}", lambda answer: None)

@@ -68,6 +68,27 @@ class ChosenBatch(NamedTuple):
     generation: int
 
 
+class StepRows(NamedTuple):
+    """Rows that a step handed out, by rank and position: of a super-batch, those chosen.
+
+    ``ranks`` int32[n], ``positions`` int64[n] in the rank's batch, ``rows`` int64[n], ``weights`` float32[n],
+    ``losses`` float32[n] (NaN where none was reported), ``reported`` bool[n], ``scores`` float32[n], the logits (nats)
+    that rows were chosen at, or None. ``chosen`` False: nothing is chosen of the super-batch yet, and these are its
+    rows; None: the method chooses from none.
+    """
+
+    epoch: int
+    step: int
+    chosen: bool | None
+    ranks: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    losses: npt.NDArray[np.float32]
+    reported: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32] | None
+
+
 @dataclass(frozen=True)
 class SessionInfo:
     """How a session stands. ``raw`` is the whole answer, with each rank's progress."""
@@ -134,6 +155,26 @@ def read_chosen(answer: httpx.Response) -> ChosenBatch:
         bool(metadata["end_of_epoch"]),
         bool(metadata["end_of_session"]),
         metadata["generation"],
+    )
+
+
+def read_step_rows(answer: httpx.Response) -> StepRows:
+    table = pa.ipc.open_stream(answer.content).read_all()
+    metadata = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    ranks, positions, rows, weights, losses, reported = (
+        _copied(table[name]) for name in ("rank", "position", "row", "weight", "loss", "reported")
+    )
+    return StepRows(
+        int(metadata["epoch"]),
+        int(metadata["step"]),
+        bool(int(metadata["chosen"])) if metadata["chosen"] else None,
+        ranks,
+        positions,
+        rows,
+        weights,
+        losses,
+        reported,
+        _copied(table["score"]) if "score" in table.column_names else None,
     )
 
 

@@ -10,6 +10,7 @@ from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
+from curation.service.manager.trace import Recorder
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
@@ -26,6 +27,7 @@ class AppState:
     store: Store
     sessions: SessionManager
     choices: Choices
+    recorder: Recorder
     authenticator: Authenticator
     metrics: Metrics
     scrape: Scrape

@@ -40,6 +40,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "bad-body": (422, "The body does not fit"),
     "bad-parameters": (422, "The session's parameters are wrong"),
     "bad-rank": (422, "The rank is unknown"),
+    "bad-row": (422, "The row is unknown"),
     "bad-step": (422, "The step is unknown"),
     "bad-report": (422, "A report does not fit its batch"),
     "other-method": (422, "The session's method does not do this"),

@@ -283,7 +283,7 @@ class SessionManager:
             missing = session.missing(number - 1, *self.store.reported(row.key, before.first_step, before.end))
             if len(missing) and row.spec.on_missing == "wait":
                 raise _missing_reports(number, missing)
-            state = self._fold_reports(row, session, number - 1, self.state(row, session, number - 1), missing)
+            state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
         record, epoch = session.opening(number, state, missing)
         if not self.store.open_epoch(row.key, row.generation, record, state):
             record = self.store.records(row)[number]
@@ -291,11 +291,11 @@ class SessionManager:
                 stored = self.store.state(row.key, number)
                 if stored is None or stored[0] != number:
                     raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)
-                epoch = session.method.epoch(number, stored[1])
+                epoch = session.make_epoch(number, stored[1])
         return record, epoch
 
     def _compute(self, row: SessionRow, session: Session[Any], number: int) -> Epoch:
-        epoch: Epoch = session.method.epoch(number, self.state(row, session, number))
+        epoch: Epoch = session.make_epoch(number, self.state(row, session, number))
         return epoch
 
     def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
@@ -303,14 +303,21 @@ class SessionManager:
         stored = self.store.state(row.key, number) if number else None
         start, state = stored or (0, session.method.start())
         for epoch in range(start, number):
-            state = self._fold_reports(row, session, epoch, state, session.records[epoch + 1].missing)
+            state = self.fold(row, session, epoch, state, session.records[epoch + 1].missing)
         return state
 
-    def _fold_reports(
-        self, row: SessionRow, session: Session[Any], number: int, state: State, missing: np.ndarray[Any, Any]
+    def fold(
+        self,
+        row: SessionRow,
+        session: Session[Any],
+        number: int,
+        state: State,
+        missing: np.ndarray[Any, Any],
+        epoch: Epoch | None = None,
     ) -> State:
+        """The state after an open epoch, from the one it starts with and its reports. Blocking."""
         record = session.records[number]
-        epoch = session.epoch(number) or session.method.epoch(number, state)
+        epoch = epoch or session.epoch(number) or session.make_epoch(number, state)
         skipped = {(int(rank), int(step)) for rank, step in missing}
 
         def reports() -> Iterator[tuple[Indices, Losses]]:

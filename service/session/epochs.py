@@ -1,9 +1,15 @@
 """Epoch in memory: one order of rows, and how it is split into steps and ranks."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from curation.selectors.samplers.split import Split
-from curation.service.session.protocols import Indices, Weights
+from curation.service.session.protocols import Indices, Visit, Weights
+
+CHUNK = 1 << 20
+"""Rows of an order that are looked through at a time."""
 
 
 class Ordered:
@@ -12,6 +18,7 @@ class Ordered:
     Args:
         layout: how the order is split.
         take: int64[stop - start] positions and float32 weights of ``order[start:stop]``.
+        find: where in the order a row stands, once or several times; None: the order is looked through.
         nbytes: what ``take`` keeps resident.
         reweighted: rows whose weight is not 1.
     """
@@ -21,6 +28,7 @@ class Ordered:
         layout: Split,
         take: Callable[[int, int], tuple[Indices, Weights]],
         *,
+        find: Callable[[int], Sequence[int]] | None = None,
         nbytes: int = 0,
         reweighted: int = 0,
     ) -> None:
@@ -30,6 +38,7 @@ class Ordered:
         self.nbytes = nbytes
         self.reweighted = reweighted
         self.take = take
+        self.find = find or self._look_through
 
     def length(self, rank: int, step: int) -> int:
         start, stop = self.layout.span(rank, step)
@@ -41,3 +50,29 @@ class Ordered:
     def everything(self) -> Indices:
         """int64[rows]: the whole order."""
         return self.take(0, self.rows)[0]
+
+    def visits(self, row: int) -> list[Visit]:
+        """Where a row is handed out, by step and rank. O(log steps + log ranks) beside ``find``."""
+        return [visit for place in sorted(self.find(row)) for visit in self._visits_of(place)]
+
+    def _visits_of(self, place: int) -> Iterator[Visit]:
+        """Who gets a place of the order: nobody where it was left out, several ranks where there was too little."""
+        span, last = self.layout.span, self.layout.world_size - 1
+        step = bisect_right(range(self.steps), place, key=lambda step: span(last, step)[1])
+        if step == self.steps:
+            return
+        rank = bisect_right(range(last + 1), place, key=lambda rank: span(rank, step)[1])
+        while rank <= last and span(rank, step)[0] <= place:
+            yield Visit(step, rank, place - span(rank, step)[0])
+            rank += 1
+
+    def _look_through(self, row: int) -> list[int]:
+        chunks = range(0, self.rows, CHUNK)
+        found = [start + np.flatnonzero(self.take(start, min(start + CHUNK, self.rows))[0] == row) for start in chunks]
+        return [int(place) for places in found for place in places]
+
+
+def places_in(order: Indices, row: int) -> list[int]:
+    """Where a row stands in an order that is kept whole; a chunk at a time, so that little memory is taken."""
+    found = [start + np.flatnonzero(order[start : start + CHUNK] == row) for start in range(0, len(order), CHUNK)]
+    return [int(place) for places in found for place in places]

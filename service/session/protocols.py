@@ -1,7 +1,7 @@
 """Protocols of session methods: what a method, and each of its epochs, must offer to be served."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,14 @@ Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 Losses = npt.NDArray[np.float32]
 State = Mapping[str, npt.NDArray[Any]]
+
+
+class Visit(NamedTuple):
+    """One handing out of a row: ``step`` counts within the epoch, ``position`` within the rank's batch."""
+
+    step: int
+    rank: int
+    position: int
 
 
 class Epoch(Protocol):
@@ -42,6 +50,9 @@ class Epoch(Protocol):
 
     def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
         """int64[n] positions and float32[n] weights of a batch; ``step`` counts within the epoch."""
+
+    def visits(self, row: int) -> Sequence[Visit]:
+        """Where a row is handed out, by step and rank; of a super-batch, to embed it."""
 
 
 E = TypeVar("E", bound=Epoch)

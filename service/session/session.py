@@ -222,10 +222,18 @@ class Session(Generic[E]):
 
         The number is given because another replica may open the epoch while this one computes it.
         """
-        epoch = self.method.epoch(number, state)
+        epoch = self.make_epoch(number, state)
         first = self.records[number - 1].end if number else 0
         layout = RowSplit(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
         return EpochRecord(number, first, layout, epoch.reweighted, missing), epoch
+
+    def make_epoch(self, number: int, state: State) -> E:
+        """An epoch from the state that it starts with."""
+        return self.method.epoch(number, state)
+
+    def ranks_at(self, step: int) -> int:
+        """How many ranks share an open step."""
+        return self.spec.world_size
 
     def opened(self, record: EpochRecord, epoch: E | None = None) -> None:
         """Take in an epoch that this server opened, or (without its order) another replica."""
@@ -243,5 +251,5 @@ class Session(Generic[E]):
 
     def _epoch(self, number: int) -> E:
         if number not in self._epochs:
-            self.put(number, self.method.epoch(number, {}))
+            self.put(number, self.make_epoch(number, {}))
         return self._epochs[number]

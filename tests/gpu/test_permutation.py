@@ -49,3 +49,12 @@ def test_a_large_order_looks_random() -> None:
 def test_sizes_out_of_range_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="size must be between"):
         Permutation(size, (0,))
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000, SMALL, SMALL + 1, 100_003, 10**9 + 7])
+def test_position_is_the_inverse(size: int) -> None:
+    order = Permutation(size, (5, 2))
+    for position in np.random.default_rng(0).integers(0, size, 20).tolist():
+        assert order.position(int(order[position : position + 1][0])) == position
+    with pytest.raises(ValueError, match="is none of 0 to"):
+        order.position(size)

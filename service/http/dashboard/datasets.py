@@ -1,24 +1,14 @@
-"""Rows of a curated dataset as a page shows them: by position in the shards, long values cut short."""
-
-import json
-import math
-from typing import Any
+"""Datasets as the dashboard shows them: a page of rows by position in the shards, and a plan in numbers."""
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from curation.dataset.manifest import BATCHES, Manifest
-from curation.errors import SourceError
 from curation.plan import BatchPlan
 from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
 from curation.service.http.dashboard.sessions import sizes_of
-
-LONGEST = 4000
-ITEMS = 8
-EXACT = 1 << 53
-
-Cell = str | int | float | bool | None
+from curation.service.http.rows import Cell, read_rows
 
 
 class ShownRow(BaseModel):
@@ -33,6 +23,7 @@ class Page(BaseModel):
 
     columns: list[str]
     text: str | None = Field(description="the column that says most to a reader")
+    images: list[str] = Field(description="columns of pictures, which .../rows/{position}/image shows")
     rows: list[ShownRow]
     start: int
     total: int = Field(description="rows of the batch, or of the dataset")
@@ -77,8 +68,7 @@ def read_page(datasets: Datasets, name: str, batch: int | None, start: int, limi
     Raises:
         Refusal: there is no such dataset or batch, or its files cannot be read.
     """
-    dataset = datasets.open(name)
-    total = len(dataset)
+    total = len(datasets.open(name))
     positions = np.arange(min(start, total), min(start + limit, total))
     if batch is not None:
         plan = datasets.plan(name)
@@ -86,19 +76,14 @@ def read_page(datasets: Datasets, name: str, batch: int | None, start: int, limi
             raise Refusal("bad-dataset", f"dataset {name!r} has batches 0 to {len(plan) - 1}, not {batch}")
         total = len(plan[batch])
         positions = plan[batch][start : start + limit]
-    try:
-        rows = dataset.rows(positions).to_pylist()
-        columns, text = dataset.schema.names, dataset.text_column
-    except (SourceError, IndexError) as error:
-        # The error names paths of the server.
-        file = next((shard for shard in dataset.shards if shard in str(error)), "a shard")
-        raise Refusal("bad-dataset", f"{file} of dataset {name!r} cannot be read") from error
+    rows = read_rows(datasets, name, positions)
     return Page(
-        columns=columns,
-        text=text,
+        columns=rows.columns,
+        text=rows.text,
+        images=rows.images,
         rows=[
-            ShownRow(position=position, cells=[_cell(row[column]) for column in columns])
-            for position, row in zip(positions.tolist(), rows, strict=True)
+            ShownRow(position=position, cells=cells)
+            for position, cells in zip(positions.tolist(), rows.cells, strict=True)
         ],
         start=start,
         total=total,
@@ -112,22 +97,6 @@ def has_plan(datasets: Datasets, name: str) -> bool:
     except Refusal:
         return False
     return True
-
-
-def _cell(value: Any) -> Cell:
-    if isinstance(value, str):
-        return value if len(value) <= LONGEST else f"{value[:LONGEST]}… ({len(value):,} characters)"
-    if isinstance(value, bytes):
-        return f"{len(value):,} bytes"
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < EXACT else str(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, list) and len(value) > ITEMS:
-        return f"{json.dumps(value[:ITEMS], default=str)[:-1]}, … ({len(value):,} items)"[:LONGEST]
-    return json.dumps(value, default=str, ensure_ascii=False)[:LONGEST]
 
 
 def _hardness(manifest: Manifest) -> dict[str, dict[str, float | None]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from curation.selectors.acquisition import StochasticAcquisition
 from curation.service.errors import Refusal
-from curation.service.session.epochs import Ordered
+from curation.service.session.epochs import Ordered, places_in
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
@@ -68,7 +69,7 @@ class AcquisitionMethod(Defaults):
         def take(start: int, stop: int) -> tuple[Indices, Weights]:
             return order[start:stop], np.ones(stop - start, np.float32)
 
-        return Ordered(layout_of(self.spec, k), take, nbytes=order.nbytes)
+        return Ordered(layout_of(self.spec, k), take, find=partial(places_in, order), nbytes=order.nbytes)
 
     def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
         scores, drawn = state["scores"], state["drawn"]

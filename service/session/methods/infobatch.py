@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import Field
 from curation.gpu.pruning import BAND, DROPPED, KEPT
 from curation.selectors.infobatch.rule import Fates, Rule
 from curation.service.errors import Refusal
-from curation.service.session.epochs import Ordered
+from curation.service.session.epochs import Ordered, places_in
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
@@ -66,7 +67,8 @@ class InfoBatchMethod(Defaults):
         changes[DROPPED] = False
         reweighted = int(np.count_nonzero(changes[codes])) if changes[BAND:].any() else 0
         nbytes = order.nbytes + codes.nbytes
-        return Ordered(layout_of(self.spec, len(order)), take, nbytes=nbytes, reweighted=reweighted)
+        find = partial(places_in, order)
+        return Ordered(layout_of(self.spec, len(order)), take, find=find, nbytes=nbytes, reweighted=reweighted)
 
     def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
         if np.isinf(state["scores"]).any():

@@ -46,7 +46,7 @@ class SuperBatches(Ordered):
     """An epoch of super-batches. A report of losses is about what was chosen, so its length is the share's."""
 
     def __init__(self, layout: Split, whole: Ordered, jest: "JEST") -> None:
-        super().__init__(layout, whole.take, nbytes=whole.nbytes)
+        super().__init__(layout, whole.take, find=whole.find, nbytes=whole.nbytes)
         self._jest = jest
 
     def length(self, rank: int, step: int) -> int:

@@ -48,7 +48,7 @@ class PlanMethod(Stateless):
         def take(start: int, stop: int) -> tuple[Indices, Weights]:
             return order.rows(start, stop), np.ones(stop - start, np.float32)
 
-        return Ordered(layout, take, nbytes=order.nbytes)
+        return Ordered(layout, take, find=order.places, nbytes=order.nbytes)
 
 
 def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:

@@ -32,7 +32,7 @@ class RandomMethod(Stateless):
         def take(start: int, stop: int) -> tuple[Indices, Weights]:
             return order[start:stop], np.ones(stop - start, np.float32)
 
-        return Ordered(layout_of(self.spec, self.size), take)
+        return Ordered(layout_of(self.spec, self.size), take, find=lambda row: [order.position(row)])
 
 
 def random(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
