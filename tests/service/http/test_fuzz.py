@@ -241,7 +241,7 @@ class Target:
         seconds = time.monotonic() - start
         self.sent[answer.status_code] = self.sent.get(answer.status_code, 0) + 1
         if answer.status_code >= 500 and answer.status_code != 503:
-            return answer.text
+            return f"{answer.text}; the log ends with {self._server.log.read_text()[-3000:]}"
         if seconds > MOST_SECONDS:
             return f"{seconds:.1f} s"
         growth = self._memory.memory_info().rss - self._start
@@ -279,11 +279,11 @@ def test_no_body_does_harm(target: tuple[Target, list[Case]]) -> None:
     for case in Mutator(cases + corpus(), SEED):
         harm = server.send(case)
         if harm is not None:
-            name = f"{case.name}, seed {SEED}, body {sent}: {harm}"[:300]
+            name = f"{case.name}, seed {SEED}, body {sent}"
             with CORPUS.open("a") as file:
                 body = base64.b64encode(case.body).decode()
                 file.write(json.dumps({"name": name, "path": case.path, "body": body}) + "\n")
-            pytest.fail(f"{name}. The body was added to {CORPUS}: keep it there")
+            pytest.fail(f"{name}: {harm}\nThe body was added to {CORPUS}: keep it there")
         sent += 1
         if time.monotonic() > end:
             break
