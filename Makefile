@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/.ready-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format client types wheel ci clean
+.PHONY: help quickstart test fuzz lint format client types wheel ci clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ quickstart: $(READY)  ## Set up and curate the standard library's functions into
 
 test: $(DEV_READY)  ## Set up and pass the tests (7 to 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q
+
+fuzz: SEED ?= $(shell date +%s)
+fuzz: SECONDS ?= 600
+fuzz: $(DEV_READY)  ## Send the service Arrow bodies that nobody would send, for ten minutes (SECONDS=, SEED=)
+	CURATION_FUZZ_SECONDS=$(SECONDS) CURATION_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -n 0 -s tests/service/http/test_fuzz.py
 
 lint: $(DEV_READY)  ## Lint, check the format and the generated client
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ SEVERAL = {
     "selectors/infobatch/test_state.py": "states and ranks of the method",
     "selectors/samplers/test_resume.py": "every sampler: saved anywhere, resumed",
     "selectors/samplers/test_samplers.py": "every sampler: epochs, ranks and parameters",
+    "service/http/test_fuzz.py": "Arrow bodies to every route",
     "service/http/test_refusals.py": "every refusal of every route",
     "service/session/test_same_batches.py": "every method: sessions and samplers hand out the same",
     "service/store/test_postgres.py": "the whole store on another database",

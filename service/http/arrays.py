@@ -54,12 +54,13 @@ def matrix_of(name: str, values: Any) -> Any:
         flat = values.flatten()
         if flat.null_count:
             raise Refusal("bad-body", f"column {name} holds nulls")
-        matrix = np.array(flat.to_numpy(), np.float32).reshape(len(values), values.type.list_size)
+        with np.errstate(over="ignore"):  # an infinity is refused just below
+            matrix = np.array(flat.to_numpy(), np.float32).reshape(len(values), values.type.list_size)
     else:
         widths = {len(row) for row in values}
         if len(widths) > 1:
             raise Refusal("bad-body", f"{name}: rows have {min(widths)} to {max(widths)} columns: give each as many")
-        with np.errstate(over="ignore"):  # an infinity is refused just below
+        with np.errstate(over="ignore"):
             matrix = np.array(values, np.float32).reshape(len(values), *(widths or {0}))
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():

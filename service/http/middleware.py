@@ -19,6 +19,7 @@ from curation.service.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _BODY_LIMITS: Mapping[str, str] = {"/v1/sessions/import": "max_checkpoint_bytes"}
+_ONCE = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"x-request-id"})
 _CLIENT_LEFT = 499  # for the log only: its body was not whole yet
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -63,6 +64,8 @@ class RequestMiddleware:
         scope["state"]["deadline"] = deadline
         body = _LimitedBody(self._settings, _body_limit(scope), headers, receive, deadline, whole=not has_body)
         try:
+            if len(headers) < len(scope["headers"]):
+                _check_repeated(scope["headers"])
             await deadline.run(self._app(scope, body, answer))
         except ClientDisconnect:
             status = _CLIENT_LEFT
@@ -83,6 +86,14 @@ class RequestMiddleware:
         self._metrics.observe(path, scope["method"], status, seconds)
         if self._log.wants(status, seconds):
             self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds)
+
+
+def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a header that says who asks, or what, and stands there twice: a proxy may have read the other one."""
+    names = [name for name, _ in headers if name in _ONCE]
+    for name in set(names):
+        if names.count(name) > 1:
+            raise Refusal("bad-request", f"the header {name.decode().title()} stands there twice: send it once")
 
 
 class Deadline:

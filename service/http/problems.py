@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from curation.errors import CurationError
@@ -93,10 +94,7 @@ def refusal_of(error: Exception) -> Refusal:
         return invalid(error.errors())
     if isinstance(error, HTTPException):
         kind = {404: "not-found", 405: "bad-method", 406: "not-acceptable", 413: "too-large"}.get(error.status_code)
-        allow = (error.headers or {}).get("Allow")
-        refusal = Refusal(kind or "bad-request", str(error.detail))
-        refusal.members = {"allow": allow} if allow else {}
-        return refusal
+        return Refusal(kind or "bad-request", str(error.detail))
     if isinstance(error, DBAPIError | PoolTimeout):
         return Refusal("store-unavailable", "the store did not answer; nothing was changed: try again", retry_after=1)
     if isinstance(error, TimeoutError):
@@ -104,6 +102,18 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, CurationError):
         return Refusal("bad-body", str(error))
     return Refusal("internal", "an unexpected error; the server's log has it under this request's id")
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path; Starlette names those of the first."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
+    scopes = [scope | {"method": method} for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")]
+    allowed = [
+        str(scope["method"])
+        for scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]
+    return ", ".join(allowed)
 
 
 def invalid(errors: Any) -> Refusal:
@@ -125,6 +135,8 @@ def install(app: FastAPI, take: Callable[[Refusal, Exception, Scope], None]) -> 
 
     async def answer(request: Request, error: Exception) -> Response:
         refusal = refusal_of(error)
+        if refusal.kind == "bad-method":
+            refusal.members["allow"] = _allowed(request)
         take(refusal, error, request.scope)
         return problem(refusal, request.scope.get("state", {}).get("request_id"))
 

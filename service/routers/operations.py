@@ -25,12 +25,14 @@ class DatasetList(BaseModel):
     datasets: list[str]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Health:
     """200 while the process answers at all."""
     return Health(status="alive")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=problems(503))
 async def readyz(app: App) -> Health:
     """200 when the store takes writes, too; 503 otherwise, with why it does not."""

@@ -1,6 +1,7 @@
 """Large values of the store: a session's tables, states and choices, each an Arrow stream cut into parts."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from curation.service.session.protocols import State
 from curation.service.store.tables import blobs
 
 PART = 16 << 20
-Bytes = bytes | pa.Buffer
+Bytes: TypeAlias = bytes | pa.Buffer
 
 
 def put_blob(connection: Connection, key: int, kind: str, number: int, data: Bytes) -> None:

@@ -173,13 +173,13 @@ async def show_datasets(app: App, caller: Reader) -> DatasetLines:
     return await asyncio.to_thread(_datasets, app)
 
 
-@router.get("/datasets/{name}", responses=problems(401, 403, 422))
+@router.get("/datasets/{name}", responses=problems(401, 403, 404, 422))
 async def show_dataset(name: str, app: App, caller: Reader) -> DatasetView:
     """A dataset's steps and its plan."""
     return await asyncio.to_thread(_dataset, app, name)
 
 
-@router.get("/datasets/{name}/rows", responses=problems(401, 403, 422))
+@router.get("/datasets/{name}/rows", responses=problems(401, 403, 404, 422))
 async def show_rows(
     name: str,
     app: App,
@@ -195,7 +195,7 @@ async def show_rows(
 @router.get(
     "/datasets/{name}/report",
     response_class=Response,
-    responses={200: {"content": {"text/html": {}}, "description": "The report"}, **problems(401, 403, 422)},
+    responses={200: {"content": {"text/html": {}}, "description": "The report"}, **problems(401, 403, 404, 422)},
 )
 async def show_report(name: str, app: App, caller: Reader) -> FileResponse:
     """A dataset's ``report.html``, which its policy keeps from this origin."""

@@ -93,10 +93,11 @@ def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) ->
     parameters = check_parameters(AcquisitionParameters, spec)
     scores = np.ones(size, np.float32)
     try:
-        if "scores" in tables:
-            scores = tables["scores"]["scores"].to_numpy().astype(np.float32)
-        elif parameters.scores is not None:
-            scores = np.array(parameters.scores, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes an infinity is refused below
+            if "scores" in tables:
+                scores = tables["scores"]["scores"].to_numpy().astype(np.float32)
+            elif parameters.scores is not None:
+                scores = np.array(parameters.scores, np.float32)
         selector = StochasticAcquisition(kind=parameters.kind, beta=parameters.beta, shift=parameters.shift)
         if scores.shape != (size,):
             raise ValueError(f"scores has {len(scores)} entries, but there are {size} candidates")

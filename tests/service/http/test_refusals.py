@@ -247,3 +247,91 @@ def test_a_body_that_never_comes_is_given_up(url: str) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
         assert raw.recv(12) == b"HTTP/1.1 408"
+
+
+def test_what_a_path_allows_is_all_of_it(http: httpx.Client, session: str, assert_problem: Problem) -> None:
+    for path, methods in (("/v1/sessions", "GET, POST"), (f"/v1/sessions/{session}", "DELETE, GET")):
+        answer = http.put(path)
+        assert_problem(answer, 405, "bad-method")
+        allowed = answer.headers["allow"].split(", ")
+        assert set(methods.split(", ")) <= set(allowed), path
+
+
+def test_health_is_asked_with_head(http: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("id", ["a%00b", "a b", "ä", "x" * 65, "a%0A"])
+def test_a_bad_id_is_refused_alike_everywhere(http: httpx.Client, id: str, assert_problem: Problem) -> None:
+    assert_problem(http.get(f"/v1/sessions/{id}"), 422, "bad-body")
+    for route in ("steps", "choices", "rewind"):
+        assert_problem(http.post(f"/v1/sessions/{id}/{route}", json={"step": 0}), 422, "bad-body")
+
+
+def test_a_header_that_decides_stands_once(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    for twice in (b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n", b"Host: localhost\r\n"):
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall(b"GET /v1/sessions HTTP/1.1\r\nHost: localhost\r\n" + twice + b"\r\n")
+            assert raw.recv(12) == b"HTTP/1.1 400"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (f"{ARROW};q=0", None),
+        (f"{ARROW};q=0, application/json", JSON),
+        (f"{ARROW};q=0.1, application/json", JSON),
+        (f"{ARROW}, application/json", ARROW),
+        (f"{ARROW};q=0.5, */*;q=0.1", ARROW),
+        ("application/json;q=0, */*", ARROW),
+        ("application/*;q=0", None),
+        ("*/*", JSON),
+        ("application/json;q=x", None),
+    ],
+)
+def test_the_weights_of_accept_are_obeyed(
+    http: httpx.Client, session: str, accept: str, kind: str | None, assert_problem: Problem
+) -> None:
+    answer = http.post(f"/v1/sessions/{session}/steps", json={"step": 0}, headers={"Accept": accept})
+    if kind is None:
+        assert_problem(answer, 406, "not-acceptable")
+    else:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+
+
+def test_true_is_no_number(http: httpx.Client, assert_problem: Problem) -> None:
+    acquire = {"scores": [1.0, 2.0], "k": 1}
+    for change in ({"seed": False}, {"k": True}, {"beta": True}, {"scores": [True, False]}, {"k": "1"}):
+        assert_problem(http.post("/v1/select/acquire", json=acquire | change), 422, "bad-body")
+    session = {"method": "infobatch", "size": 10, "batch_size": 2}
+    for change in ({"seed": False}, {"size": True}, {"epochs": "3"}, {"drop_last": 1}):
+        assert_problem(http.post("/v1/sessions", json=session | change), 422, "bad-body")
+    for change in ({"prune_ratio": True}, {"prune_ratio": [True]}, {"delta": "0.5"}):
+        answer = http.post("/v1/sessions", json=session | {"parameters": change})
+        assert_problem(answer, 422, "bad-parameters")
+
+
+def test_there_is_no_last_step_before_the_first(http: httpx.Client, session: str) -> None:
+    answer = http.post(f"/v1/sessions/{session}/rewind", json={"step": 5})
+    assert answer.json()["detail"] == "step 5 was never handed out: no step is open yet"
+
+
+def test_reports_are_counted_before_they_are_read(
+    http: httpx.Client, session: str, client: Client, assert_problem: Problem
+) -> None:
+    path = f"/v1/sessions/{session}/steps"
+    reports = [{"step": 0, "losses": []}] * 5000
+    assert_problem(http.post(path, json={"reports": reports}), 422, "bad-body")
+    nothing = pa.ListArray.from_arrays(pa.array(np.zeros(5001, np.int32)), pa.array([], pa.float32()))
+    table = pa.table({"step": np.zeros(5000, np.int64), "losses": nothing})
+    for codec in (None, "zstd"):
+        answer = http.post(path, content=stream(table, codec), headers={"Content-Type": ARROW})
+        assert "5000 rows" in assert_problem(answer, 413, "too-large")["detail"]
+
+
+def test_an_unknown_dataset_is_not_found(http: httpx.Client, assert_problem: Problem) -> None:
+    for path in ("/v1/datasets/nowhere", "/dashboard/datasets/nowhere"):
+        assert_problem(http.get(path), 404, "not-found")
