@@ -28,7 +28,9 @@ COMMANDS = {
     "schema": "curation.cli.commands:schema",
     "version": "curation.cli.commands:version",
     "serve": "curation.service.cli:serve",
-    "token": "curation.service.cli:token",
+    "token": "curation.service.access.commands:token",
+    "owner": "curation.service.access.commands:owner",
+    "audit": "curation.service.access.commands:audit",
 }
 
 INTERRUPTED = 130
