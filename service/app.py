@@ -60,9 +60,9 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         StoreVersionError: a newer release wrote it.
     """
     store = open_store(settings.store)
-    authenticator = Authenticator(settings, store)
     metrics = Metrics()
     manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
+    authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)

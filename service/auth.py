@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -61,10 +61,17 @@ class _Known:
 
 
 class Authenticator:
-    """Answers who a request's caller is, from tokens and quotas that are at most ``token_seconds`` old."""
+    """Answers who a request's caller is, from tokens and quotas that are at most ``token_seconds`` old.
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    Args:
+        settings: of this server.
+        store: where tokens are kept.
+        renamed: is told the owners that there are no more.
+    """
+
+    def __init__(self, settings: Settings, store: Store, renamed: Callable[[Set[str]], None]) -> None:
         self._settings = settings
+        self._renamed = renamed
         self._store = store
         self._loopback = settings.loopback
         self._hosts = LOCAL_HOSTS | {host.lower() for host in settings.allowed_hosts}
@@ -187,6 +194,9 @@ class Authenticator:
                 elif self._accounts[owner].quota != quota:
                     self._accounts[owner].quota = quota
             tokens = {token.id: token._replace(used=None) for token in stored}
+            gone = {token.owner for token in self._tokens.values()} - {token.owner for token in stored}
+            if gone:
+                self._renamed(gone)
             if tokens != self._tokens:
                 self._tokens, self._known = tokens, {}
             # Ended ones count, too: revoking the last token must not open the door.

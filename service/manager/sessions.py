@@ -7,7 +7,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,11 @@ class SessionManager:
     def evict(self, id: str) -> None:
         """Drop what is in memory of a session."""
         self._entries.pop(id, None)
+
+    def evict_owners(self, owners: Set[str]) -> None:
+        """Drop what is in memory of some owners' sessions, which are others' now."""
+        for id in [id for id, entry in self._entries.items() if entry.row.owner in owners]:
+            self.evict(id)
 
     async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int]:
         """Store the reports, then answer with the batch asked for (None where none was) and the generation.

@@ -15,7 +15,7 @@ class Scrape:
     """What ``/metrics`` answers.
 
     Args:
-        registry: the metrics.
+        registry: the metrics that everybody may see.
         labels: stand at each of them.
     """
 
@@ -24,11 +24,10 @@ class Scrape:
         self._labels = dict(labels)
         self._thread = ThreadPoolExecutor(1, "curation-scrape")
 
-    async def text(self, named: Collector) -> bytes:
-        """All metrics as they are now, those by name too that the reader may see."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, generate_latest, _Labelled((self._registry, named), self._labels)
-        )
+    async def text(self, *named: Collector) -> bytes:
+        """The server's metrics as they are now, and those that only this reader may see."""
+        shown = _Labelled((self._registry, *named), self._labels)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, generate_latest, shown)
 
     def close(self) -> None:
         """Let the thread go."""

@@ -213,9 +213,17 @@ def test_a_renamed_owner_keeps_what_it_has(live: Callable[..., Any], store_url: 
         with pytest.raises(ServiceError, match="not-found"):
             stranger.step(session, 0)
         assert rename_owner(store, ANYONE, "vision", "other") == (1, 1)
-        store.close()
         stranger.step(session, 0)
         client.step(session, 0)
+        # A new owner of the old name has nothing of it, also where the session is in memory under that name.
+        own = stranger.create_session("random", size=10, batch_size=2).id
+        assert rename_owner(store, ANYONE, "other", "vision") == (2, 2)
+        list(stranger.sessions())
+        store.close()
+        with Client(url, token=make(store_url, "select", owner="other"), patience=0) as newcomer:
+            for id in (session, own):
+                with pytest.raises(ServiceError, match="not-found"):
+                    newcomer.step(id, 0)
 
 
 def test_read_all_reads_and_changes_nothing(live: Callable[..., Any], store_url: str) -> None:
