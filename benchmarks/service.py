@@ -224,6 +224,7 @@ def opening(arguments: argparse.Namespace, folder: Path) -> None:
 
 def cold_start(arguments: argparse.Namespace, folder: Path) -> None:
     """Seconds from starting the process to ready, over a store of 1,000 sessions."""
+    from curation.service.session.caller import ANYONE
     from curation.service.session.spec import SessionSpec
     from curation.service.store import Store
 
@@ -232,7 +233,7 @@ def cold_start(arguments: argparse.Namespace, folder: Path) -> None:
     for number in range(1000):
         method = "infobatch" if number % 2 else "random"
         spec = SessionSpec(method=method, size=10_000, batch_size=64)
-        store.create(f"session-{number}", None, spec, 10_000, {})
+        store.create(f"session-{number}", ANYONE, spec, 10_000, {})
     store.close()
     seconds = []
     for _ in range(5):

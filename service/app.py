@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from sqlalchemy.exc import SQLAlchemyError
 
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
@@ -16,7 +17,7 @@ from curation.service.http.arrays import compute
 from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dependencies import AppState
 from curation.service.http.middleware import RequestMiddleware
-from curation.service.logs import AccessLog
+from curation.service.logs import AccessLog, logger
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
 from curation.service.manager.trace import Recorder
@@ -26,10 +27,12 @@ from curation.service.monitoring.loop_lag import measure_lag
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
-from curation.service.routers import choices, operations, select, sessions, trace
+from curation.service.routers import audit, choices, operations, owners, select, sessions, tokens, trace
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
+from curation.service.store import Store
+from curation.service.store.audit import prune_audit
 from curation.service.store.opening import open_store
 
 ROUTERS = (
@@ -39,6 +42,9 @@ ROUTERS = (
     trace.router,
     select.router,
     operations.router,
+    tokens.router,
+    owners.router,
+    audit.router,
     dashboard.router,
     dashboard.pages,
 )
@@ -59,6 +65,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     metrics = Metrics()
     manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
     recorder = Recorder(manager)
+    authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)
@@ -69,12 +76,15 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(store.own)
         lag = asyncio.create_task(measure_lag(metrics))
+        pruning = asyncio.create_task(_prune_audit(store, settings.audit_days))
         try:
             yield
         finally:
             lag.cancel()
+            pruning.cancel()
             readiness.close()
             scrape.close()
+            await authenticator.close()
             await asyncio.to_thread(manager.group_commit.stop)
             await asyncio.to_thread(recorder.stop)
             store.close()
@@ -96,11 +106,11 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         sessions=manager,
         choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
         recorder=recorder,
-        authenticator=Authenticator(settings, store),
+        authenticator=authenticator,
         metrics=metrics,
         scrape=scrape,
         readiness=readiness,
-        datasets=Datasets(settings.datasets),
+        all_datasets=Datasets(settings.datasets, settings.dataset_owners),
         select_slots=slots,
     )
     for router in ROUTERS:
@@ -114,13 +124,23 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     return app
 
 
+async def _prune_audit(store: Store, days: float) -> None:
+    """Forget old acts, now and every hour."""
+    while True:
+        try:
+            await asyncio.to_thread(prune_audit, store, days)
+        except SQLAlchemyError:
+            logger.warning("old acts stay in the audit trail: the store did not answer", exc_info=True)
+        await asyncio.sleep(3600)
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's, with the bodies that routes read themselves, problem documents, and the bearer token."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for model in (*sessions.SCHEMAS, *choices.SCHEMAS, *select.SCHEMAS):
+        for model in (*sessions.SCHEMAS, *choices.SCHEMAS, *select.SCHEMAS, *tokens.SCHEMAS, *owners.SCHEMAS):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

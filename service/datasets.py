@@ -5,14 +5,16 @@ root. So no request reads anything else of the server.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from curation.dataset import Dataset
 from curation.dataset.manifest import BATCHES, MANIFEST, Manifest
 from curation.errors import SourceError
 from curation.plan import BatchPlan
 from curation.service.errors import Refusal
+from curation.service.session.caller import Caller
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -22,10 +24,22 @@ class Datasets:
 
     Args:
         roots: folders whose subfolders are curated datasets; the first that has a name wins.
+        owners: the only owners that see the datasets of a root; those of a root not named here are everybody's.
     """
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], owners: Mapping[Path, Collection[str]] = MappingProxyType({})) -> None:
         self._roots = [root.resolve() for root in roots]
+        self._owners = {root.resolve(): frozenset(names) for root, names in owners.items()}
+
+    def seen_by(self, caller: Caller) -> "Datasets":
+        """Those that a caller may see."""
+        seen = Datasets(())
+        seen._roots = [
+            root
+            for root in self._roots
+            if caller.everyone or root not in self._owners or caller.owner in self._owners[root]
+        ]
+        return seen
 
     def names(self) -> list[str]:
         """All of them, sorted."""

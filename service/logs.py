@@ -57,15 +57,24 @@ class AccessLog:
         """Whether a request that was answered so has a line."""
         return status >= self._from_status or seconds > self._from_seconds
 
-    def add(self, request_id: str, method: str, path: str, status: int, seconds: float) -> None:
-        """Take in an answered request; in an event loop."""
+    def add(
+        self,
+        request_id: str,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        peer: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Take in an answered request, of a peer's address and a token's id; in an event loop."""
         if not logger.isEnabledFor(logging.INFO):
             return
         now = time.time()
         self._lines.append(
             f'{{"time": "{_second(int(now))}.{int(now % 1 * 1000):03d}Z", "level": "info", "logger": "{logger.name}", '
             f'"message": "request", "request": "{request_id}", "method": {_quoted(method)}, "path": {_quoted(path)}, '
-            f'"status": {status}, "ms": {seconds * 1000:.2f}}}'
+            f'"status": {status}, "ms": {seconds * 1000:.2f}, "peer": {_or_null(peer)}, "token": {_or_null(token)}}}'
         )
         if len(self._lines) == 1:
             asyncio.get_running_loop().call_later(self.LATE, self.flush)
@@ -78,6 +87,10 @@ class AccessLog:
 
 
 _quoted = json.encoder.encode_basestring_ascii
+
+
+def _or_null(value: str | None) -> str:
+    return "null" if value is None else _quoted(value)
 
 
 @lru_cache(maxsize=4)

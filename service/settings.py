@@ -2,9 +2,9 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 from yaml import YAMLError
 
@@ -28,6 +28,22 @@ class Settings(BaseSettings):
         description="auto: tokens are asked for as soon as the store has one; required: always",
     )
     datasets: list[Path] = Field(default=[], description="folders whose subfolders are curated datasets")
+    dataset_owners: dict[Path, list[str]] = Field(
+        default={}, description="the only owners that see a root's datasets, by root; other roots are everybody's"
+    )
+    owner_sessions: int | None = Field(
+        default=10_000, ge=0, description="sessions an owner may have, unless set for it; null: no limit"
+    )
+    owner_requests_per_second: float | None = Field(
+        default=None, gt=0, description="requests an owner may send each replica, unless set for it; null: no limit"
+    )
+    owner_bytes_per_second: float | None = Field(
+        default=None, gt=0, description="bytes of bodies an owner may send each replica, unless set for it"
+    )
+    audit_days: float = Field(default=365, gt=0, description="how long the audit trail is kept")
+    trusted_proxies: list[str] = Field(
+        default=[], description="addresses of proxies whose X-Forwarded-For is taken for the peer's address"
+    )
     allowed_hosts: list[str] = Field(
         default=[], description="further names for the Host header while no token is needed, such as a proxy's"
     )
@@ -74,6 +90,14 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings
+
+    @model_validator(mode="after")
+    def _check_dataset_owners(self) -> Self:
+        roots = {root.resolve() for root in self.datasets}
+        for root in self.dataset_owners:
+            if root.resolve() not in roots:
+                raise ValueError(f"dataset_owners names {root}, which is not among datasets")
+        return self
 
     @property
     def loopback(self) -> bool:

@@ -28,8 +28,10 @@ COMMANDS = {
     "schema": "curation.cli.commands:schema",
     "version": "curation.cli.commands:version",
     "serve": "curation.service.cli:serve",
-    "token": "curation.service.cli:token",
     "trace": "curation.service.trace_command:trace",
+    "token": "curation.service.access.commands:token",
+    "owner": "curation.service.access.commands:owner",
+    "audit": "curation.service.access.commands:audit",
 }
 
 INTERRUPTED = 130

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ from curation.service.http.problems import invalid_model
 from curation.service.session.protocols import Losses
 from curation.service.session.session import Batch, Report, StepRequest
 from curation.service.session.spec import MAX_BATCH_SIZE
+
+M = TypeVar("M", bound=BaseModel)
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
@@ -194,6 +196,20 @@ def read_json(body: bytes, where: str = "the body") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal("bad-body", f"{where} must be a JSON object")
     return value
+
+
+async def read_model(request: Request, model: type[M]) -> M:
+    """A JSON body, read once it is known who sends it: FastAPI would parse it before that.
+
+    Raises:
+        Refusal: the body is something else.
+    """
+    if is_arrow(request):
+        raise Refusal("bad-media-type", f"the body is Arrow: send {JSON}")
+    try:
+        return model.model_validate(read_json(await request.body()))
+    except ValidationError as error:
+        raise invalid_model(error) from error
 
 
 def write_selection(selection: Selection, arrow: bool) -> Response:

@@ -32,8 +32,12 @@ class AppState:
     metrics: Metrics
     scrape: Scrape
     readiness: Readiness
-    datasets: Datasets
+    all_datasets: Datasets
     select_slots: asyncio.Semaphore
+
+    def datasets(self, caller: Caller) -> Datasets:
+        """The datasets that a caller may see."""
+        return self.all_datasets.seen_by(caller)
 
 
 async def app_state(request: Request) -> AppState:
@@ -52,6 +56,11 @@ async def selector(request: Request) -> Caller:
     return await identify(request, "select")
 
 
+async def administrator(request: Request) -> Caller:
+    """A caller who may do everything."""
+    return await identify(request, "admin")
+
+
 async def identify(request: Request, scope: str) -> Caller:
     """Who makes a request; raises ``Refusal`` unless they may do what ``scope`` names."""
     authorization = host = None
@@ -61,10 +70,13 @@ async def identify(request: Request, scope: str) -> Caller:
         elif name == b"host":
             host = value
     caller = await (await app_state(request)).authenticator.caller(authorization, host)
+    state = request.scope.setdefault("state", {})
+    state["caller"] = caller
     caller.need(scope)
-    return caller
+    return caller.asking(scope, request.client.host if request.client else None, state.get("request_id"))
 
 
 App = Annotated[AppState, Depends(app_state)]
 Reader = Annotated[Caller, Depends(reader)]
 Selector = Annotated[Caller, Depends(selector)]
+Administrator = Annotated[Caller, Depends(administrator)]

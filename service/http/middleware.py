@@ -15,6 +15,7 @@ from curation.service.http.problems import problem, refusal_of
 from curation.service.logs import AccessLog
 from curation.service.monitoring.failures import Failures
 from curation.service.monitoring.metrics import Metrics
+from curation.service.session.caller import Caller
 from curation.service.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
@@ -78,14 +79,18 @@ class RequestMiddleware:
             await problem(refusal, request_id.decode())(scope, receive, answer)
         finally:
             self._metrics.open -= 1
-            self._account(scope, status, time.perf_counter() - start, request_id)
+            self._account(scope, status, time.perf_counter() - start, request_id, body.seen)
 
-    def _account(self, scope: Scope, status: int, seconds: float, request_id: bytes) -> None:
+    def _account(self, scope: Scope, status: int, seconds: float, request_id: bytes, body_bytes: int) -> None:
+        caller: Caller | None = scope["state"].get("caller")
+        if caller is not None and caller.account is not None:
+            caller.account.answered(body_bytes, status)
         route: Any = scope.get("route")
         path = getattr(route, "path", "unmatched")
         self._metrics.observe(path, scope["method"], status, seconds)
         if self._log.wants(status, seconds):
-            self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds)
+            peer, token = scope["client"], None if caller is None else caller.token
+            self._log.add(request_id.decode(), scope["method"], scope["path"], status, seconds, peer and peer[0], token)
 
 
 def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
@@ -156,7 +161,7 @@ class _LimitedBody:
         declared = headers.get(b"content-length", b"0")
         self._limit, self._max_bytes = limit, getattr(settings, limit)
         self._refused = declared.isdigit() and int(declared) > self._max_bytes
-        self._seen = 0
+        self.seen = 0
         self.whole = whole
 
     async def __call__(self) -> Message:
@@ -167,8 +172,8 @@ class _LimitedBody:
             if not self.whole:
                 self._deadline.set(self._settings.request_seconds)
             self.whole = True
-        self._seen += len(message.get("body", b""))
-        if self._seen > self._max_bytes:
+        self.seen += len(message.get("body", b""))
+        if self.seen > self._max_bytes:
             raise _too_large(self._limit, self._max_bytes)
         return message
 

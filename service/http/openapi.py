@@ -19,6 +19,12 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"description": "A problem document (RFC 9457)", "content": content} for code in codes}
 
 
+def takes_json(body: type[BaseModel]) -> dict[str, Any]:
+    """A body that the route reads itself: JSON of this model."""
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
 def takes(body: type[BaseModel]) -> dict[str, Any]:
     """A body that the route reads itself: JSON of this model, or Arrow."""
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}

@@ -79,7 +79,7 @@ def restore(store: Store, caller: Caller, id: str, body: pa.Buffer, settings: Se
     session = Session(spec, make_method(spec, size, checkpoint.open_tables()))
     base = checkpoint.check(session)
     parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
-    return store.restore(id, caller.owner, spec, size, *parts, checkpoint.choices) is not None
+    return store.restore(id, caller, spec, size, *parts, checkpoint.choices) is not None
 
 
 @contextmanager

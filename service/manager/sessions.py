@@ -7,7 +7,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,13 +89,15 @@ class SessionManager:
             Refusal: the parameters are wrong, or the id belongs to another session.
         """
         session = await asyncio.to_thread(_build_session, spec, size, tables, [])
-        row = await asyncio.to_thread(self.store.create, id, caller.owner, spec, size, tables)
+        row = await asyncio.to_thread(self.store.create, id, caller, spec, size, tables)
         if row is None:
-            entry = await self.entry(caller, id)
+            taken = Refusal("id-taken", f"there is another session {id!r}: leave the id out, or choose another")
+            try:
+                entry = await self.entry(caller, id)
+            except Refusal as refusal:
+                raise (taken if refusal.kind == "not-found" else refusal) from None
             if entry.row.spec != spec or entry.row.size != size:
-                raise Refusal(
-                    "id-taken", f"session {id!r} exists with other parameters: leave the id out, or choose another"
-                )
+                raise taken
             return entry, False
         entry = Entry(row, session)
         self._insert(entry)
@@ -105,9 +107,17 @@ class SessionManager:
         """A session that the caller may use.
 
         Raises:
-            Refusal: there is none of that id, or it is another token's.
+            Refusal: there is none of that id, or it is another owner's, which is answered alike.
         """
         entry = self._entries.get(id)
+        if not caller.everyone and (entry is None or not caller.may_use(entry.row.owner)):
+            # Asked before it is loaded, since others' sessions may have to go for it.
+            if not caller.may_use(await asyncio.to_thread(self.store.owner_of, id)):
+                raise _no_session(id)
+            entry = self._entries.get(id)
+            if entry is not None and not caller.may_use(entry.row.owner):
+                self.evict(id)  # it was given to another owner since it was loaded
+                entry = None
         if entry is None:
             task = self._loading.get(id)
             if task is None:
@@ -116,13 +126,16 @@ class SessionManager:
             entry = await asyncio.shield(task)
         else:
             self._entries.move_to_end(id)
-        if not caller.may_use(entry.row.owner):
-            raise Refusal("not-yours", f"session {id!r} belongs to another token")
         return entry
 
     def evict(self, id: str) -> None:
         """Drop what is in memory of a session."""
         self._entries.pop(id, None)
+
+    def evict_owners(self, owners: Set[str]) -> None:
+        """Drop what is in memory of some owners' sessions, which are others' now."""
+        for id in [id for id, entry in self._entries.items() if entry.row.owner in owners]:
+            self.evict(id)
 
     async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int]:
         """Store the reports, then answer with the batch asked for (None where none was) and the generation.
@@ -173,14 +186,14 @@ class SessionManager:
         last = max(session.open_epochs - 1, 0)
         epoch = session.epoch_of(step) if step < session.known_steps else last
         check_base(row, epoch)
-        await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch)
+        await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller)
         self.evict(id)
         return await self.entry(caller, id)
 
     async def delete(self, caller: Caller, id: str) -> None:
         """Forget a session for good."""
         entry = await self.entry(caller, id)
-        await asyncio.to_thread(self.store.delete_session, entry.row.key)
+        await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
         self.evict(id)
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
@@ -224,7 +237,7 @@ class SessionManager:
     def _from_store(self, id: str) -> Entry:
         row = self.store.session(id)
         if row is None:
-            raise Refusal("not-found", f"there is no session {id!r}")
+            raise _no_session(id)
         return Entry(row, _build_session(row.spec, row.size, self.store.tables(row.key), self.store.records(row)))
 
     def _insert(self, entry: Entry) -> None:
@@ -331,6 +344,10 @@ class SessionManager:
 def _build_session(spec: SessionSpec, size: int, tables: dict[str, bytes], records: list[EpochRecord]) -> Session[Any]:
     arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
     return Session(spec, make_method(spec, size, arrow_tables), records)
+
+
+def _no_session(id: str) -> Refusal:
+    return Refusal("not-found", f"there is no session {id!r}")
 
 
 def check_generation(row: SessionRow, generation: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,10 +13,6 @@ from prometheus_client.registry import Collector
 from curation.service.manager.sessions import Entry, SessionManager
 from curation.service.monitoring.metrics import Metrics
 from curation.service.store import Store
-
-SESSIONS = 100
-"""Sessions with metrics of their own: those used last."""
-_SESSION_LABELS = ("session", "method")
 
 
 class StateCollector(Collector):
@@ -39,7 +35,6 @@ class StateCollector(Collector):
         yield from self._counts()
         entries = self._manager.in_memory
         yield from _totals(entries)
-        yield from _each(entries[-SESSIONS:])
         yield from _files(self._store)
         yield from self._process.collect()
 
@@ -84,39 +79,6 @@ def _totals(entries: Sequence[Entry]) -> Iterable[Metric]:
     for state, count in states.items():
         family.add_metric((state,), count)
     yield family
-
-
-def _each(entries: Sequence[Entry]) -> Iterable[Metric]:
-    now = time.monotonic()
-    shown: Sequence[tuple[str, str, Callable[[Entry], float | None]]] = (
-        ("curation_pool_size", "Candidates of a session", lambda entry: entry.row.size),
-        ("curation_kept_share", "Share kept in its latest epoch", _kept),
-        ("curation_ranks_waiting", "Ranks that wait for others' reports", lambda entry: len(entry.waiting(now))),
-        ("curation_rank_gap_steps", "Steps from its slowest rank to its fastest, as this server saw them", _gap),
-        ("curation_slowest_rank", "The number of its slowest rank", _slowest),
-    )
-    for name, text, value in shown:
-        family = GaugeMetricFamily(name, text, labels=_SESSION_LABELS)
-        for entry in entries:
-            found = value(entry)
-            if found is not None:
-                family.add_metric((entry.row.id, entry.row.spec.method), found)
-        yield family
-
-
-def _kept(entry: Entry) -> float:
-    records = entry.session.records
-    return records[-1].layout.rows / entry.row.size if records else 1.0
-
-
-def _gap(entry: Entry) -> float | None:
-    asked = list(entry.asked.values())
-    return max(asked) - min(asked) if asked else None
-
-
-def _slowest(entry: Entry) -> float | None:
-    asked = list(entry.asked.items())
-    return min((step, rank) for rank, step in asked)[1] if asked else None
 
 
 def _files(store: Store) -> Iterable[Metric]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from curation.service.http.dependencies import App, Reader
 from curation.service.http.openapi import problems
+from curation.service.monitoring.named import NamedCollector
 
 router = APIRouter(tags=["operations"])
 
@@ -42,18 +43,19 @@ async def readyz(app: App) -> Health:
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403))
 async def metrics(app: App, caller: Reader) -> Response:
-    """For Prometheus."""
-    return Response(await app.scrape.text(), media_type=CONTENT_TYPE_LATEST)
+    """For Prometheus. Sessions and owners by name are your owner's; with a token that reads all, everybody's."""
+    named = NamedCollector(caller, app.sessions.in_memory, app.authenticator.accounts)
+    return Response(await app.scrape.text(named), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/datasets", responses=problems(401, 403))
 async def list_datasets(app: App, caller: Reader) -> DatasetList:
-    """Curated datasets under the configured roots."""
-    return DatasetList(datasets=await asyncio.to_thread(app.datasets.names))
+    """Curated datasets under the configured roots, as far as your owner may see them."""
+    return DatasetList(datasets=await asyncio.to_thread(app.datasets(caller).names))
 
 
 @router.get("/v1/datasets/{name}", responses=problems(401, 403, 404, 422))
 async def read_dataset(name: str, app: App, caller: Reader) -> dict[str, Any]:
     """A dataset's manifest."""
-    manifest = await asyncio.to_thread(app.datasets.manifest, name)
+    manifest = await asyncio.to_thread(app.datasets(caller).manifest, name)
     return manifest.model_dump(mode="json")

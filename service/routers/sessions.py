@@ -51,7 +51,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
     responses={
         200: {"model": SessionState, "description": "The session of this id was there already, created alike"},
         201: {"description": "Created"},
-        **problems(400, 401, 403, 409, 413, 415, 422, 503),
+        **problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra=takes(Created),
 )
@@ -73,7 +73,7 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     except ValidationError as error:
         raise invalid_model(error) from error
     spec = SessionSpec(**asked.model_dump(exclude={"id"}))
-    size, tables = await asyncio.to_thread(_candidates, app, spec, table)
+    size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
     answer = await _state(app, entry)
@@ -88,9 +88,8 @@ async def list_sessions(
     after: Annotated[int, Query(ge=0, le=2**62)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SessionList:
-    """Your sessions; with an admin token everybody's."""
-    owner = None if "admin" in caller.scopes else caller.owner
-    rows = await asyncio.to_thread(app.store.list_sessions, owner, after, limit)
+    """Your owner's sessions; with a token that reads all, or an admin's, everybody's."""
+    rows = await asyncio.to_thread(app.store.list_sessions, caller.sees, after, limit)
     summaries = [
         SessionSummary(
             id=row.id,
@@ -170,7 +169,7 @@ async def export_session(id: SessionId, request: Request, app: App, caller: Read
     "/import",
     status_code=201,
     response_model=SessionState,
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
     openapi_extra={"requestBody": {"required": True, "content": {ARROW: ARROW_BODY}}},
 )
 async def import_session(
@@ -194,14 +193,17 @@ async def import_session(
 
 def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
     with pa.memory_map(file) as mapped:
-        return checkpoints.restore(app.store, caller, id, mapped.read_buffer(), app.settings, app.datasets)
+        body, datasets = mapped.read_buffer(), app.datasets(caller)
+        return checkpoints.restore(app.store, caller, id, body, app.settings, datasets)
 
 
-def _candidates(app: AppState, spec: SessionSpec, table: pa.Table | None) -> tuple[int, dict[str, bytes]]:
+def _candidates(
+    app: AppState, caller: Caller, spec: SessionSpec, table: pa.Table | None
+) -> tuple[int, dict[str, bytes]]:
     """N, and the tables to store with the session."""
     size = spec.size or 0
     if spec.dataset is not None:
-        size = app.datasets.size(spec.dataset, spec.size)
+        size = app.datasets(caller).size(spec.dataset, spec.size)
     check_limits(spec, size, app.settings)
     kind = method_kind(spec.method)
     if table is not None and table.num_columns:
@@ -209,7 +211,7 @@ def _candidates(app: AppState, spec: SessionSpec, table: pa.Table | None) -> tup
             raise Refusal("bad-body", f"method {spec.method!r} takes no table: send JSON")
         return size, {kind.table: write_table(table)}
     if kind.table is not None and kind.plan_of_dataset and spec.dataset is not None:
-        return size, {kind.table: write_table(app.datasets.plan(spec.dataset).to_arrow())}
+        return size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
     return size, {}
 
 

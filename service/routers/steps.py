@@ -40,6 +40,7 @@ class StepEndpoint:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS}
         raw = dict(scope["headers"])
         caller = await self._app.authenticator.caller(raw.get(b"authorization"), raw.get(b"host"))
+        scope["state"]["caller"] = caller
         caller.need("select")
         arrow = accepts_arrow(headers.get(b"accept", ""))
         sent = is_arrow_kind(headers.get(b"content-type", ""), headers.get(b"content-encoding", ""))

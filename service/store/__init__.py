@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from curation.service.store.store import CHOICE as CHOICE
     from curation.service.store.store import SessionRow as SessionRow
     from curation.service.store.store import Store as Store
-    from curation.service.store.store import Token as Token
+    from curation.service.store.tokens import Token as Token
 
 __all__ = [
     "CHOICE",
@@ -23,6 +23,6 @@ __getattr__ = face(
         "CHOICE": "store",
         "SessionRow": "store",
         "Store": "store",
-        "Token": "store",
+        "Token": "tokens",
     },
 )

@@ -1,11 +1,10 @@
-"""Store of tokens, sessions, opened epochs and reports, which survive a crash, in SQLite or PostgreSQL; blocking.
+"""Store of sessions, opened epochs and reports, which survive a crash, in SQLite or PostgreSQL; blocking.
 
 A report's losses are one blob of little-endian float32, a state one Arrow stream cut into parts; nothing is a row for
 each candidate. On SQLite every commit is on disk when it returns (WAL, ``synchronous=FULL``), and one server at a
 time owns the file; on PostgreSQL several replicas share the store.
 """
 
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,20 +12,23 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
+from curation.service.session.caller import Caller
 from curation.service.session.protocols import State
 from curation.service.session.session import LOSS, EpochRecord, Report
 from curation.service.session.spec import SessionSpec
+from curation.service.store.audit import record
 from curation.service.store.blobs import Bytes, get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
+from curation.service.store.owners import check_quota, lock_quota
 from curation.service.store.reports import ReportWriter, Write
-from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions, tokens
+from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions
 
 CHOICE = "choice"
 
@@ -52,17 +54,6 @@ class SessionRow:
     size: int
     base: int
     created: float
-
-
-class Token(NamedTuple):
-    """A bearer token's record; the secret itself is not stored, only its SHA-256."""
-
-    id: str
-    name: str
-    hash: bytes
-    scopes: frozenset[str]
-    created: float
-    revoked: float | None
 
 
 class Store:
@@ -114,21 +105,25 @@ class Store:
     def ping(self) -> None:
         """Raise where the store takes no writes."""
         query = self._upsert(heartbeat).values(id=0, at=time.time())
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(query.on_conflict_do_update(index_elements=["id"], set_={"at": query.excluded.at}))
 
     # Sessions
 
     def create(
-        self, id: str, owner: str | None, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
+        self, id: str, caller: Caller, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
     ) -> SessionRow | None:
-        """Store a new session; None where the id is taken."""
-        return self.restore(id, owner, spec, size, tables, 0, (), None, ())
+        """Store a new session, the caller's; None where the id is taken.
+
+        Raises:
+            Refusal: the caller's owner has as many sessions as it may.
+        """
+        return self.restore(id, caller, spec, size, tables, 0, (), None, (), act="session.create")
 
     def restore(
         self,
         id: str,
-        owner: str | None,
+        caller: Caller,
         spec: SessionSpec,
         size: int,
         tables: Mapping[str, Bytes],
@@ -137,18 +132,25 @@ class Store:
         state: Bytes | None,
         restored: Iterable[Report],
         choices: Mapping[int, Bytes] = MappingProxyType({}),
+        *,
+        act: str = "session.import",
     ) -> SessionRow | None:
         """Store a new session that is on its way already; None where the id is taken.
 
         ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step.
+
+        Raises:
+            Refusal: the caller's owner has as many sessions as it may.
         """
         created = time.time()
-        values = {"id": id, "owner": owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
+        values = {"id": id, "owner": caller.owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
         query = self._upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
-        with self._writing() as connection:
+        with self.writing() as connection:
+            lock_quota(connection, caller)
             key = connection.execute(query.returning(sessions.c.key)).scalar_one_or_none()
             if key is None:
                 return None
+            check_quota(connection, caller)
             for name, data in tables.items():
                 put_blob(connection, key, f"table:{name}", 0, data)
             if records:
@@ -160,13 +162,19 @@ class Store:
                 connection.execute(insert(reports), some)
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
-        return SessionRow(key, id, owner, 0, spec, size, base, created)
+            record(connection, caller, act, id, method=spec.method, size=size)
+        return SessionRow(key, id, caller.owner, 0, spec, size, base, created)
 
     def session(self, id: str) -> SessionRow | None:
         """One session by its id."""
         with self.engine.connect() as connection:
             row = connection.execute(select(sessions).where(sessions.c.id == id)).one_or_none()
         return None if row is None else _session(row)
+
+    def owner_of(self, id: str) -> str | None:
+        """Whose a session is; None where it is nobody's, or there is none of that id."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(sessions.c.owner).where(sessions.c.id == id)).scalar_one_or_none()
 
     def list_sessions(self, owner: str | None, after: int, limit: int) -> list[SessionRow]:
         """Sessions of an owner (None: everyone's), oldest first, with keys above ``after``."""
@@ -181,10 +189,14 @@ class Store:
         with self.engine.connect() as connection:
             return connection.execute(select(func.count()).select_from(sessions)).scalar_one()
 
-    def delete_session(self, key: int) -> None:
+    def delete_session(self, key: int, caller: Caller) -> None:
         """Forget a session and all its reports."""
-        with self._writing() as connection:
-            connection.execute(delete(sessions).where(sessions.c.key == key))
+        with self.writing() as connection:
+            deleted = connection.execute(
+                delete(sessions).where(sessions.c.key == key).returning(sessions.c.id)
+            ).scalar()
+            if deleted is not None:
+                record(connection, caller, "session.delete", deleted)
 
     def tables(self, key: int) -> dict[str, bytes]:
         """The Arrow tables that came with a session, by name."""
@@ -210,7 +222,7 @@ class Store:
         Raises:
             Refusal: the session was rewound or deleted meanwhile.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             _check_generation(connection, key, generation, self.shared)
             done = connection.execute(self._upsert(epochs).values(**_epoch_row(key, record)).on_conflict_do_nothing())
             if done.rowcount == 0:
@@ -238,13 +250,13 @@ class Store:
             data = None if latest is None else get_blob(connection, key, "state", latest)
         return None if latest is None or data is None else (latest, unpack_state(data))
 
-    def rewind(self, key: int, generation: int, step: int, epoch: int) -> int:
+    def rewind(self, key: int, generation: int, step: int, epoch: int, caller: Caller) -> int:
         """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
 
         Raises:
             Refusal: another request rewound or deleted the session meanwhile.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             _check_generation(connection, key, generation, self.shared)
             connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
@@ -254,7 +266,9 @@ class Store:
             connection.execute(
                 delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
             )
-            connection.execute(update(sessions).where(sessions.c.key == key).values(generation=generation + 1))
+            risen = update(sessions).where(sessions.c.key == key).values(generation=generation + 1)
+            id = connection.execute(risen.returning(sessions.c.id)).scalar_one()
+            record(connection, caller, "session.rewind", id, step=step, generation=generation + 1)
         return generation + 1
 
     # Reports
@@ -272,7 +286,7 @@ class Store:
         keys = {"keys": list({write.key for write in writes})}
         reporting = any(write.reports for write in writes)
         query = _LOCKED_GENERATIONS if reporting else _GENERATIONS
-        with self._writing() if reporting else self.engine.connect() as connection:
+        with self.writing() if reporting else self.engine.connect() as connection:
             known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
             rows = [
                 _report_row(write.key, report)
@@ -315,28 +329,6 @@ class Store:
         with self.engine.connect() as connection:
             return {rank: (count, last) for rank, count, last in connection.execute(query)}
 
-    # Tokens
-
-    def add_token(self, name: str, hash: bytes, scopes: frozenset[str]) -> Token:
-        """Store a token's hash under a new id."""
-        token = Token(secrets.token_hex(8), name, hash, scopes, time.time(), None)
-        with self._writing() as connection:
-            connection.execute(insert(tokens).values(**token._replace(scopes=" ".join(sorted(scopes)))._asdict()))  # type: ignore[arg-type]
-        return token
-
-    def tokens(self) -> list[Token]:
-        """All tokens, revoked ones too, oldest first."""
-        with self.engine.connect() as connection:
-            return [_token(row) for row in connection.execute(select(tokens).order_by(tokens.c.created))]
-
-    def revoke_token(self, id: str) -> bool:
-        """Make a token invalid; False where there is none of that id."""
-        with self._writing() as connection:
-            done = connection.execute(
-                update(tokens).where(tokens.c.id == id, tokens.c.revoked.is_(None)).values(revoked=time.time())
-            )
-        return done.rowcount > 0
-
     @contextmanager
     def changing(self, key: int, generation: int) -> Iterator[Connection]:
         """A transaction that changes one session; others that do wait.
@@ -344,12 +336,12 @@ class Store:
         Raises:
             Refusal: the session was rewound or deleted meanwhile.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             _check_generation(connection, key, generation, self.shared)
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
         """A transaction; on SQLite one at a time in this process, which is fairer than its busy handler."""
         with nullcontext() if self.shared else self._one_writer, self._writes.begin() as connection:
             yield connection
@@ -401,7 +393,3 @@ def _record(spec: SessionSpec, row: Any) -> EpochRecord:
     layout = RowSplit(row.rows, spec.batch_size, spec.world_size, spec.drop_last)
     missing = np.frombuffer(row.missing, "<i8").reshape(-1, 2)
     return EpochRecord(row.number, row.first_step, layout, row.reweighted, missing)
-
-
-def _token(row: Any) -> Token:
-    return Token(row.id, row.name, row.hash, frozenset(row.scopes.split()), row.created, row.revoked)

@@ -39,6 +39,35 @@ tokens = Table(
     Column("scopes", String(200), nullable=False),
     Column("created", Float, nullable=False),
     Column("revoked", Float),
+    Column("owner", String(32), nullable=False, server_default=""),
+    Column("expires", Float),
+    Column("used", Float),
+    Column("old_hash", LargeBinary),
+    Column("old_until", Float),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("sessions", BigInteger),
+    Column("requests_per_second", Float),
+    Column("bytes_per_second", Float),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("key", _KEY, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("act", String(40), nullable=False),
+    Column("session", String(64), index=True),
+    Column("owner", String(32)),
+    Column("token", String(32)),
+    Column("peer", String(100)),
+    Column("request", String(64)),
+    Column("detail", Text, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 sessions = Table(
@@ -46,7 +75,7 @@ sessions = Table(
     metadata,
     Column("key", _KEY, primary_key=True, autoincrement=True),
     Column("id", String(64), unique=True, nullable=False),
-    Column("owner", String(32)),
+    Column("owner", String(32), index=True),
     Column("generation", Integer, nullable=False),
     Column("spec", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
@@ -98,7 +127,29 @@ def _heartbeat(connection: Connection) -> None:
     heartbeat.create(connection)
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat,)
+def _add_owners(connection: Connection) -> None:
+    """Owners, their quotas and the audit trail. A token that was there owns what it made: it is its own owner."""
+    sqlite = connection.dialect.name == "sqlite"
+    blob, key = ("BLOB", "INTEGER PRIMARY KEY AUTOINCREMENT") if sqlite else ("BYTEA", "BIGSERIAL PRIMARY KEY")
+    for line in (
+        "ALTER TABLE tokens ADD COLUMN owner VARCHAR(32) DEFAULT '' NOT NULL",
+        "ALTER TABLE tokens ADD COLUMN expires FLOAT",
+        "ALTER TABLE tokens ADD COLUMN used FLOAT",
+        f"ALTER TABLE tokens ADD COLUMN old_hash {blob}",
+        "ALTER TABLE tokens ADD COLUMN old_until FLOAT",
+        "UPDATE tokens SET owner = id",
+        "CREATE INDEX ix_sessions_owner ON sessions (owner)",
+        "CREATE TABLE owners (name VARCHAR(32) PRIMARY KEY NOT NULL, sessions BIGINT, requests_per_second FLOAT, "
+        "bytes_per_second FLOAT)",
+        f"CREATE TABLE audit (key {key} NOT NULL, at FLOAT NOT NULL, act VARCHAR(40) NOT NULL, session VARCHAR(64), "
+        "owner VARCHAR(32), token VARCHAR(32), peer VARCHAR(100), request VARCHAR(64), detail TEXT NOT NULL)",
+        "CREATE INDEX ix_audit_at ON audit (at)",
+        "CREATE INDEX ix_audit_session ON audit (session)",
+    ):
+        connection.execute(text(line))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
 

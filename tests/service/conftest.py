@@ -175,6 +175,12 @@ def curated(folder: Path, rows: int) -> None:
 
 
 @pytest.fixture
+def make_dataset() -> Callable[[Path, int], None]:
+    """Writes a dataset of some rows, with a plan and without shards, into a folder of its own."""
+    return curated
+
+
+@pytest.fixture
 def http(url: str) -> Any:
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client

@@ -13,15 +13,16 @@ from typing import Any
 
 import httpx
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from curation.service.auth import InsecureError, check_exposure, issue_token
-from curation.service.cli import token
+from curation.service.access.tokens import TokenError, issue_token, renew_token
+from curation.service.auth import InsecureError, check_exposure
 from curation.service.client import Client, ServiceError
+from curation.service.session.caller import ANYONE
 from curation.service.settings import Settings, load_settings
 from curation.service.store import Store
 from curation.service.store.database import StoreError
+from curation.service.store.owners import rename_owner
+from curation.service.store.tokens import read_tokens, revoke_token
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,15 +32,20 @@ def store_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/tokens.db"
 
 
-def make(store_url: str, *scopes: str) -> str:
+def make(store_url: str, *scopes: str, **options: Any) -> str:
     store = Store(store_url)
-    secret = issue_token(store, "test", frozenset(scopes))[1]
+    secret = issue_token(store, "test", frozenset(scopes), **options)[1]
     store.close()
     return secret
 
 
-def test_sessions_belong_to_a_token(live: Callable[..., Any], store_url: str) -> None:
-    first, second, admin, reading = (make(store_url, scope) for scope in ("select", "select", "admin", "read"))
+def id_of(secret: str) -> str:
+    return secret.split("_")[1]
+
+
+def test_sessions_belong_to_an_owner(live: Callable[..., Any], store_url: str) -> None:
+    first = make(store_url, "select", owner="vision")
+    second, admin, reading = (make(store_url, scope) for scope in ("select", "admin", "read"))
     url = live(store=store_url).url
     with Client(url, token=first, patience=0) as one, Client(url, token=second, patience=0) as two:
         session = one.create_session("random", size=10, batch_size=2).id
@@ -54,9 +60,17 @@ def test_sessions_belong_to_a_token(live: Callable[..., Any], store_url: str) ->
         ):
             with pytest.raises(ServiceError) as refused:
                 attempt()
-            assert (refused.value.status, refused.value.kind) == (403, "not-yours")
+            with pytest.raises(ServiceError) as missing:
+                two.session("none")
+            # Who may not use a session is not told that there is one.
+            assert (refused.value.status, refused.value.kind) == (missing.value.status, missing.value.kind)
+            assert str(refused.value).replace(session, "none") == str(missing.value)
         assert [item["id"] for item in one.sessions()] == [session]
         assert list(two.sessions()) == []
+    for scope in ("select", "read"):
+        with Client(url, token=make(store_url, scope, owner="vision"), patience=5) as colleague:
+            assert [item["id"] for item in colleague.sessions()] == [session]
+            assert colleague.session(session).id == session
     with Client(url, token=admin, patience=0) as boss:
         assert [item["id"] for item in boss.sessions()] == [session]
         boss.step(session, 0)
@@ -105,13 +119,183 @@ def test_a_revoked_token_stops_working_and_opens_nothing(live: Callable[..., Any
     with Client(url, token=secret, patience=0) as client:
         session = client.create_session("random", size=10, batch_size=2).id
         store = Store(store_url)
-        assert store.revoke_token(secret.split("_")[1])
-        assert not store.revoke_token(secret.split("_")[1])
+        assert revoke_token(store, ANYONE, id_of(secret))
+        assert not revoke_token(store, ANYONE, id_of(secret))
         store.close()
         time.sleep(0.1)
-        with pytest.raises(ServiceError, match="no-token"):
+        with pytest.raises(ServiceError, match="was revoked"):
             client.step(session, 0)
     assert httpx.get(f"{url}/v1/sessions").status_code == 401
+
+
+def test_a_token_works_until_it_expires(live: Callable[..., Any], store_url: str) -> None:
+    secret = make(store_url, "select", lasts=1.0)
+    url = live(store=store_url, token_seconds=60).url
+    with Client(url, token=secret, patience=0) as client:
+        session = client.create_session("random", size=10, batch_size=2).id
+        client.step(session, 0)
+        deadline = time.monotonic() + 20
+        with pytest.raises(ServiceError, match="this secret of token .* ended"):  # noqa: PT012
+            while time.monotonic() < deadline:
+                client.step(session, 0)
+
+
+def test_a_rotated_token_keeps_its_sessions(live: Callable[..., Any], store_url: str) -> None:
+    old = make(store_url, "select", owner="vision")
+    url = live(store=store_url, token_seconds=0).url
+    with Client(url, token=old, patience=0) as client:
+        session = client.create_session("random", size=10, batch_size=2).id
+        store = Store(store_url)
+        new = renew_token(store, id_of(old), grace=600)[1]
+        assert client.session(session).id == session
+        with Client(url, token=new, patience=0) as renewed:
+            assert renewed.session(session).id == session
+            newest = renew_token(store, id_of(old), grace=0)[1]
+            store.close()
+            for ended, why in ((client, "unknown or malformed"), (renewed, "when it was rotated")):
+                with pytest.raises(ServiceError, match=why):
+                    ended.step(session, 0)
+        with Client(url, token=newest, patience=0) as current:
+            current.step(session, 0)
+
+
+def test_a_new_token_works_at_once(live: Callable[..., Any], store_url: str) -> None:
+    first = make(store_url, "select")
+    url = live(store=store_url, token_seconds=600).url
+    with Client(url, token=first) as client:
+        assert list(client.sessions()) == []
+        with Client(url, token=make(store_url, "select"), patience=0) as other:
+            assert list(other.sessions()) == []
+
+
+def test_when_a_token_was_used_is_noted(live: Callable[..., Any], store_url: str) -> None:
+    used, unused = make(store_url, "select"), make(store_url, "select")
+    server = live(store=store_url)
+    before = time.time()
+    with Client(server.url, token=used) as client:
+        for _ in range(5):
+            assert list(client.sessions()) == []
+    server.stop()
+    store = Store(store_url)
+    times = {token.id: token.used for token in read_tokens(store)}
+    store.close()
+    noted = times[id_of(used)]
+    assert noted is not None
+    assert before <= noted <= time.time()
+    assert times[id_of(unused)] is None
+
+
+def test_the_first_token_takes_nobodys_sessions_away_unsaid(live: Callable[..., Any], store_url: str) -> None:
+    server = live(store=store_url, token_seconds=0)
+    with Client(server.url, patience=0) as nobody:
+        session = nobody.create_session("infobatch", size=10, batch_size=2, epochs=3).id
+        nobody.step(session, 0)
+        with pytest.raises(TokenError, match="1 sessions that were made without a token"):
+            make(store_url, "select", owner="vision")
+        nobody.step(session, 1)
+        secret = make(store_url, "select", owner="vision", adopt=True)
+        with pytest.raises(ServiceError, match=r"asks for a token since .* Client\(url, token=") as refused:
+            nobody.step(session, 1)
+        assert refused.value.kind == "no-token"
+    with Client(server.url, token=secret, patience=0) as trainer:
+        trainer.step(session, 1)
+        assert [item["id"] for item in trainer.sessions()] == [session]
+
+
+def test_a_renamed_owner_keeps_what_it_has(live: Callable[..., Any], store_url: str) -> None:
+    secret, other = make(store_url, "select"), make(store_url, "select", owner="other")
+    url = live(store=store_url, token_seconds=0).url
+    with Client(url, token=secret, patience=0) as client, Client(url, token=other, patience=0) as stranger:
+        session = client.create_session("random", size=10, batch_size=2).id
+        store = Store(store_url)
+        assert rename_owner(store, ANYONE, id_of(secret), "vision") == (1, 1)
+        client.step(session, 0)
+        with pytest.raises(ServiceError, match="not-found"):
+            stranger.step(session, 0)
+        assert rename_owner(store, ANYONE, "vision", "other") == (1, 1)
+        stranger.step(session, 0)
+        client.step(session, 0)
+        # A new owner of the old name has nothing of it, also where the session is in memory under that name.
+        own = stranger.create_session("random", size=10, batch_size=2).id
+        assert rename_owner(store, ANYONE, "other", "vision") == (2, 2)
+        list(stranger.sessions())
+        store.close()
+        with Client(url, token=make(store_url, "select", owner="other"), patience=0) as newcomer:
+            for id in (session, own):
+                with pytest.raises(ServiceError, match="not-found"):
+                    newcomer.step(id, 0)
+
+
+def test_read_all_reads_and_changes_nothing(live: Callable[..., Any], store_url: str) -> None:
+    maker, watching = make(store_url, "select"), make(store_url, "select", "read-all")
+    url = live(store=store_url).url
+    with Client(url, token=maker) as client, Client(url, token=watching, patience=0) as watcher:
+        session = client.create_session("random", size=10, batch_size=2).id
+        assert [item["id"] for item in watcher.sessions()] == [session]
+        assert watcher.session(session).id == session
+        own = watcher.create_session("random", size=10, batch_size=2).id
+        watcher.step(own, 0)
+        changes: tuple[Callable[[], Any], ...] = (
+            lambda: watcher.step(session, 0),
+            lambda: watcher.rewind(session, 0),
+            lambda: watcher.delete(session),
+        )
+        for change in changes:
+            with pytest.raises(ServiceError, match="not-found"):
+                change()
+        with pytest.raises(ServiceError, match="id-taken"):
+            watcher.create_session("random", size=10, batch_size=2, id=session)
+        headers = {"Authorization": f"Bearer {watching}"}
+        listed = httpx.get(f"{url}/dashboard/sessions", headers=headers).json()["sessions"]
+        assert {line["id"] for line in listed} == {session, own}
+        assert httpx.get(f"{url}/v1/tokens", headers=headers).status_code == 403
+
+
+def test_metrics_name_only_what_the_reader_may_see(live: Callable[..., Any], store_url: str) -> None:
+    one, two = make(store_url, "select", owner="vision"), make(store_url, "select", owner="speech")
+    url = live(store=store_url).url
+    for secret, session in ((one, "secret-of-vision"), (two, "secret-of-speech")):
+        with Client(url, token=secret) as client:
+            client.create_session("random", size=10, batch_size=2, id=session)
+
+    def seen(secret: str) -> set[str]:
+        text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {secret}"}).text
+        assert "curation_sessions_in_memory 2.0" in text
+        by_session = {name for name in ("vision", "speech") if f'session="secret-of-{name}"' in text}
+        by_owner = {name for name in ("vision", "speech") if f'curation_owner_requests_total{{owner="{name}"}}' in text}
+        assert by_session == by_owner
+        return by_session
+
+    assert seen(make(store_url, "read", owner="vision")) == {"vision"}
+    assert seen(two) == {"speech"}
+    assert seen(make(store_url, "read-all")) == seen(make(store_url, "admin")) == {"vision", "speech"}
+
+
+def test_datasets_of_a_root_are_its_owners(
+    live: Callable[..., Any], store_url: str, tmp_path: Path, make_dataset: Callable[[Path, int], None]
+) -> None:
+    for root in ("shared", "private"):
+        (tmp_path / root).mkdir()
+        make_dataset(tmp_path / root / f"{root}-data", 20)
+    secrets = {name: make(store_url, "select", owner=name) for name in ("vision", "speech")}
+    roots = [tmp_path / "shared", tmp_path / "private"]
+    url = live(store=store_url, datasets=roots, dataset_owners={roots[1]: ["vision"]}).url
+    for name, visible in (("vision", ["private-data", "shared-data"]), ("speech", ["shared-data"])):
+        headers = {"Authorization": f"Bearer {secrets[name]}"}
+        with httpx.Client(base_url=url, headers=headers) as http:
+            assert http.get("/v1/datasets").json()["datasets"] == visible
+            assert [line["name"] for line in http.get("/dashboard/datasets").json()["datasets"]] == visible
+            asked = {"method": "random", "dataset": "private-data", "batch_size": 2}
+            answers = [
+                http.get("/v1/datasets/private-data"),
+                http.get("/dashboard/datasets/private-data"),
+                http.get("/dashboard/datasets/private-data/rows"),
+                http.post("/v1/sessions", json=asked),
+            ]
+            hidden = ["there is no dataset" in answer.json().get("detail", "") for answer in answers]
+            assert hidden == [name == "speech"] * 4
+    with pytest.raises(ValueError, match="which is not among datasets"):
+        Settings(datasets=roots[:1], dataset_owners={roots[1]: ["vision"]})
 
 
 def test_the_store_holds_no_secret(store_url: str, tmp_path: Path) -> None:
@@ -138,22 +322,6 @@ def test_loopback_needs_no_token(store_url: str, host: str) -> None:
     store = Store(store_url)
     check_exposure(Settings(host=host, store=store_url), store)
     store.close()
-
-
-def test_the_command_line(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = CliRunner()
-    made = runner.invoke(token, ["create", "trainer", "--scope", "select", "--store", store_url])
-    assert made.exit_code == 0, made.output
-    secret = made.stdout.strip()
-    assert secret.startswith("cur_")
-    monkeypatch.setenv("CURATION_STORE", store_url)
-    listed = runner.invoke(token, ["list"])
-    assert "trainer" in listed.stdout
-    assert secret.split("_", 2)[2] not in listed.stdout
-    assert runner.invoke(token, ["revoke", secret.split("_")[1]]).exit_code == 0
-    assert runner.invoke(token, ["revoke", "nobody"]).exit_code == 2
-    assert runner.invoke(token, ["create", "x", "--scope", "everything"]).exit_code == 2
-    assert isinstance(token, typer.Typer)
 
 
 def test_a_server_from_its_start_to_its_end(

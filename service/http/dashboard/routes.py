@@ -14,10 +14,11 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from curation.dataset.manifest import REPORT, Manifest
+from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
 from curation.service.http.dashboard import datasets as browse
 from curation.service.http.dashboard import sessions as overview
-from curation.service.http.dependencies import App, AppState, Reader
+from curation.service.http.dependencies import App, Reader
 from curation.service.http.openapi import SessionId, problems
 from curation.service.routers.epochs import list_epochs
 from curation.service.routers.session_models import EpochState, SessionState
@@ -121,9 +122,8 @@ async def show_sessions(
     before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> SessionLines:
-    """Your sessions with their progress; with an admin token everybody's."""
-    owner = None if "admin" in caller.scopes else caller.owner
-    lines, following = await asyncio.to_thread(overview.newest_sessions, app.store, owner, before, limit)
+    """Your owner's sessions with their progress; with a token that reads all, or an admin's, everybody's."""
+    lines, following = await asyncio.to_thread(overview.newest_sessions, app.store, caller.sees, before, limit)
     return SessionLines(sessions=lines, next=following)
 
 
@@ -159,7 +159,7 @@ async def show_plan(id: SessionId, app: App, caller: Reader) -> browse.PlanFacts
 
     def facts() -> browse.PlanFacts:
         try:
-            manifest = None if name is None else app.datasets.manifest(name)
+            manifest = None if name is None else app.datasets(caller).manifest(name)
         except Refusal:
             manifest = None  # the dataset is gone, but the session has the plan
         return browse.plan_facts(plan, manifest)
@@ -170,13 +170,13 @@ async def show_plan(id: SessionId, app: App, caller: Reader) -> browse.PlanFacts
 @router.get("/datasets", responses=problems(401, 403))
 async def show_datasets(app: App, caller: Reader) -> DatasetLines:
     """Curated datasets, with their sizes."""
-    return await asyncio.to_thread(_datasets, app)
+    return await asyncio.to_thread(_datasets, app.datasets(caller))
 
 
 @router.get("/datasets/{name}", responses=problems(401, 403, 404, 422))
 async def show_dataset(name: str, app: App, caller: Reader) -> DatasetView:
     """A dataset's steps and its plan."""
-    return await asyncio.to_thread(_dataset, app, name)
+    return await asyncio.to_thread(_dataset, app.datasets(caller), name)
 
 
 @router.get("/datasets/{name}/rows", responses=problems(401, 403, 404, 422))
@@ -189,7 +189,7 @@ async def show_rows(
     limit: Annotated[int, Query(ge=1, le=200)] = 25,
 ) -> browse.Page:
     """Rows of a batch, long values cut short."""
-    return await asyncio.to_thread(browse.read_page, app.datasets, name, batch, start, limit)
+    return await asyncio.to_thread(browse.read_page, app.datasets(caller), name, batch, start, limit)
 
 
 @router.get(
@@ -199,28 +199,28 @@ async def show_rows(
 )
 async def show_report(name: str, app: App, caller: Reader) -> FileResponse:
     """A dataset's ``report.html``, which its policy keeps from this origin."""
-    path = await asyncio.to_thread(app.datasets.file, name, REPORT)
+    path = await asyncio.to_thread(app.datasets(caller).file, name, REPORT)
     return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": FRAME_POLICY})
 
 
-def _datasets(app: AppState) -> DatasetLines:
+def _datasets(datasets: Datasets) -> DatasetLines:
     lines, unreadable = [], []
-    for name in app.datasets.names():
+    for name in datasets.names():
         try:
-            lines.append(_line(name, app.datasets.manifest(name)))
+            lines.append(_line(name, datasets.manifest(name)))
         except Refusal:
             unreadable.append(name)
     return DatasetLines(datasets=lines, unreadable=unreadable)
 
 
-def _dataset(app: AppState, name: str) -> DatasetView:
-    manifest = app.datasets.manifest(name)
-    planned = browse.has_plan(app.datasets, name)
+def _dataset(datasets: Datasets, name: str) -> DatasetView:
+    manifest = datasets.manifest(name)
+    planned = browse.has_plan(datasets, name)
     return DatasetView(
         **_line(name, manifest).model_dump(),
         bad_rows=manifest.bad_rows,
         steps=[StepLine(**step.model_dump(include=set(StepLine.model_fields))) for step in manifest.steps],
-        plan=browse.plan_facts(app.datasets.plan(name), manifest) if planned else None,
+        plan=browse.plan_facts(datasets.plan(name), manifest) if planned else None,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from curation.dataset.manifest import FileRecord, Manifest, StepRecord, now
 from curation.dataset.writer import shard_name, write_shard
 from curation.plan import BatchPlan
-from curation.service.auth import issue_token
+from curation.service.access.tokens import issue_token
 from curation.service.client import Client
 from curation.service.http.dashboard import sessions as overview
 from curation.service.store import Store

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from curation.selectors.infobatch import InfoBatch
 from curation.selectors.samplers.split import RowSplit
-from curation.service.auth import ANYONE
 from curation.service.errors import Refusal
 from curation.service.manager.sessions import SessionManager
+from curation.service.session.caller import ANYONE
 from curation.service.session.methods.registry import make_method
 from curation.service.session.session import EpochRecord, Report, Session, StepRequest
 from curation.service.session.spec import SessionSpec

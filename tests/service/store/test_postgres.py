@@ -14,7 +14,12 @@ import pytest
 
 from curation.pair import Pair
 from curation.selectors.jest import JEST
+from curation.service.access.tokens import issue_token, renew_token
 from curation.service.client import Client, ServiceError
+from curation.service.session.caller import ANYONE
+from curation.service.store import Store
+from curation.service.store.audit import read_audit
+from curation.service.store.tokens import revoke_token
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,47 @@ def test_what_one_replica_changes_the_other_knows(replicas: list[str]) -> None:
         one.step(session, 0)
     one.close()
     two.close()
+
+
+def test_replicas_know_the_same_tokens_and_quotas(live: Callable[..., Any], database: Any) -> None:
+    database.psql("CREATE DATABASE owners;")
+    url = database.get_uri(database="owners")
+    store = Store(url)
+    token, old = issue_token(store, "trainer", frozenset({"select"}), owner="vision")
+    replicas = [live(store=url, token_seconds=0, owner_sessions=20).url for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        before = [stack.enter_context(Client(url, token=old, patience=0)) for url in replicas]
+        session = before[0].create_session("random", size=10, batch_size=2).id
+        new = renew_token(store, token.id, grace=600)[1]
+        after = [stack.enter_context(Client(url, token=new, patience=0)) for url in replicas]
+        for client in (*before, *after):
+            client.step(session, 0)
+        made: list[str] = []
+
+        def create(client: Client) -> None:
+            with contextlib.suppress(ServiceError):
+                made.extend(client.create_session("random", size=10, batch_size=2).id for _ in range(20))
+
+        threads = [threading.Thread(target=create, args=(client,)) for client in (*before, *after)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(made) == 19
+        with pytest.raises(ServiceError, match="has 20 sessions, as many as it may"):
+            after[1].create_session("random", size=10, batch_size=2)
+        stranger = issue_token(store, "stranger", frozenset({"select"}))[1]
+        for url in replicas:
+            with Client(url, token=stranger, patience=0) as other, pytest.raises(ServiceError, match="not-found"):
+                other.step(session, 0)
+        assert renew_token(store, token.id, grace=0, lasts=600)[0].expires is not None
+        for client in after:
+            with pytest.raises(ServiceError, match="when it was rotated"):
+                client.step(session, 0)
+        assert revoke_token(store, ANYONE, token.id)
+        acts = [entry.act for entry in read_audit(store, limit=1000)]
+        assert (acts.count("session.create"), acts[0]) == (20, "token.revoke")
+    store.close()
 
 
 def test_replicas_make_one_choice(replicas: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from curation.service.errors import Refusal
+from curation.service.session.caller import ANYONE
 from curation.service.session.session import Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store import Store, checkpointer
@@ -25,7 +26,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def new_session(store: Store, id: str) -> int:
-    row = store.create(id, None, SPEC, 100, {})
+    row = store.create(id, ANYONE, SPEC, 100, {})
     assert row is not None
     return row.key
 
@@ -55,8 +56,8 @@ def test_the_first_report_counts_also_within_a_group(store: Store) -> None:
 
 def test_a_session_that_changed_hinders_its_own_reports_only(store: Store) -> None:
     good, rewound, gone = (new_session(store, id) for id in ("good", "rewound", "gone"))
-    assert store.rewind(rewound, 0, 0, 0) == 1
-    store.delete_session(gone)
+    assert store.rewind(rewound, 0, 0, 0, ANYONE) == 1
+    store.delete_session(gone, ANYONE)
     outcomes = store.add_reports(
         [
             Write(rewound, 0, [report(0, 1)]),

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import create_engine, inspect
 
 from curation.service.store import Store
+from curation.service.store.tokens import read_tokens
 
 FIRST = Path(__file__).with_name("version-1.sql")
 
@@ -38,7 +39,7 @@ def test_an_older_store_is_moved_on_to_what_a_new_one_has(tmp_path: Path) -> Non
         row = old.session("old")
         assert row is not None
         assert (row.size, row.spec.method) == (100, "infobatch")
-        assert [token.name for token in old.tokens()] == ["old"]
+        assert [token.name for token in read_tokens(old)] == ["old"]
     finally:
         old.close()
         new.close()

@@ -1,0 +1,1 @@
+"""Access: tokens and their owners, as people and programs manage them."""
