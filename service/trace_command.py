@@ -90,17 +90,17 @@ def _ask_server(question: _Question, url: str, token: str | None) -> dict[str, A
 async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[str, Any]:
     from functools import partial
 
-    from curation.service.auth import ANYONE
     from curation.service.datasets import Datasets
     from curation.service.errors import Refusal
     from curation.service.http.rows import read_rows
     from curation.service.manager.sessions import SessionManager
     from curation.service.manager.trace import Recorder
     from curation.service.routers import trace_models as models
+    from curation.service.session.caller import ANYONE
     from curation.service.settings import Settings
-    from curation.service.store import Store
+    from curation.service.store.opening import open_store
 
-    store = Store(url)
+    store = open_store(url)
     manager = SessionManager(store, resident_bytes=Settings().resident_bytes)
     recorder = Recorder(manager)
     try:

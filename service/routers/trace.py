@@ -64,7 +64,9 @@ async def list_step_rows(
     if arrow:
         table = step_table(rows, generation)
         return Response(await asyncio.to_thread(write_table, table), media_type=ARROW)
-    read, most = (partial(read_rows, app.datasets, dataset), MOST_VALUES) if values and dataset else (None, limit)
+    read, most = (None, limit)
+    if values and dataset:
+        read, most = partial(read_rows, app.datasets(caller), dataset), MOST_VALUES
     page = await asyncio.to_thread(
         step_trace, id, generation, rows, by_loss=sort == "loss", start=start, limit=min(limit, most), values=read
     )
