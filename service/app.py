@@ -27,7 +27,18 @@ from curation.service.monitoring.loop_lag import measure_lag
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
-from curation.service.routers import audit, choices, operations, owners, select, sessions, tokens, trace
+from curation.service.routers import (
+    audit,
+    batches,
+    choices,
+    operations,
+    owners,
+    resizing,
+    select,
+    sessions,
+    tokens,
+    trace,
+)
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
@@ -38,6 +49,8 @@ from curation.service.store.opening import open_store
 ROUTERS = (
     sessions.router,
     choices.router,
+    batches.router,
+    resizing.router,
     progress.router,
     trace.router,
     select.router,
@@ -140,7 +153,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for model in (*sessions.SCHEMAS, *choices.SCHEMAS, *select.SCHEMAS, *tokens.SCHEMAS, *owners.SCHEMAS):
+        for model in (
+            *sessions.SCHEMAS,
+            *choices.SCHEMAS,
+            *resizing.SCHEMAS,
+            *batches.SCHEMAS,
+            *select.SCHEMAS,
+            *tokens.SCHEMAS,
+            *owners.SCHEMAS,
+        ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from curation.selectors.samplers.split import share
+from curation.selectors.samplers.split import Spans, share
 
 Remainder = Literal["share", "drop", "repeat"]
 REMAINDERS: tuple[Remainder, ...] = ("share", "drop", "repeat")
@@ -71,6 +71,22 @@ class BatchSplit:
             shares = self._shares[step]
             return int(shares[rank]), int(shares[rank + 1])
         return int(self.offsets[batch]), int(self.offsets[batch + 1])
+
+    def over(self, world_size: int) -> "BatchSplit":
+        return replace(self, world_size=world_size)
+
+    def rest(self, world_size: int, left: Spans) -> "BatchSplit":
+        """As :class:`ElasticSplit` has it. What is left of a batch is a batch, and so stays apart from the others."""
+        lengths = np.diff(left)[:, 0]
+        before = np.concatenate([[0], np.cumsum(lengths)])
+        # How many of the rows that are left come before each batch: none of it is left where the next has as many.
+        spans = np.searchsorted(left[:, 0], self.offsets, side="right") - 1
+        inside = np.minimum(self.offsets - np.append(left[:, 0], 0)[spans], np.append(lengths, 0)[spans])
+        offsets = np.unique(np.where(spans < 0, 0, before[spans] + inside))
+        done = self.rows - int(before[-1])
+        if done:
+            offsets = np.concatenate([[0], done + offsets])
+        return replace(self, offsets=offsets, world_size=world_size, start=int(done > 0))
 
     def _first(self, step: int) -> int:
         """The batch at which a step starts."""

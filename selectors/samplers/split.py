@@ -32,6 +32,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+Spans = npt.NDArray[np.int64]
+"""int64[m, 2]: where stretches of an order start and stop, rising and apart."""
+
 
 class Split(Protocol):
     """How the rows of an epoch's order, or those from a position on, fall into steps and ranks."""
@@ -65,6 +71,17 @@ class Split(Protocol):
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
         """Where a rank's batch of a step starts and stops, in rows of the epoch's order."""
+
+
+class ElasticSplit(Split, Protocol):
+    """A split that can be made anew over other ranks."""
+
+    def over(self, world_size: int) -> "ElasticSplit":
+        """The same epoch's split over so many ranks."""
+
+    def rest(self, world_size: int, left: Spans) -> "ElasticSplit":
+        """The split of the rows that are left, wherever they lie in the order: as of an order that has first the rows
+        that are not left, and then those that are."""
 
 
 class SharedSplit(Split, Protocol):
@@ -156,6 +173,12 @@ class RowSplit:
 
     def at_least(self, rows: int) -> "RowSplit":
         return replace(self, least=rows)
+
+    def over(self, world_size: int) -> "RowSplit":
+        return replace(self, world_size=world_size)
+
+    def rest(self, world_size: int, left: Spans) -> "RowSplit":
+        return replace(self, world_size=world_size, start=self.rows - int(np.diff(left).sum()))
 
 
 def share(start: int, stop: int, rank: int, world_size: int, *, repeat: bool = False) -> tuple[int, int]:

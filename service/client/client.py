@@ -5,10 +5,9 @@ Every request is safe to repeat, so one that got no answer is sent again, with g
 ``patience`` is over: a server that is killed and started again costs its clients a pause.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
 
 import httpx
 import numpy.typing as npt
@@ -17,17 +16,18 @@ from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.client.requests import (
-    Backoff,
     Report,
     Request,
     Requests,
     T,
     auth_headers,
+    check_url,
     httpx_arguments,
     new_id,
     next_attempt,
 )
 from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch, StepRows
+from curation.service.client.waiting import Backoff, wait
 
 
 class Client:
@@ -40,7 +40,11 @@ class Client:
         timeout: seconds to wait for one answer.
         transport: httpx's, for tests; a copy of the client in another process does without it.
 
-    Every method raises :class:`ServiceError` where the service refuses, or is out of reach for too long.
+    Raises:
+        ValueError: there can be no service at ``url``, or the token cannot be sent.
+
+    Every method raises :class:`ServiceError` where the service refuses, or is out of reach for too long. What is sent
+    again is logged to ``curation.client``, at first and then each minute.
     """
 
     def __init__(
@@ -52,10 +56,11 @@ class Client:
         timeout: float = 60,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url
+        self.url = check_url(url)
         self._token, self._patience, self._timeout = token, patience, timeout
         self._requests = Requests()
         self._http = httpx.Client(base_url=url, headers=auth_headers(token), timeout=timeout, transport=transport)
+        self._answered = False
 
     def __enter__(self) -> "Client":
         return self
@@ -105,6 +110,34 @@ class Client:
         """Report losses without asking for a batch; on disk when this returns."""
         request = self._requests.step(session, step=None, rank=rank, reports=reports, generation=generation)
         self._send(request)
+
+    def batches(
+        self,
+        session: str,
+        step: int,
+        *,
+        steps: int = 1,
+        ranks: Sequence[int] = (0,),
+        reports: Mapping[int, Sequence[Report]] = MappingProxyType({}),
+        generation: int | None = None,
+    ) -> dict[int, list[StepBatch]]:
+        """The batches of several ranks, or of a run of steps, in one request.
+
+        Args:
+            session: the session's id.
+            step: the first step; reports are of earlier ones.
+            steps: how many; those beyond the epoch's end are left out.
+            ranks: whose, such as all of a host.
+            reports: by rank, as in :meth:`step`.
+            generation: refuse if the session was rewound or resized since this one.
+
+        Returns:
+            By rank, its batches of consecutive steps.
+        """
+        request = self._requests.batches(
+            session, step=step, steps=steps, ranks=ranks, reports=reports, generation=generation
+        )
+        return self._send(request)
 
     def choose(
         self,
@@ -187,19 +220,80 @@ class Client:
         """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
         return self._send(self._requests.rewind(session, step))
 
+    def resize(
+        self,
+        session: str,
+        world_size: int,
+        *,
+        generation: int,
+        from_step: int | None = None,
+        trained: Literal["reported", "all"] = "reported",
+    ) -> SessionInfo:
+        """Lay out what is left over another number of ranks; let one of them do it, and the others begin after it.
+
+        Args:
+            session: the session's id.
+            world_size: ranks from then on.
+            generation: the session's, as :meth:`session` says it; one that is not the session's any more is refused.
+            from_step: the next step that will be asked for: what was reported for it and for later ones is forgotten,
+                and what was not reported of the epoch before it is handed out again. None: the first step that not
+                all ranks reported.
+            trained: ``"all"`` where nothing is reported: the rows of all earlier steps count as trained on.
+
+        Returns:
+            How the session stands, of the next generation; its ``from_step`` is where to go on.
+        """
+        request = self._requests.resize(
+            session, world_size=world_size, generation=generation, from_step=from_step, trained=trained
+        )
+        return self._send(request)
+
+    def epochs(self, session: str) -> Iterator[dict[str, Any]]:
+        """The open epochs of a session: rows, steps, and how many are reweighted."""
+        first: int | None = 0
+        while first is not None:
+            page = self._send(self._requests.epochs(session, first))
+            for epoch in page["epochs"]:
+                yield epoch
+            first = page["next"]
+
+    def losses(self, session: str, *, first: int = 0, limit: int = 1000, bins: int = 40) -> dict[str, Any]:
+        """The losses reported from a step on, of ``limit`` reports or a few more: mean, low and high of each, and a
+        histogram; ``next`` is the step to go on at."""
+        return self._send(self._requests.losses(session, first, limit, bins))
+
+    def datasets(self) -> list[str]:
+        """The curated datasets that sessions can be made of."""
+        return self._send(self._requests.datasets())
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """A dataset's manifest."""
+        return self._send(self._requests.dataset(name))
+
     def checkpoint(self, session: str) -> bytes:
         """The session as bytes for a training checkpoint."""
         return self._send(self._requests.checkpoint(session))
 
-    def restore(self, checkpoint: bytes, id: str | None = None) -> SessionInfo:
-        """A new session from such bytes."""
+    def restore(
+        self,
+        checkpoint: bytes,
+        id: str | None = None,
+        *,
+        world_size: int | None = None,
+        from_step: int | None = None,
+    ) -> SessionInfo:
+        """A new session from such bytes; for other ranks, as of a step, as by :meth:`resize`."""
         session = id or new_id()
         try:
-            return self._send(self._requests.restore(checkpoint, session))
+            return self._send(self._requests.restore(checkpoint, session, world_size, from_step))
         except ServiceError as error:
             if id is not None or error.kind != "id-taken":
                 raise
-            return self.session(session)  # made by an earlier try, whose answer was lost
+        info = self.session(session)  # made by an earlier try, whose answer was lost
+        if world_size in (None, info.world_size):
+            return info
+        trained: Literal["reported", "all"] = "reported" if info.raw["stateful"] else "all"
+        return self.resize(session, world_size or 1, generation=info.generation, from_step=from_step, trained=trained)
 
     def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Selection:
         """ZIP-FIT's choice of k texts; options are those of :class:`curation.ZipFit`."""
@@ -219,16 +313,17 @@ class Client:
         return self._send(self._requests.b3(queries, positives, **options))
 
     def _send(self, request: Request[T]) -> T:
-        backoff, sent = Backoff(self._patience), request
+        backoff, sent = Backoff(self._patience, f"{request.method} {self.url}{request.path}"), request
         while True:
             try:
                 answer = self._http.request(**httpx_arguments(sent))
                 outcome: httpx.Response | httpx.TransportError = answer
+                self._answered = True
             except httpx.TransportError as error:
                 outcome = error
-            attempt = next_attempt(outcome, backoff, request)
+            attempt = next_attempt(outcome, backoff, request, answered=self._answered)
             if attempt is None:
                 assert isinstance(outcome, httpx.Response)
                 return request.read(outcome)
             pause, sent = attempt
-            time.sleep(pause)
+            wait(pause)

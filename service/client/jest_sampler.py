@@ -39,7 +39,7 @@ class RemoteJESTBatchSampler(RemoteBatchSampler):
     def __init__(
         self, client: Client, session: str, *, score: Score, rank: int | None = None, prefetch: int = 2
     ) -> None:
-        super().__init__(client, session, rank=rank, prefetch=prefetch)
+        super().__init__(client, session, rank=rank, prefetch=prefetch, elastic=False)
         self.score = score
         self._may_be_made = True
 

@@ -1,12 +1,15 @@
 """Requests of the service's clients, and when each is sent again; sending them is left to the clients."""
 
 import json
-import random
+import math
+import re
 import secrets
-import time
+import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -22,6 +25,7 @@ from curation.service.client.responses import (
     SessionInfo,
     StepBatch,
     StepRows,
+    read_batches,
     read_chosen,
     read_error,
     read_info,
@@ -31,13 +35,15 @@ from curation.service.client.responses import (
     read_step,
     read_step_rows,
 )
+from curation.service.client.waiting import Backoff
 
 ARROW = "application/vnd.apache.arrow.stream"
 _RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
 _RETRIED_KINDS = frozenset({"missing-reports", "session-changed"})
-_MAX_PAUSE = 5.0
+_UNKNOWN_HOST_SECONDS = 10.0
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 Report = tuple[int, npt.ArrayLike]
@@ -55,20 +61,6 @@ class Request(Generic[T]):
     kind: str = "application/json"
     query: Mapping[str, str | int | float] | None = None
     poll: "Request[T] | None" = None
-
-
-class Backoff:
-    """When to send a request again: full jitter below a bound that doubles."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._bound = 0.05
-
-    def pause(self, least: float = 0.0) -> float | None:
-        """Seconds to wait before the next try; None where there is none."""
-        wait = max(least, random.uniform(0, self._bound))
-        self._bound = min(2 * self._bound, _MAX_PAUSE)
-        return wait if time.monotonic() + wait < self._end else None
 
 
 class Requests:
@@ -124,6 +116,29 @@ class Requests:
         body = b"".join((rows.schema.serialize(), rows.serialize(), _END_OF_STREAM))
         return Request("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
 
+    def batches(
+        self,
+        session: str,
+        *,
+        step: int | None,
+        steps: int,
+        ranks: Sequence[int],
+        reports: Mapping[int, Sequence[Report]],
+        generation: int | None,
+    ) -> Request[dict[int, list[StepBatch]]]:
+        fields = {"ranks": list(ranks), "step": step, "steps": steps, "generation": generation}
+        flat = [(rank, number, np.asarray(values, np.float32)) for rank in reports for number, values in reports[rank]]
+        offsets = np.cumsum([0, *(len(values) for _, _, values in flat)], dtype=np.int32)
+        losses = np.concatenate([*(values for _, _, values in flat), np.empty(0, np.float32)])
+        table = pa.table(
+            {
+                "report_ranks": pa.array([rank for rank, _, _ in flat], pa.int64()),
+                "report_steps": pa.array([number for _, number, _ in flat], pa.int64()),
+                "losses": pa.ListArray.from_arrays(pa.array(offsets), pa.array(losses)),
+            }
+        )
+        return Request("POST", f"/v1/sessions/{session}/batches", read_batches, _stream(table, fields), ARROW)
+
     def choose(
         self,
         session: str,
@@ -167,11 +182,34 @@ class Requests:
     def rewind(self, session: str, step: int) -> Request[SessionInfo]:
         return Request("POST", f"/v1/sessions/{session}/rewind", read_info, json.dumps({"step": step}).encode())
 
+    def resize(
+        self, session: str, *, world_size: int, generation: int, from_step: int | None, trained: str
+    ) -> Request[SessionInfo]:
+        fields = {"world_size": world_size, "generation": generation, "from_step": from_step, "trained": trained}
+        return Request("POST", f"/v1/sessions/{session}/resize", read_info, json.dumps(fields).encode())
+
+    def epochs(self, session: str, first: int) -> Request[dict[str, Any]]:
+        return Request("GET", f"/v1/sessions/{session}/epochs", read_json, query={"first": first})
+
+    def losses(self, session: str, first: int, limit: int, bins: int) -> Request[dict[str, Any]]:
+        query = {"first": first, "limit": limit, "bins": bins}
+        return Request("GET", f"/v1/sessions/{session}/losses", read_json, query=query)
+
+    def datasets(self) -> Request[list[str]]:
+        return Request("GET", "/v1/datasets", lambda answer: read_json(answer)["datasets"])
+
+    def dataset(self, name: str) -> Request[dict[str, Any]]:
+        return Request("GET", f"/v1/datasets/{name}", read_json)
+
     def checkpoint(self, session: str) -> Request[bytes]:
         return Request("GET", f"/v1/sessions/{session}/checkpoint", lambda answer: answer.content)
 
-    def restore(self, checkpoint: bytes, id: str) -> Request[SessionInfo]:
-        return Request("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, {"id": id})
+    def restore(
+        self, checkpoint: bytes, id: str, world_size: int | None, from_step: int | None
+    ) -> Request[SessionInfo]:
+        given = {"id": id, "world_size": world_size, "from_step": from_step}
+        query = {name: value for name, value in given.items() if value is not None}
+        return Request("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, query)
 
     def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Request[Selection]:
         fields = {"targets": list(targets), "k": k, **options}
@@ -192,27 +230,65 @@ class Requests:
 
 
 def next_attempt(
-    outcome: httpx.Response | httpx.TransportError, backoff: Backoff, request: Request[T]
+    outcome: httpx.Response | httpx.TransportError, backoff: Backoff, request: Request[T], *, answered: bool
 ) -> tuple[float, Request[T]] | None:
     """How long to wait after an outcome, and what to send then; None where the answer is good.
 
+    Args:
+        outcome: what sending it led to.
+        backoff: of this request.
+        request: what is to be sent.
+        answered: whether the client ever had an answer: a host that is unknown may be one mistyped.
+
     Raises:
-        ServiceError: the service refuses, or there was no answer for too long.
+        ServiceError: the service refuses, there was no answer for too long, or there never will be one.
     """
     if isinstance(outcome, httpx.TransportError):
-        pause = backoff.pause()
+        why = str(outcome) or type(outcome).__name__
+        hopeless = _hopeless(outcome)
+        if hopeless is not None:
+            raise ServiceError("unreachable", f"{hopeless}: {why}") from outcome
+        unknown = not answered and _cause(outcome, socket.gaierror) is not None
+        pause = backoff.pause(f"no answer: {why}", most=_UNKNOWN_HOST_SECONDS if unknown else math.inf)
         if pause is None:
-            raise ServiceError("unreachable", f"no answer: {outcome or type(outcome).__name__}") from outcome
+            raise ServiceError("unreachable", f"no answer: {why}") from outcome
         return pause, request
     if outcome.is_success:
         return None
     error = read_error(outcome)
     discarded = error.kind == "not-sent" and request.poll is not None
     if outcome.status_code in _RETRIED_STATUSES or error.kind in _RETRIED_KINDS or discarded:
-        pause = backoff.pause()
+        expected = error.kind in _RETRIED_KINDS
+        least = 0.0 if expected else _retry_after(outcome)
+        pause = backoff.pause(str(error), least=least, expected=expected)
         if pause is not None:
             return pause, request.poll if request.poll is not None and error.kind == "missing-reports" else request
     raise error
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds that the server asks to wait; 0 where it does not say, or names a date, as proxies may."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _hopeless(error: httpx.TransportError) -> str | None:
+    """Why sending the request again cannot help; None where it may."""
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return "the request cannot be sent"
+    tls = _cause(error, ssl.SSLError)
+    # A connection that breaks off in the middle of TLS is that of a server, or a proxy, that restarts.
+    if tls is not None and not isinstance(tls, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return "no TLS with this server: is it https that it speaks, and is its certificate trusted here?"
+    return None
+
+
+def _cause(error: BaseException, kind: type[E]) -> E | None:
+    """The error of this kind that led to another."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, kind):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def new_id() -> str:
@@ -220,7 +296,29 @@ def new_id() -> str:
     return secrets.token_urlsafe(12)
 
 
+def check_url(url: str) -> str:
+    """The URL, if a service can be there.
+
+    Raises:
+        ValueError: it names no host, or begins with something else than http:// or https://.
+    """
+    try:
+        parsed = urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"url is {url!r}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        raise ValueError(f"url is {url!r}, but must be http:// or https:// and a host, such as http://127.0.0.1:8765")
+    return url
+
+
 def auth_headers(token: str | None) -> dict[str, str]:
+    """The header of a token.
+
+    Raises:
+        ValueError: the token has characters that no header may have.
+    """
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("the token has spaces, line ends or letters beyond ASCII: was it read with its line's end?")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

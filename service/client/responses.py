@@ -33,6 +33,9 @@ class ServiceError(CurationError):
         self.status = status
         self.members = dict(members or {})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.detail, self.status, self.members)
+
 
 class StepBatch(NamedTuple):
     """What a rank trains on at a step: ``indices`` int64[n], ``weights`` float32[n].
@@ -103,6 +106,12 @@ class SessionInfo:
     total_steps: int | None
     raw: Mapping[str, Any]
 
+    @property
+    def from_step(self) -> int:
+        """Where the newest ranks began: 0, or the step at which the session was last resized."""
+        segments = self.raw.get("segments") or [{"from_step": 0}]
+        return int(segments[-1]["from_step"])
+
 
 def read_error(answer: httpx.Response) -> ServiceError:
     try:
@@ -120,7 +129,9 @@ def read_json(answer: httpx.Response) -> dict[str, Any]:
 def read_info(answer: httpx.Response) -> SessionInfo:
     raw = answer.json()
     fields = {name: raw[name] for name in ("id", "generation", "size", "open_epochs", "open_steps", "total_steps")}
-    return SessionInfo(**fields, world_size=raw["spec"]["world_size"], epochs=raw["spec"]["epochs"], raw=raw)
+    return SessionInfo(
+        **fields, world_size=raw.get("world_size", raw["spec"]["world_size"]), epochs=raw["spec"]["epochs"], raw=raw
+    )
 
 
 def read_step(answer: httpx.Response) -> StepBatch:
@@ -137,6 +148,23 @@ def read_step(answer: httpx.Response) -> StepBatch:
         metadata["end_of_session"] == "1",
         int(metadata["generation"]),
     )
+
+
+def read_batches(answer: httpx.Response) -> dict[int, list[StepBatch]]:
+    table = pa.ipc.open_stream(answer.content).read_all().combine_chunks()
+    metadata = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    if not len(table):
+        return {}
+    epoch, epoch_end, generation = (int(metadata[name]) for name in ("epoch", "epoch_end", "generation"))
+    ends = metadata["end_of_session"] == "1"
+    columns = (table[name].chunk(0) for name in ("indices", "weights"))
+    rows = [[_copied(column[row].values) for row in range(len(table))] for column in columns]
+    batches: dict[int, list[StepBatch]] = {}
+    for rank, step, indices, weights in zip(table["rank"].to_pylist(), table["step"].to_pylist(), *rows, strict=True):
+        last = step == epoch_end - 1
+        batch = StepBatch(indices, weights, epoch, step, epoch_end, last, last and ends, generation)
+        batches.setdefault(rank, []).append(batch)
+    return batches
 
 
 def read_chosen(answer: httpx.Response) -> ChosenBatch:

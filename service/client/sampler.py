@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import Sampler
 
 from curation.service.client.client import Client
+from curation.service.client.elastic import Place, choose_rank, is_elastic, rejoin
+from curation.service.client.prefetch import Prefetch
 from curation.service.client.requests import Report
 from curation.service.client.responses import StepBatch
 
@@ -30,38 +32,54 @@ class RemoteBatchSampler(Sampler[list[int]]):
                 loss = sampler.update(index, criterion(...)).mean()      # criterion with reduction="none"
 
     Requests that fail are repeated (see :class:`~curation.service.client.Client`), so a server may die and come back,
-    or a replica take over, and training goes on with the very next batch. A state resumes to it as well; the number
-    of ranks is the session's and stays.
+    or a replica take over, and training goes on with the very next batch. A state resumes to it as well.
+
+    Elastic, ranks may die and join. All of them make a new sampler after each restart, and load the same state if there
+    is one; with the first batch rank 0 resizes the session to as many ranks as torch.distributed has now, at the step
+    of the state (without one, at the first step that not all ranks reported), and tells the others where to go on. What
+    was not reported by then is handed out again: every row of every epoch is reported once. The first ``iter`` or
+    ``len`` is a collective call, therefore: every rank makes it.
 
     Args:
         client: where the service is; a copy of it is made in another process.
         session: the session's id.
-        rank: this rank; None asks torch.distributed, 0 without it.
+        rank: this rank; None asks torch.distributed, then torchrun's environment, and is 0 without both.
         prefetch: batches asked for ahead, in a thread; never beyond the epoch's end.
+        elastic: resize the session to the ranks there are; None: where torchrun started them, and ``rank`` is None.
 
     Raises:
-        ValueError: prefetch is negative.
+        ValueError: prefetch is negative, or ``elastic`` without torch.distributed.
         ServiceError: the service refuses, or cannot be reached for too long.
     """
 
-    def __init__(self, client: Client, session: str, *, rank: int | None = None, prefetch: int = 2) -> None:
+    def __init__(
+        self,
+        client: Client,
+        session: str,
+        *,
+        rank: int | None = None,
+        prefetch: int = 2,
+        elastic: bool | None = None,
+    ) -> None:
         if prefetch < 0:
             raise ValueError(f"prefetch must not be negative, but is {prefetch}")
         self.client, self.session, self._prefetch = client, session, prefetch
-        if rank is None:
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            rank = torch.distributed.get_rank() if distributed else 0
-        self.rank = rank
+        self.elastic = is_elastic(rank, elastic)
+        self.rank = choose_rank() if rank is None else rank
         self.generation = client.session(session).generation
+        self._joined = not self.elastic
+        self._loaded: int | None = None
+        self._run = 0
         self._step = 0
         self._pending: OrderedDict[int, StepBatch] = OrderedDict()
         self._reports: list[Report] = []
         self._ahead: StepBatch | None = None
         self._done = False
-        self._lock = threading.Lock()
+        self._lock, self._sending = threading.Lock(), threading.Lock()
 
     def __len__(self) -> int:
         """Batches from the next one to its epoch's end. Asks the service, and so waits as ``iter`` does."""
+        self._join()
         return 0 if self._done else self._next().epoch_end - self._step
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -69,28 +87,28 @@ class RemoteBatchSampler(Sampler[list[int]]):
 
         After leaving an epoch early, ``load_state_dict(state_dict())`` goes back to the first batch not updated.
         """
+        self._join()
         if self._done:
             return
         futures: deque[Future[StepBatch]] = deque()
         batch, next_step = self._next(), self._step + 1
-        with ThreadPoolExecutor(1, thread_name_prefix="curation-remote") as pool:
-            try:
-                while True:
-                    for step in range(
-                        max(next_step, self._step + 1), min(self._step + 1 + self._prefetch, batch.epoch_end)
-                    ):
-                        futures.append(pool.submit(self._ask, step))
-                        next_step = step + 1
-                    batch = self._chosen(batch)
-                    self._pending[self._step] = batch
-                    self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
-                    yield batch.indices.tolist()
-                    if batch.end_of_epoch:
-                        return
-                    batch = futures.popleft().result() if futures else self._next()
-            finally:
-                for future in futures:
-                    future.cancel()
+        ahead = Prefetch(self._ask)
+        try:
+            while True:
+                for step in range(
+                    max(next_step, self._step + 1), min(self._step + 1 + self._prefetch, batch.epoch_end)
+                ):
+                    futures.append(ahead.submit(step))
+                    next_step = step + 1
+                batch = self._chosen(batch)
+                self._pending[self._step] = batch
+                self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
+                yield batch.indices.tolist()
+                if batch.end_of_epoch:
+                    return
+                batch = futures.popleft().result() if futures else self._next()
+        finally:
+            ahead.close()
 
     def weights(self, indices: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
         """float32[n], the weights of a batch that was handed out and not yet updated."""
@@ -132,14 +150,23 @@ class RemoteBatchSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """Where training stands: the first batch that was not updated is the next one after a resume.
 
-        Flush is called first, so that what was trained on is on the server.
+        Flush is called first, so that what was trained on is on the server. Elastic, call it (or :meth:`flush`) on
+        every rank, also where one alone saves: what a rank has not sent is handed out again.
+
+        Raises:
+            RuntimeError: elastic, and neither a batch was asked for nor a state loaded.
         """
+        if not self._joined and self._loaded is None:
+            raise RuntimeError("where training stands is not known before the first batch: save after it")
         self.flush()
         step = next(iter(self._pending), self._step)
         return {"version": 1, "session": self.session, "rank": self.rank, "step": step}
 
     def load_state_dict(self, state: dict[str, Any], *, rewind: bool = False) -> None:
         """Go on from a state.
+
+        Elastic, any rank's state does, and the next batch goes on from rank 0's, with what was reported since
+        forgotten.
 
         Args:
             state: what :meth:`state_dict` gave; it is left as it is.
@@ -149,44 +176,80 @@ class RemoteBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: the state is another session's or rank's.
         """
-        identity = {"version": 1, "session": self.session, "rank": self.rank}
+        identity = {"version": 1, "session": self.session, "rank": state.get("rank") if self.elastic else self.rank}
         if set(state) != {*identity, "step"} or any(state[name] != value for name, value in identity.items()):
             raise ValueError(f"not a state of rank {self.rank} in session {self.session!r}: {state}")
+        if self.elastic:
+            self._loaded, self._joined = state["step"], False
+            self._go_on(Place(self.generation, state["step"], None))
+            return
         info = self.client.rewind(self.session, state["step"]) if rewind else self.client.session(self.session)
-        self.generation = info.generation
-        self._step, self._done = state["step"], state["step"] == info.total_steps
-        self._pending, self._reports, self._ahead = OrderedDict(), [], None
+        self._go_on(Place(info.generation, state["step"], info.total_steps))
 
     def _chosen(self, batch: StepBatch) -> StepBatch:
         """What is trained on of a batch that was handed out."""
         return batch
 
+    def _join(self) -> None:
+        """Elastic: agree with the other ranks where to go on, once."""
+        if not self._joined:
+            self._go_on(rejoin(self.client, self.session, self._loaded))
+            self._joined = True
+
+    def _go_on(self, place: Place) -> None:
+        self.generation, self._step = place.generation, place.step
+        self._done = place.step == place.total_steps
+        with self._lock:
+            self._pending, self._reports, self._ahead = OrderedDict(), [], None
+            self._run += 1
+
     def _next(self) -> StepBatch:
         if self._ahead is None:
-            self._ahead = self._ask(self._step)
+            self._ahead = self._ask([self._step])[0]
         return self._ahead
 
-    def _ask(self, step: int) -> StepBatch:
+    def _ask(self, steps: Sequence[int]) -> list[StepBatch]:
         with self._reporting() as reports:
-            return self.client.step(self.session, step, rank=self.rank, reports=reports, generation=self.generation)
+            if len(steps) == 1:
+                step = self.client.step(
+                    self.session, steps[0], rank=self.rank, reports=reports, generation=self.generation
+                )
+                return [step]
+            batches = self.client.batches(
+                self.session,
+                steps[0],
+                steps=len(steps),
+                ranks=[self.rank],
+                reports={self.rank: reports},
+                generation=self.generation,
+            )
+            return batches[self.rank]
 
     @contextmanager
     def _reporting(self) -> Iterator[list[Report]]:
-        """Takes the reports noted so far; puts them back where sending fails."""
+        """Takes the reports noted so far; puts them back where sending fails, unless another state was loaded since.
+
+        One request at a time: what this returns after was sent, with what others took before.
+        """
+        with self._sending:
+            yield from self._taken()
+
+    def _taken(self) -> Iterator[list[Report]]:
         with self._lock:
-            reports, self._reports = self._reports, []
+            run, reports, self._reports = self._run, self._reports, []
         try:
             yield reports
         except BaseException:
             with self._lock:
-                self._reports = reports + self._reports
+                if run == self._run:
+                    self._reports = reports + self._reports
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}
+        return {**self.__dict__, "_lock": None, "_sending": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _sending=threading.Lock())
 
     def _find(self, indices: Any) -> tuple[int, StepBatch]:
         positions = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)

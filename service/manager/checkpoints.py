@@ -42,6 +42,8 @@ def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]
     records = list(session.records)
     with pa.ipc.new_stream(pa.PythonFile(file, "w"), schema) as stream:
         _write(stream, ((f"table:{name}", 0, 0, data) for name, data in store.tables(row.key).items()))
+        resized = session.segments
+        _write(stream, (("segment", segment.first_step, segment.epoch, segment.pack()) for segment in resized))
         _write(stream, (("epoch", record.number, 0, _epoch(record)) for record in records))
         if records:
             last = records[-1]
@@ -76,10 +78,10 @@ def restore(store: Store, caller: Caller, id: str, body: pa.Buffer, settings: Se
             raise Refusal("bad-body", f"method {spec.method} has no table {name[:40]!r}")
         if len(data) > max(settings.max_body_bytes, settings.resident_bytes):
             raise Refusal("too-large", f"table {name} has {len(data)} bytes, more than this server keeps in memory")
-    session = Session(spec, make_method(spec, size, checkpoint.open_tables()))
+    session = Session(spec, make_method(spec, size, checkpoint.open_tables()), segments=checkpoint.segments)
     base = checkpoint.check(session)
     parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
-    return store.restore(id, caller, spec, size, *parts, checkpoint.choices) is not None
+    return store.restore(id, caller, spec, size, *parts, checkpoint.choices, checkpoint.segments) is not None
 
 
 @contextmanager

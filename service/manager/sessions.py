@@ -7,7 +7,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method
 from curation.service.session.protocols import Epoch, Indices, Losses, State
+from curation.service.session.segments import Segment
 from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
 from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow, Store
@@ -218,6 +219,7 @@ class SessionManager:
                     f"step {report.step} is reported, but is not earlier than {request.step}, the one asked for",
                 )
             session.check_report(report)
+            session.check_due(report)
         if request.reports or self.store.shared:
             await self.group_commit.submit(row.key, row.generation, request.reports)
         if request.step is None:
@@ -238,7 +240,9 @@ class SessionManager:
         row = self.store.session(id)
         if row is None:
             raise _no_session(id)
-        return Entry(row, _build_session(row.spec, row.size, self.store.tables(row.key), self.store.records(row)))
+        segments = self.store.segments(row.key)
+        tables = self.store.tables(row.key)
+        return Entry(row, _build_session(row.spec, row.size, tables, self.store.records(row), segments))
 
     def _insert(self, entry: Entry) -> None:
         self._entries[entry.row.id] = entry
@@ -293,7 +297,7 @@ class SessionManager:
             state = session.method.start()
         else:
             before = session.records[number - 1]
-            missing = session.missing(number - 1, *self.store.reported(row.key, before.first_step, before.end))
+            missing = session.missing(number - 1, *self.store.reported(row.key, before.due_from, before.end))
             if len(missing) and row.spec.on_missing == "wait":
                 raise _missing_reports(number, missing)
             state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
@@ -341,9 +345,15 @@ class SessionManager:
         return session.method.fold(state, epoch, reports())
 
 
-def _build_session(spec: SessionSpec, size: int, tables: dict[str, bytes], records: list[EpochRecord]) -> Session[Any]:
+def _build_session(
+    spec: SessionSpec,
+    size: int,
+    tables: dict[str, bytes],
+    records: list[EpochRecord],
+    segments: Sequence[Segment] = (),
+) -> Session[Any]:
     arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
-    return Session(spec, make_method(spec, size, arrow_tables), records)
+    return Session(spec, make_method(spec, size, arrow_tables), records, segments)
 
 
 def _no_session(id: str) -> Refusal:

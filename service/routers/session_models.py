@@ -1,7 +1,10 @@
 """Models of the routes of sessions: their bodies and their answers."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from curation.service.session.segments import MAX_WORLD_SIZE
 from curation.service.session.spec import SESSION_ID, SessionSpec
 
 
@@ -24,6 +27,16 @@ class RankState(BaseModel):
     last_reported: int | None
 
 
+class SegmentState(BaseModel):
+    """What a resize laid out anew."""
+
+    epoch: int
+    from_step: int
+    steps: int
+    world_size: int
+    rows: int = Field(description="rows of the epoch that were left")
+
+
 class SessionState(BaseModel):
     """A session as it stands. ``total_steps`` is null until its last epoch is open."""
 
@@ -37,6 +50,8 @@ class SessionState(BaseModel):
     open_steps: int = Field(description="steps of the open epochs: the first that is not open yet")
     total_steps: int | None
     resident_bytes: int
+    world_size: int = Field(description="ranks of the newest steps: the spec's, until the session is resized")
+    segments: list[SegmentState] = Field(description="how it was resized, oldest first")
     ranks: list[RankState] = Field(description="ranks that asked or reported; at most 1,000")
 
 
@@ -64,6 +79,24 @@ class Rewind(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     step: int = Field(description="the next step that will be asked for; reports from it on are forgotten")
+
+
+class Resizing(BaseModel):
+    """What to lay out anew."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    world_size: int = Field(ge=1, le=MAX_WORLD_SIZE, description="ranks from that step on")
+    generation: int = Field(description="the session's, as you know it: it makes the request safe to repeat")
+    from_step: int | None = Field(
+        default=None,
+        ge=0,
+        description="the next step that will be asked for; null: the first that not all of its ranks reported",
+    )
+    trained: Literal["reported", "all"] = Field(
+        default="reported",
+        description="which rows of the earlier steps count as trained on; all: for trainings that do not report",
+    )
 
 
 class EpochState(BaseModel):

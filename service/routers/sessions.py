@@ -6,6 +6,7 @@ from functools import partial
 from tempfile import NamedTemporaryFile
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -27,11 +28,13 @@ from curation.service.http.files import receive_file, send_file
 from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
+from curation.service.manager.resizing import Resize, Trained, resize
 from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,
     Rewind,
+    SegmentState,
     SessionList,
     SessionState,
     SessionSummary,
@@ -39,6 +42,7 @@ from curation.service.routers.session_models import (
 from curation.service.routers.steps import step
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import check_limits, method_kind
+from curation.service.session.segments import MAX_WORLD_SIZE
 from curation.service.session.spec import SESSION_ID, SessionSpec
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -76,7 +80,7 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
-    answer = await _state(app, entry)
+    answer = await session_state(app, entry)
     headers = {"Location": f"/v1/sessions/{id}"}
     return Response(answer.model_dump_json(), 201 if new else 200, headers, JSON)
 
@@ -107,7 +111,7 @@ async def list_sessions(
 @router.get("/{id}", responses=problems(401, 403, 404, 422, 503))
 async def read_session(id: SessionId, app: App, caller: Reader) -> SessionState:
     """How a session stands."""
-    return await _state(app, await app.sessions.current(caller, id))
+    return await session_state(app, await app.sessions.current(caller, id))
 
 
 @router.delete("/{id}", status_code=204, responses=problems(401, 403, 404, 422, 503))
@@ -148,7 +152,7 @@ async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selecto
 
     The generation rises: a request that names the old one is refused.
     """
-    return await _state(app, await app.sessions.rewind(caller, id, asked.step))
+    return await session_state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.get(
@@ -177,8 +181,14 @@ async def import_session(
     app: App,
     caller: Selector,
     id: Annotated[str | None, Query(pattern=SESSION_ID, description="the new session's id")] = None,
+    world_size: Annotated[int | None, Query(ge=1, le=MAX_WORLD_SIZE, description="ranks to go on with")] = None,
+    from_step: Annotated[int | None, Query(ge=0, le=2**62, description="where, as in /resize")] = None,
 ) -> Response:
-    """Make a session from an exported one."""
+    """Make a session from an exported one, for as many ranks as that has, or resized for others.
+
+    Of methods that do not depend on reports a checkpoint carries none: all rows before ``from_step`` count as trained
+    on.
+    """
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
     id = id or secrets.token_urlsafe(12)
@@ -187,7 +197,17 @@ async def import_session(
         done = await asyncio.to_thread(_restore, app, caller, id, file.name)
     if not done:
         raise Refusal("id-taken", f"there is a session {id!r} already: choose another id")
-    answer = await _state(app, await app.sessions.entry(caller, id))
+    entry = await app.sessions.entry(caller, id)
+    if world_size is not None and world_size != entry.session.world_size:
+        trained: Trained = "reported" if entry.session.method.stateful else "all"
+        try:
+            entry, _ = await resize(
+                app.sessions, caller, id, Resize(from_step, world_size, entry.row.generation, trained)
+            )
+        except Refusal:
+            await app.sessions.delete(caller, id)
+            raise
+    answer = await session_state(app, entry)
     return Response(answer.model_dump_json(), 201, {"Location": f"/v1/sessions/{id}"}, JSON)
 
 
@@ -215,7 +235,8 @@ def _candidates(
     return size, {}
 
 
-async def _state(app: AppState, entry: Entry) -> SessionState:
+async def session_state(app: AppState, entry: Entry) -> SessionState:
+    """How a session stands, for an answer."""
     progress = await asyncio.to_thread(app.store.progress, entry.row.key)
     session, row = entry.session, entry.row
     ranks = [
@@ -238,6 +259,17 @@ async def _state(app: AppState, entry: Entry) -> SessionState:
         open_steps=session.known_steps,
         total_steps=session.total_steps,
         resident_bytes=session.nbytes,
+        world_size=session.world_size,
+        segments=[
+            SegmentState(
+                epoch=segment.epoch,
+                from_step=segment.first_step,
+                steps=segment.steps,
+                world_size=segment.world_size,
+                rows=int(np.diff(segment.left).sum()),
+            )
+            for segment in session.segments
+        ],
         ranks=ranks,
     )
 

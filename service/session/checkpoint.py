@@ -1,8 +1,8 @@
 """Checkpoint of a session, read from a stranger: nothing in it is believed that a session could not have come to.
 
 An Arrow IPC stream of ``kind``, ``number``, ``rank``, ``data``: a row for each table that came with the session, each
-epoch opened, the state that the present one began with, each report since then, each choice made since then. It is read
-where it lies, part by part: reports are never in memory together.
+resize, each epoch opened, the state that the present one began with, each report since then, each choice made since
+then. It is read where it lies, part by part: reports are never in memory together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation.selectors.samplers.split import RowSplit
 from curation.service.arrow import BatchStream, read_table
 from curation.service.errors import Refusal
 from curation.service.session.choice import Choice
 from curation.service.session.protocols import State
-from curation.service.session.session import LOSS, EpochRecord, Report, Session
+from curation.service.session.segments import Segment
+from curation.service.session.session import LOSS, EpochRecord, Report, Session, record_of
 from curation.service.session.spec import MAX_SIZE, SessionSpec
 
 FORMAT = b"2"
@@ -49,6 +49,7 @@ class Checkpoint:
         spec: the session's parameters.
         size: candidates.
         tables: by name, each an Arrow IPC stream.
+        segments: how the session was resized.
         records: the epochs opened.
         state: an Arrow IPC stream of what the last of them began with; None before and at the first.
         choices: by step, each an Arrow IPC stream.
@@ -59,6 +60,7 @@ class Checkpoint:
     spec: SessionSpec
     size: int
     tables: dict[str, pa.Buffer] = field(default_factory=dict)
+    segments: list[Segment] = field(default_factory=list)
     records: list[EpochRecord] = field(default_factory=list)
     state: pa.Buffer | None = None
     choices: dict[int, pa.Buffer] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Checkpoint:
                 self._check_epochs(session)
             elif self.records or self.state is not None:
                 raise ValueError(f"method {self.spec.method} has no epochs to restore")
+            self._check_segments(session)
             return self._check_choices(session) if self.choices else max(len(self.records) - 1, 0)
         except _ERRORS as error:
             raise _no_checkpoint(error) from error
@@ -140,7 +143,9 @@ class Checkpoint:
         kinds = batch["kind"].to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(kinds != "report"):
             kind, number, data = str(kinds[row]), batch["number"][row].as_py(), batch["data"][row].as_buffer()
-            if kind == "epoch":
+            if kind == "segment" and not self.records:
+                self.segments.append(Segment.unpack(batch["rank"][row].as_py(), number, data.to_pybytes()))
+            elif kind == "epoch":
                 self.records.append(self._record(number, data))
             elif kind == "choice":
                 _add(self.choices, number, data)
@@ -162,23 +167,36 @@ class Checkpoint:
             raise ValueError(f"epoch {number} has {line.rows} rows, {line.reweighted} reweighted, of {self.size}")
         missing = np.array(line.missing, np.int64).reshape(-1, 2)
         self._check_missing(number, missing)
-        layout = RowSplit(line.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
-        return EpochRecord(number, line.first_step, layout, line.reweighted, missing)
+        return record_of(self.spec, self.segments, number, line.first_step, line.rows, line.reweighted, missing)
 
     def _check_missing(self, number: int, missing: np.ndarray[Any, Any]) -> None:
         if not len(missing):
             return
         ranks, steps = missing.T
         before = self.records[-1] if self.records else None
-        if before is None or steps.min() < before.first_step or steps.max() >= before.end or ranks.min() < 0:
+        if before is None or steps.min() < before.due_from or steps.max() >= before.end or ranks.min() < 0:
             raise ValueError(f"what epoch {number} went without is not of the epoch before")
         rising = np.diff(steps) > 0
         rising |= (np.diff(steps) == 0) & (np.diff(ranks) > 0)
-        if ranks.max() >= self.spec.world_size or not rising.all():
+        due = before.expected()
+        if ranks.max() >= due.shape[1] or not rising.all():
             raise ValueError(f"what epoch {number} went without is not by step and rank, or of ranks that are unknown")
-        spans = (before.layout.span(int(rank), before.layout.steps - 1) for rank in ranks[steps == before.end - 1])
-        if any(start == stop for start, stop in spans):
+        if not due[steps - before.due_from, ranks].all():
             raise ValueError(f"epoch {number} went without the report of a batch that has no rows")
+
+    def _check_segments(self, session: Session[Any]) -> None:
+        """Refuse segments that are not of open epochs, in their order."""
+        numbers = [segment.epoch for segment in self.segments]
+        if not numbers:
+            return
+        if (
+            session.method.choosing is not None
+            or numbers != sorted(numbers)
+            or not 0 <= numbers[0] <= numbers[-1] < session.open_epochs
+        ):
+            raise ValueError("it was resized in epochs that are not open, or not in their order")
+        for number in dict.fromkeys(numbers):
+            session.layout(number).check()
 
     def _check_epochs(self, session: Session[Any]) -> None:
         """Compute the present epoch, and refuse a record that says otherwise."""

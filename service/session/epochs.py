@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from curation.selectors.samplers.split import Split
+from curation.selectors.samplers.split import ElasticSplit, Split
 from curation.service.session.protocols import Indices, Visit, Weights
 
 CHUNK = 1 << 20
@@ -25,7 +25,7 @@ class Ordered:
 
     def __init__(
         self,
-        layout: Split,
+        layout: ElasticSplit,
         take: Callable[[int, int], tuple[Indices, Weights]],
         *,
         find: Callable[[int], Sequence[int]] | None = None,
@@ -55,21 +55,30 @@ class Ordered:
         """Where a row is handed out, by step and rank. O(log steps + log ranks) beside ``find``."""
         return [visit for place in sorted(self.find(row)) for visit in self._visits_of(place)]
 
+    def over(self, layout: ElasticSplit) -> "Ordered":
+        """The same order, split otherwise."""
+        return Ordered(layout, self.take, find=self.find, nbytes=self.nbytes, reweighted=self.reweighted)
+
     def _visits_of(self, place: int) -> Iterator[Visit]:
-        """Who gets a place of the order: nobody where it was left out, several ranks where there was too little."""
-        span, last = self.layout.span, self.layout.world_size - 1
-        step = bisect_right(range(self.steps), place, key=lambda step: span(last, step)[1])
-        if step == self.steps:
-            return
-        rank = bisect_right(range(last + 1), place, key=lambda rank: span(rank, step)[1])
-        while rank <= last and span(rank, step)[0] <= place:
-            yield Visit(step, rank, place - span(rank, step)[0])
-            rank += 1
+        return visits_of(self.layout, self.steps, place)
 
     def _look_through(self, row: int) -> list[int]:
         chunks = range(0, self.rows, CHUNK)
         found = [start + np.flatnonzero(self.take(start, min(start + CHUNK, self.rows))[0] == row) for start in chunks]
         return [int(place) for places in found for place in places]
+
+
+def visits_of(split: Split, steps: int, place: int) -> Iterator[Visit]:
+    """Who gets a place of the order in the first steps of a split: nobody where it was left out, several ranks where
+    there was too little. O(log steps + log ranks)."""
+    span, last = split.span, split.world_size - 1
+    step = bisect_right(range(steps), place, key=lambda step: span(last, step)[1])
+    if step == steps:
+        return
+    rank = bisect_right(range(last + 1), place, key=lambda rank: span(rank, step)[1])
+    while rank <= last and span(rank, step)[0] <= place:
+        yield Visit(step, rank, place - span(rank, step)[0])
+        rank += 1
 
 
 def places_in(order: Indices, row: int) -> list[int]:

@@ -8,14 +8,18 @@ killed computes the same again, and a client may ask for any step as often as it
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple
+from functools import cached_property
+from operator import attrgetter
+from typing import Generic, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
-from curation.service.session.protocols import E, Indices, Losses, Method, State, Weights
+from curation.service.session.epochs import Ordered
+from curation.service.session.protocols import E, Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.segments import LaidOut, Layout, Run, Segment, runs, world_size_of
 from curation.service.session.spec import SessionSpec
 
 LOSS = np.dtype("<f4")
@@ -64,18 +68,41 @@ class EpochRecord:
     layout: RowSplit
     reweighted: int = 0
     missing: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    segments: Sequence[Segment] = ()
+
+    @cached_property
+    def laid_out(self) -> Layout:
+        """The epoch's steps, by segments."""
+        return Layout(self.layout, self.first_step, self.segments)
 
     @property
     def end(self) -> int:
-        return self.first_step + self.layout.steps
+        return self.laid_out.end
+
+    @property
+    def due_from(self) -> int:
+        """The first step whose reports are due: what was not reported before was handed out again from there on."""
+        return self.laid_out.parts[-1].first_step
 
     def expected(self) -> npt.NDArray[np.bool_]:
-        """bool[steps, world_size]: which batches have rows, and so which reports are due."""
-        due = np.ones((self.layout.steps, self.layout.world_size), bool)
-        for rank in range(self.layout.world_size):
-            start, stop = self.layout.span(rank, self.layout.steps - 1)
-            due[-1, rank] = stop > start
-        return due
+        """bool[steps, world_size]: which batches from ``due_from`` on have rows, and so which reports are due."""
+        return self.laid_out.parts[-1].due()
+
+
+def record_of(
+    spec: SessionSpec,
+    segments: Sequence[Segment],
+    number: int,
+    first_step: int,
+    rows: int,
+    reweighted: int,
+    missing: npt.NDArray[np.int64],
+) -> EpochRecord:
+    """The record of an epoch of so many rows, in a session with these segments."""
+    world_size = world_size_of(number, spec.world_size, segments)
+    layout = RowSplit(rows, spec.batch_size, world_size, spec.drop_last)
+    own = tuple(segment for segment in segments if segment.epoch == number)
+    return EpochRecord(number, first_step, layout, reweighted, missing, own)
 
 
 class Session(Generic[E]):
@@ -87,16 +114,29 @@ class Session(Generic[E]):
 
     EPOCHS_IN_MEMORY = 2
 
-    def __init__(self, spec: SessionSpec, method: Method[E], records: list[EpochRecord] | None = None) -> None:
+    def __init__(
+        self,
+        spec: SessionSpec,
+        method: Method[E],
+        records: list[EpochRecord] | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> None:
         self.spec = spec
         self.method = method
         self.records = records or []
+        self.segments = segments
         self._epochs: dict[int, E] = {}
         self.rows = 0
         if not method.stateful:
-            self.put(0, method.epoch(0, {}))
-            self._constant = self._epochs[0].steps
-            self.rows = self._epochs[0].rows
+            first = method.epoch(0, {})
+            self._runs = list(runs(segments, spec.world_size, lambda world_size: steps_over(first, world_size)))
+            self.put(0, self.laid_out(0, first))
+            self.rows = first.rows
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the newest steps."""
+        return self.segments[-1].world_size if self.segments else self.spec.world_size
 
     @property
     def open_epochs(self) -> int:
@@ -108,7 +148,7 @@ class Session(Generic[E]):
         """Steps of all open epochs."""
         if self.method.stateful:
             return self.records[-1].end if self.records else 0
-        return self._constant * self.spec.epochs
+        return self.span_of(self.spec.epochs - 1)[1]
 
     @property
     def open_range(self) -> str:
@@ -135,7 +175,8 @@ class Session(Generic[E]):
             raise Refusal("bad-step", f"step {step} is negative: steps count from 0 over the whole session")
         if step < self.known_steps:
             if not self.method.stateful:
-                return step // self._constant
+                run = self._run(step)
+                return run.epoch + (step - run.first_step) // run.steps
             return bisect_right(self.records, step, key=lambda record: record.first_step) - 1
         if self.open_epochs == self.spec.epochs:
             raise Refusal(
@@ -155,12 +196,20 @@ class Session(Generic[E]):
         """First step of an open epoch, and the step after its last."""
         if self.method.stateful:
             return self.records[epoch].first_step, self.records[epoch].end
-        return epoch * self._constant, (epoch + 1) * self._constant
+        run = self._runs[bisect_right(self._runs, epoch, key=attrgetter("epoch")) - 1]
+        first = run.first_step + (epoch - run.epoch) * run.steps
+        return first, first + run.steps
 
     def check_rank(self, rank: int) -> None:
-        """Refuse a rank that the session does not have."""
-        if not 0 <= rank < self.spec.world_size:
-            raise Refusal("bad-rank", f"rank {rank} is unknown: the session has ranks 0 to {self.spec.world_size - 1}")
+        """Refuse a rank that the session does not have and never had; of a step that was resized see :meth:`length`."""
+        ranks = max((self.spec.world_size, *(segment.world_size for segment in self.segments)))
+        if not 0 <= rank < ranks:
+            raise Refusal("bad-rank", f"rank {rank} is unknown: the session has ranks 0 to {ranks - 1}")
+
+    def due_from(self, epoch: int) -> int:
+        """The first step of an open epoch whose reports are still taken."""
+        own = [segment.first_step for segment in self.segments if segment.epoch == epoch]
+        return own[-1] if own else self.span_of(epoch)[0]
 
     def check_report(self, report: Report) -> None:
         """Refuse a report for an unknown step, of another length than its batch, or with a bad loss.
@@ -189,14 +238,25 @@ class Session(Generic[E]):
                 'with "non_finite": "keep", which takes such a loss as unknown',
             )
 
+    def check_due(self, report: Report) -> None:
+        """Refuse a report of a batch whose rows are handed out again, because the session was resized since."""
+        if self.segments and report.step < (resized := self.due_from(self.epoch_of(report.step))):
+            raise Refusal(
+                "bad-report",
+                f"the report of rank {report.rank}, step {report.step}: the session was resized at step {resized}, and "
+                "what was not reported before is handed out again from there on",
+            )
+
     def length(self, rank: int, step: int) -> int:
         """Rows of the batch of a rank at an open step."""
         epoch = self.epoch_of(step)
         if self.method.stateful:
             record = self.records[epoch]
+            if self.segments:
+                return record.laid_out.length(rank, step)
             start, stop = record.layout.span(rank, step - record.first_step)
             return stop - start
-        return self._epoch(epoch).length(rank, step - epoch * self._constant)
+        return self._epoch(epoch).length(rank, step - self.span_of(epoch)[0])
 
     def epoch(self, number: int) -> E | None:
         """An epoch's order, where it is in memory."""
@@ -210,12 +270,13 @@ class Session(Generic[E]):
         return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
     def missing(self, epoch: int, ranks: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """int64[m, 2]: (rank, step), by step, of the reports of an open epoch that are not among those given."""
+        """int64[m, 2]: (rank, step), by step, of the reports due of an open epoch that are not among those given, which
+        are of its steps from ``due_from`` on."""
         record = self.records[epoch]
         due = record.expected()
-        due[steps - record.first_step, ranks] = False
+        due[steps - record.due_from, ranks] = False
         missing = np.argwhere(due)
-        return np.stack([missing[:, 1], missing[:, 0] + record.first_step], axis=1)
+        return np.stack([missing[:, 1], missing[:, 0] + record.due_from], axis=1)
 
     def opening(self, number: int, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, E]:
         """An epoch, from the state that it starts with. Changes nothing: see :meth:`opened`.
@@ -224,16 +285,44 @@ class Session(Generic[E]):
         """
         epoch = self.make_epoch(number, state)
         first = self.records[number - 1].end if number else 0
-        layout = RowSplit(epoch.rows, self.spec.batch_size, self.spec.world_size, self.spec.drop_last)
-        return EpochRecord(number, first, layout, epoch.reweighted, missing), epoch
+        return record_of(self.spec, self.segments, number, first, epoch.rows, epoch.reweighted, missing), epoch
 
     def make_epoch(self, number: int, state: State) -> E:
-        """An epoch from the state that it starts with."""
-        return self.method.epoch(number, state)
+        """An epoch from the state that it starts with, laid out over the ranks it has."""
+        return self.laid_out(number, self.method.epoch(number, state))
+
+    def laid_out(self, number: int, epoch: E) -> E:
+        """An epoch as its method made it, over the ranks that the session was resized to."""
+        if not self.segments or not isinstance(epoch, Ordered):
+            return epoch
+        whole = epoch.layout.over(world_size_of(number, self.spec.world_size, self.segments))
+        own = [segment for segment in self.segments if segment.epoch == number]
+        if own:
+            first = self.span_of(number)[0] if number < self.open_epochs else self.known_steps
+            return cast(E, LaidOut(epoch, Layout(whole, first, own)))
+        return cast(E, epoch.over(whole))
+
+    def layout(self, number: int, step: int | None = None) -> Layout:
+        """How an open epoch falls into steps and ranks, without the segments that begin after ``step``.
+
+        Raises:
+            Refusal: the method's epochs are no orders, and cannot be split anew.
+        """
+        own = [one for one in self.segments if one.epoch == number and (step is None or one.first_step <= step)]
+        if self.method.stateful:
+            return Layout(self.records[number].layout, self.records[number].first_step, own)
+        epoch: Epoch = self.make_epoch(number, {})
+        if not isinstance(epoch, Ordered):
+            raise Refusal(
+                "other-method", f"a session of {self.spec.method} cannot be resized: its epochs are no order of rows"
+            )
+        return Layout(epoch.layout, self.span_of(number)[0], own)
 
     def ranks_at(self, step: int) -> int:
         """How many ranks share an open step."""
-        return self.spec.world_size
+        number = self.epoch_of(step)
+        own = [one for one in self.segments if one.epoch == number and one.first_step <= step]
+        return own[-1].world_size if own else world_size_of(number, self.spec.world_size, self.segments)
 
     def opened(self, record: EpochRecord, epoch: E | None = None) -> None:
         """Take in an epoch that this server opened, or (without its order) another replica."""
@@ -253,3 +342,11 @@ class Session(Generic[E]):
         if number not in self._epochs:
             self.put(number, self.make_epoch(number, {}))
         return self._epochs[number]
+
+    def _run(self, step: int) -> Run:
+        return self._runs[bisect_right(self._runs, step, key=attrgetter("first_step")) - 1]
+
+
+def steps_over(epoch: Epoch, world_size: int) -> int:
+    """Steps of a whole epoch over so many ranks; those it has where it cannot be split anew."""
+    return epoch.layout.over(world_size).steps if isinstance(epoch, Ordered) else epoch.steps

@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.caller import Caller
 from curation.service.session.protocols import State
-from curation.service.session.session import LOSS, EpochRecord, Report
+from curation.service.session.segments import Segment
+from curation.service.session.session import LOSS, EpochRecord, Report, record_of
 from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
 from curation.service.store.blobs import Bytes, get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
 from curation.service.store.owners import check_quota, lock_quota
 from curation.service.store.reports import ReportWriter, Write
+from curation.service.store.segments import forget_segments, put_segments, read_segments
 from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions
 
 CHOICE = "choice"
@@ -132,6 +133,7 @@ class Store:
         state: Bytes | None,
         restored: Iterable[Report],
         choices: Mapping[int, Bytes] = MappingProxyType({}),
+        resized: Sequence[Segment] = (),
         *,
         act: str = "session.import",
     ) -> SessionRow | None:
@@ -153,6 +155,7 @@ class Store:
             check_quota(connection, caller)
             for name, data in tables.items():
                 put_blob(connection, key, f"table:{name}", 0, data)
+            put_segments(connection, key, resized)
             if records:
                 connection.execute(insert(epochs), [_epoch_row(key, record) for record in records])
             if state is not None and base > 0:
@@ -212,7 +215,14 @@ class Store:
         """The epochs opened so far, in order."""
         with self.engine.connect() as connection:
             rows = connection.execute(select(epochs).where(epochs.c.session == row.key).order_by(epochs.c.number))
-            return [_record(row.spec, epoch) for epoch in rows]
+            epochs_opened = rows.all()
+            resized = read_segments(connection, row.key)
+        return [_record(row.spec, resized, epoch) for epoch in epochs_opened]
+
+    def segments(self, key: int) -> list[Segment]:
+        """How a session was resized, by first step."""
+        with self.engine.connect() as connection:
+            return read_segments(connection, key)
 
     def open_epoch(self, key: int, generation: int, record: EpochRecord, state: State) -> bool:
         """Store an epoch that opens, with the state it starts from; False where another replica was first.
@@ -256,18 +266,8 @@ class Store:
         Raises:
             Refusal: another request rewound or deleted the session meanwhile.
         """
-        with self.writing() as connection:
-            _check_generation(connection, key, generation, self.shared)
-            connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
-            connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
-            connection.execute(
-                delete(blobs).where(blobs.c.session == key, blobs.c.kind == "state", blobs.c.number > epoch)
-            )
-            connection.execute(
-                delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
-            )
-            risen = update(sessions).where(sessions.c.key == key).values(generation=generation + 1)
-            id = connection.execute(risen.returning(sessions.c.id)).scalar_one()
+        with self.changing(key, generation) as connection:
+            id = forget_from(connection, key, step, epoch)
             record(connection, caller, "session.rewind", id, step=step, generation=generation + 1)
         return generation + 1
 
@@ -347,6 +347,20 @@ class Store:
             yield connection
 
 
+def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
+    """Forget reports from ``step`` on and epochs after ``epoch``, in a transaction that changes the session; its id."""
+    connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
+    forget_segments(connection, key, step, epoch)
+    connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
+    connection.execute(delete(blobs).where(blobs.c.session == key, blobs.c.kind == "state", blobs.c.number > epoch))
+    connection.execute(
+        delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
+    )
+    risen = update(sessions).where(sessions.c.key == key).values(generation=sessions.c.generation + 1)
+    id: str = connection.execute(risen.returning(sessions.c.id)).scalar_one()
+    return id
+
+
 def _check_generation(connection: Connection, key: int, generation: int, shared: bool) -> None:
     query = select(sessions.c.generation).where(sessions.c.key == key)
     stored = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
@@ -389,7 +403,6 @@ def _session(row: Any) -> SessionRow:
     return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, row.base, row.created)
 
 
-def _record(spec: SessionSpec, row: Any) -> EpochRecord:
-    layout = RowSplit(row.rows, spec.batch_size, spec.world_size, spec.drop_last)
+def _record(spec: SessionSpec, resized: Sequence[Segment], row: Any) -> EpochRecord:
     missing = np.frombuffer(row.missing, "<i8").reshape(-1, 2)
-    return EpochRecord(row.number, row.first_step, layout, row.reweighted, missing)
+    return record_of(spec, resized, row.number, row.first_step, row.rows, row.reweighted, missing)

@@ -114,6 +114,18 @@ reports = Table(
     Column("losses", LargeBinary, nullable=False),
 )
 
+segments = Table(
+    "segments",
+    metadata,
+    Column("session", _KEY, ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("first_step", BigInteger, primary_key=True),
+    Column("steps", BigInteger, nullable=False),
+    Column("world_size", Integer, nullable=False),
+    Column("replaced", BigInteger, nullable=False),
+    Column("rows_left", LargeBinary, nullable=False),
+)
+
 heartbeat = Table(
     "heartbeat",
     metadata,
@@ -149,7 +161,12 @@ def _add_owners(connection: Connection) -> None:
         connection.execute(text(line))
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners)
+def _segments(connection: Connection) -> None:
+    """How sessions were resized."""
+    segments.create(connection)
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.pair import Pair
-from curation.selectors.samplers.split import RowSplit, Split, share
+from curation.selectors.samplers.split import ElasticSplit, RowSplit, Split, share
 from curation.service.errors import Refusal
 from curation.service.session.choice import SIDES, Choice, RankPart
 from curation.service.session.epochs import Ordered
@@ -45,7 +45,7 @@ class JestParameters(Parameters):
 class SuperBatches(Ordered):
     """An epoch of super-batches. A report of losses is about what was chosen, so its length is the share's."""
 
-    def __init__(self, layout: Split, whole: Ordered, jest: "JEST") -> None:
+    def __init__(self, layout: ElasticSplit, whole: Ordered, jest: "JEST") -> None:
         super().__init__(layout, whole.take, find=whole.find, nbytes=whole.nbytes)
         self._jest = jest
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from curation.service.client import AsyncClient, Client
+from curation.service.client import AsyncClient, Client, ServiceError
 
 ROOT = Path(__file__).resolve().parents[3]
 GENERATE = ROOT / ".ci" / "generate-client"
@@ -76,3 +77,48 @@ def test_the_async_client_lists_sessions_and_is_pickled(live: Callable[..., Any]
     assert listed == created
     with Client(url) as client:
         assert [summary["id"] for summary in client.sessions()] == created
+
+
+def test_every_route_of_the_service_has_a_method(live: Callable[..., Any]) -> None:
+    with Client(live().url) as client:
+        session = client.create_session("infobatch", size=100, batch_size=10, epochs=2).id
+        batch = client.step(session, 0)
+        client.report(session, [(0, batch.weights)])
+        assert [(epoch["number"], epoch["rows"]) for epoch in client.epochs(session)] == [(0, 100)]
+        losses = client.losses(session, limit=1, bins=2)
+        assert (losses["reports"][0]["mean"], len(losses["bins"])) == (1.0, 3)
+        assert client.datasets() == []
+        with pytest.raises(ServiceError, match="not-found|bad-dataset"):
+            client.dataset("none")
+        info = client.resize(session, 2, generation=client.session(session).generation, from_step=1)
+        assert (info.world_size, info.from_step) == (2, 1)
+        assert client.session(client.restore(client.checkpoint(session)).id).world_size == 2
+
+
+def test_an_error_of_the_service_goes_to_other_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(ServiceError("busy", "try again", 503, {"missing": 3})))
+    assert (str(error), error.kind, error.status, error.members) == ("busy: try again", "busy", 503, {"missing": 3})
+
+
+def test_batches_of_several_ranks_and_steps_are_those_of_single_requests(live: Callable[..., Any]) -> None:
+    with Client(live().url, patience=0) as client:
+        session = client.create_session("infobatch", size=50, batch_size=4, epochs=2, world_size=3).id
+        many = client.batches(session, 1, steps=9, ranks=[2, 0])
+        assert [len(many[rank]) for rank in (0, 2)] == [3, 3]
+        for rank in (0, 2):
+            for step, batch in enumerate(many[rank], 1):
+                one = client.step(session, step, rank=rank)
+                assert all(np.array_equal(a, b) for a, b in zip(one, batch, strict=True))
+        reports = {
+            rank: [(step, client.step(session, step, rank=rank).weights) for step in range(4)] for rank in range(3)
+        }
+        following = client.batches(session, 4, ranks=range(3), reports=reports)
+        assert {rank: [batch.epoch for batch in batches] for rank, batches in following.items()} == {
+            0: [1],
+            1: [1],
+            2: [1],
+        }
+        with pytest.raises(ServiceError, match="bad-rank"):
+            client.batches(session, 0, reports={7: [(0, [1.0])]})
+        with pytest.raises(ServiceError, match="too-large"):
+            client.batches(session, 0, steps=4096, ranks=[0, 1])

@@ -156,6 +156,36 @@ def test_replicas_know_the_same_tokens_and_quotas(live: Callable[..., Any], data
     store.close()
 
 
+def test_one_replica_resizes_and_the_other_hands_out_what_is_left(replicas: list[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(Client(url, patience=0)) for url in replicas)
+        parameters = {"prune_ratio": 0.0}
+        options: dict[str, Any] = {"size": 60, "batch_size": 4, "epochs": 2, "world_size": 3, "parameters": parameters}
+        session = one.create_session("infobatch", **options).id
+        rows = [take_and_report(client, session, rank, 0) for rank, client in ((0, one), (1, two))]
+        late = two.step(session, 0, rank=2)
+        before = two.session(session).generation
+        assert one.resize(session, 2, generation=before, from_step=1).from_step == 1
+        for client in (two, one):
+            with pytest.raises(ServiceError, match="stale-generation"):
+                client.report(session, [(0, loss(late.indices))], rank=2, generation=before)
+            with pytest.raises(ServiceError, match="resized at step 1"):
+                client.report(session, [(0, loss(late.indices))], rank=2)
+        assert two.resize(session, 2, generation=before, from_step=1).generation == one.session(session).generation
+        end = one.step(session, 1).epoch_end
+        for step in range(1, end):
+            rows += [take_and_report(client, session, rank, step) for rank, client in ((0, two), (1, one))]
+        assert sorted(np.concatenate(rows)) == list(range(60))
+        assert one.step(session, end).epoch == two.step(session, end, rank=1).epoch == 1
+        assert one.checkpoint(session) == two.checkpoint(session)
+
+
+def take_and_report(client: Client, session: str, rank: int, step: int) -> np.ndarray[Any, Any]:
+    batch = client.step(session, step, rank=rank)
+    client.report(session, [(step, loss(batch.indices))], rank=rank)
+    return batch.indices
+
+
 def test_replicas_make_one_choice(replicas: list[str]) -> None:
     rng = np.random.default_rng(0)
     learner, reference = (Pair(*rng.normal(size=(2, 64, 4)).astype(np.float32)) for _ in range(2))

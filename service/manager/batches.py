@@ -1,0 +1,73 @@
+"""Batches of several steps and ranks at once: for a host with many ranks, and for who asks ahead."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from curation.service.errors import Refusal
+from curation.service.manager.sessions import SessionManager
+from curation.service.session.caller import Caller
+from curation.service.session.session import Batch, Report, StepRequest
+
+MAX_BATCHES = 4096
+_LOOP_ROWS = 1 << 16
+"""Rows that the event loop may gather itself; more are gathered in a thread."""
+
+
+class BatchesRequest(NamedTuple):
+    """A run of steps for some ranks, and what these report. ``step`` None: they only report."""
+
+    ranks: Sequence[int]
+    step: int | None
+    steps: int
+    reports: Sequence[Report]
+    generation: int | None
+
+
+class RankBatch(NamedTuple):
+    """A rank's batch."""
+
+    rank: int
+    batch: Batch
+
+
+async def take_batches(
+    sessions: SessionManager, caller: Caller, id: str, asked: BatchesRequest, *, max_rows: int
+) -> tuple[list[RankBatch], int]:
+    """Store the reports, then answer with the batches by step and rank, and the generation.
+
+    A run ends with its epoch: steps after that are left out.
+
+    Raises:
+        Refusal: as :meth:`SessionManager.step`; or more was asked for than ``max_rows`` rows, or 4,096 batches.
+    """
+    entry = await sessions.entry(caller, id)
+    for report in asked.reports:
+        entry.session.check_rank(report.rank)
+    rows = len(asked.ranks) * asked.steps * entry.row.spec.batch_size
+    if asked.step is not None and (len(asked.ranks) * asked.steps > MAX_BATCHES or rows > max_rows):
+        raise Refusal(
+            "too-large",
+            f"{len(asked.ranks)} ranks × {asked.steps} steps of {entry.row.spec.batch_size} rows are more than this "
+            f"server answers at once, {MAX_BATCHES} batches or {max_rows} rows: ask for fewer steps",
+        )
+    request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation)
+    first, generation, *_ = await sessions.step(caller, id, request)
+    if asked.step is None or first is None:
+        return [], generation
+    entry = await sessions.entry(caller, id)
+    number, end = first.epoch, min(asked.step + asked.steps, first.epoch_end)
+    epoch = entry.session.epoch(number) or await sessions.epoch(entry, number)
+    if entry.row.generation != generation:
+        raise Refusal("session-changed", "the session was rewound while this request ran: ask again", retry_after=0.1)
+    for rank in asked.ranks:
+        entry.asked[rank] = max(end - 1, entry.asked.get(rank, -1))
+
+    def gather() -> list[RankBatch]:
+        return [
+            RankBatch(rank, entry.session.batch(rank, step, epoch))
+            for step in range(asked.step or 0, end)
+            for rank in asked.ranks
+        ]
+
+    return gather() if rows <= _LOOP_ROWS else await asyncio.to_thread(gather), generation

@@ -1,0 +1,140 @@
+"""Resizing of sessions: ranks die and join, and what was handed out and not reported is handed out again, once.
+
+What is left is decided and stored in one transaction, in which nobody can report: a row that is left was never
+reported, and what was reported is not left.
+"""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from sqlalchemy import Connection
+
+from curation.service.errors import Refusal
+from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
+from curation.service.session.caller import Caller
+from curation.service.session.segments import Layout, Segment, left_at
+from curation.service.store import Store
+from curation.service.store.audit import record
+from curation.service.store.segments import put_segments, ranks_reported, steps_reported
+from curation.service.store.store import forget_from
+
+Trained = Literal["reported", "all"]
+
+
+class Resize(NamedTuple):
+    """What a resize asks for.
+
+    Args:
+        from_step: the next step that is asked for; None: the first that not all of its ranks reported.
+        world_size: ranks from then on.
+        generation: the session's, as the caller knows it. The same request again finds that it was done.
+        trained: which rows of the epoch's earlier steps count as trained on: those reported, or all.
+    """
+
+    from_step: int | None
+    world_size: int
+    generation: int
+    trained: Trained = "reported"
+
+
+async def resize(sessions: SessionManager, caller: Caller, id: str, asked: Resize) -> tuple[Entry, Segment]:
+    """Lay out what is left of a session over other ranks, and the segment that begins with it.
+
+    What was reported for ``from_step`` and later ones is forgotten, as by a rewind, and the generation rises.
+
+    Raises:
+        Refusal: the session is of another generation, the step was never open, or its method cannot be split anew.
+    """
+    entry = await sessions.current(caller, id)
+    done = _done_before(entry, asked)
+    if done is not None:
+        return entry, done
+    check_generation(entry.row, asked.generation)
+    if entry.session.method.choosing is not None:
+        raise Refusal(
+            "other-method",
+            f"a session of {entry.row.spec.method} cannot be resized: its super-batches have rows of every rank, and a "
+            "choice that was made is of all of them. Make a session of the new world size",
+        )
+    if entry.session.open_epochs == 0:
+        await sessions.epoch(entry, 0)
+    places = await asyncio.to_thread(_places, sessions.store, entry, asked)
+    segment = await asyncio.to_thread(_resize, sessions.store, caller, entry, asked, *places)
+    sessions.evict(id)
+    return await sessions.entry(caller, id), segment
+
+
+def _done_before(entry: Entry, asked: Resize) -> Segment | None:
+    """What an earlier try did, whose answer was lost."""
+    if entry.row.generation != asked.generation + 1 or not entry.session.segments:
+        return None
+    for segment in entry.session.segments:
+        if segment.replaced == asked.generation and segment.world_size == asked.world_size:
+            return segment if asked.from_step in (None, segment.first_step) else None
+    return None
+
+
+def _places(store: Store, entry: Entry, asked: Resize) -> tuple[int, dict[int, Layout]]:
+    """The step to begin at, and the epochs it may belong to, the last of them unless rows of an earlier are left.
+
+    Where an epoch begins, the one before comes first, unless it is closed: what was not reported of it comes again.
+    """
+    session = entry.session
+    step = _first_unreported(store, entry) if asked.from_step is None else asked.from_step
+    if not 0 <= step <= session.known_steps:
+        raise Refusal("bad-step", f"step {step} was never handed out: open steps are 0 to {session.known_steps - 1}")
+    number = session.epoch_of(step) if step < session.known_steps else session.open_epochs - 1
+    check_base(entry.row, number)
+    begins = not session.method.stateful and number > entry.row.base and step == session.span_of(number)[0]
+    return step, {one: session.layout(one, step) for one in range(number - begins, number + 1)}
+
+
+def _first_unreported(store: Store, entry: Entry) -> int:
+    """The first step, of those after the last resize and of open epochs, that not all of its ranks reported."""
+    session = entry.session
+    first = session.segments[-1].first_step if session.segments else 0
+    if session.method.stateful:
+        first = max(first, session.records[-1].first_step)
+    known = store.progress(entry.row.key)
+    last = min(known.get(rank, (0, -1))[1] for rank in range(session.world_size))
+    step = min(max(last + 1, first), session.known_steps)
+    number = session.epoch_of(max(step - 1, 0))
+    layout = session.layout(number, step)
+    with store.engine.connect() as connection:
+        reported = _reported(connection, entry.row.key, layout, step)
+    part = layout.parts[-1]
+    due = part.due().sum(axis=1)[: max(step - part.first_step, 0)]
+    counts = np.array([len(reported.get(part.first_step + local, ())) for local in range(len(due))], np.int64)
+    return part.first_step + int(np.argmax(counts < due)) if (counts < due).any() else step
+
+
+def _resize(
+    store: Store, caller: Caller, entry: Entry, asked: Resize, step: int, places: Mapping[int, Layout]
+) -> Segment:
+    row = entry.row
+    with store.changing(row.key, row.generation) as connection:
+        left = {
+            number: left_at(
+                layout, step, _reported(connection, row.key, layout, step) if asked.trained == "reported" else None
+            )
+            for number, layout in places.items()
+        }
+        number = next((number for number, spans in left.items() if len(spans)), max(places))
+        steps = places[number].whole.rest(asked.world_size, left[number]).steps
+        segment = Segment(number, step, steps, asked.world_size, left[number], row.generation)
+        forget_from(connection, row.key, step, number)
+        put_segments(connection, row.key, [segment])
+        record(connection, caller, "session.resize", row.id, step=step, world_size=asked.world_size)
+    return segment
+
+
+def _reported(connection: Connection, key: int, layout: Layout, step: int) -> dict[int, Collection[int]]:
+    """By step of a layout's last part, before ``step``: the ranks that reported it."""
+    part = layout.parts[-1]
+    ranks = range(part.split.world_size)
+    counts = steps_reported(connection, key, part.first_step, min(step, part.end))
+    return {
+        step: ranks if count == len(ranks) else ranks_reported(connection, key, step) for step, count in counts.items()
+    }
