@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from yaml import YAMLError
 
 from curation.service.logs import AccessMode
+from curation.service.session.account import MIN_RATE
 
 
 class Settings(BaseSettings):
@@ -35,10 +36,12 @@ class Settings(BaseSettings):
         default=10_000, ge=0, description="sessions an owner may have, unless set for it; null: no limit"
     )
     owner_requests_per_second: float | None = Field(
-        default=None, gt=0, description="requests an owner may send each replica, unless set for it; null: no limit"
+        default=None,
+        ge=MIN_RATE,
+        description="requests an owner may send each replica, unless set for it; null: no limit",
     )
     owner_bytes_per_second: float | None = Field(
-        default=None, gt=0, description="bytes of bodies an owner may send each replica, unless set for it"
+        default=None, ge=MIN_RATE, description="bytes of bodies an owner may send each replica, unless set for it"
     )
     audit_days: float = Field(default=365, gt=0, description="how long the audit trail is kept")
     trusted_proxies: list[str] = Field(

@@ -29,13 +29,23 @@ def _duration(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def _amount(text: str) -> float | str:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text)
+def _rate(text: str) -> float | str:
+    from curation.service.session.account import MIN_RATE
+
     if text == _DEFAULT:
         return text
-    if not found or float(found[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is no limit: write a number such as 500 or 10M, or {_DEFAULT}")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text)
+    if not found or float(found[1]) < MIN_RATE:
+        raise typer.BadParameter(f"{text!r} is no rate: write a number such as 500 or 10M, or {_DEFAULT}")
     return float(found[1]) * _FACTORS[found[2]]
+
+
+def _count(text: str) -> int | str:
+    if text == _DEFAULT:
+        return text
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise typer.BadParameter(f"{text!r} is no number of sessions: write one such as 100, or {_DEFAULT}")
+    return int(text)
 
 
 _Duration = typer.Option(parser=_duration, metavar="TIME", help="Such as 90d, 12h or 30m; without: never.")
@@ -133,13 +143,13 @@ def revoke(id: _TokenId, store: StoreOption = None, config: ConfigOption = None)
 def set_owner(
     name: _Owner,
     sessions: Annotated[
-        Any, typer.Option(parser=_amount, metavar="N|default", help="How many sessions it may have.")
+        Any, typer.Option(parser=_count, metavar="N|default", help="How many sessions it may have.")
     ] = None,
     requests_per_second: Annotated[
-        Any, typer.Option(parser=_amount, metavar="N|default", help="How many requests it may send each replica.")
+        Any, typer.Option(parser=_rate, metavar="N|default", help="How many requests it may send each replica.")
     ] = None,
     bytes_per_second: Annotated[
-        Any, typer.Option(parser=_amount, metavar="N|default", help="How many bytes of bodies, such as 10M.")
+        Any, typer.Option(parser=_rate, metavar="N|default", help="How many bytes of bodies, such as 10M.")
     ] = None,
     store: StoreOption = None,
     config: ConfigOption = None,

@@ -14,9 +14,10 @@ ARROW_BODY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's entry for refusals."""
+    """OpenAPI's entry for refusals. Whoever needs a token may have used up its owner's quota, too."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-    return {code: {"description": "A problem document (RFC 9457)", "content": content} for code in codes}
+    every = sorted({*codes, 429}) if 401 in codes else codes
+    return {code: {"description": "A problem document (RFC 9457)", "content": content} for code in every}
 
 
 def takes_json(body: type[BaseModel]) -> dict[str, Any]:

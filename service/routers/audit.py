@@ -34,7 +34,7 @@ class ActList(BaseModel):
     next: int | None
 
 
-@router.get("", responses=problems(401, 403, 422, 429, 503))
+@router.get("", responses=problems(401, 403, 422, 503))
 async def list_acts(
     app: App,
     caller: Administrator,

@@ -10,6 +10,7 @@ from curation.service.access.tokens import OWNER
 from curation.service.http.bodies import read_model
 from curation.service.http.dependencies import Administrator, App
 from curation.service.http.openapi import problems, takes_json
+from curation.service.session.account import MIN_RATE
 from curation.service.store.owners import list_owners as read_owners
 from curation.service.store.owners import set_quota
 
@@ -24,8 +25,8 @@ class QuotaChange(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     sessions: int | None = Field(default=None, ge=0, lt=2**62)
-    requests_per_second: float | None = Field(default=None, gt=0, description="to each replica")
-    bytes_per_second: float | None = Field(default=None, gt=0, description="of bodies, to each replica")
+    requests_per_second: float | None = Field(default=None, ge=MIN_RATE, description="to each replica")
+    bytes_per_second: float | None = Field(default=None, ge=MIN_RATE, description="of bodies, to each replica")
 
 
 class OwnerQuota(BaseModel):
@@ -51,7 +52,7 @@ class OwnerList(BaseModel):
     owners: list[OwnerState]
 
 
-@router.get("", responses=problems(401, 403, 429, 503))
+@router.get("", responses=problems(401, 403, 503))
 async def list_owners(app: App, caller: Administrator) -> OwnerList:
     """All owners, with the number of their sessions and tokens, and their quotas."""
     found = await asyncio.to_thread(read_owners, app.store)
@@ -68,9 +69,7 @@ async def list_owners(app: App, caller: Administrator) -> OwnerList:
     )
 
 
-@router.patch(
-    "/{name}", responses=problems(400, 401, 403, 413, 415, 422, 429, 503), openapi_extra=takes_json(QuotaChange)
-)
+@router.patch("/{name}", responses=problems(400, 401, 403, 413, 415, 422, 503), openapi_extra=takes_json(QuotaChange))
 async def change_owner(name: OwnerName, request: Request, app: App, caller: Administrator) -> OwnerQuota:
     """Set an owner's quotas. Servers notice within their ``token_seconds``."""
     asked = await read_model(request, QuotaChange)

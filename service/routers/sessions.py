@@ -55,7 +55,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
     responses={
         200: {"model": SessionState, "description": "The session of this id was there already, created alike"},
         201: {"description": "Created"},
-        **problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
+        **problems(400, 401, 403, 409, 413, 415, 422, 503),
     },
     openapi_extra=takes(Created),
 )
@@ -173,7 +173,7 @@ async def export_session(id: SessionId, request: Request, app: App, caller: Read
     "/import",
     status_code=201,
     response_model=SessionState,
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": {"required": True, "content": {ARROW: ARROW_BODY}}},
 )
 async def import_session(

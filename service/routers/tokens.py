@@ -79,7 +79,7 @@ class TokenList(BaseModel):
     tokens: list[TokenState]
 
 
-@router.get("", responses=problems(401, 403, 429, 503))
+@router.get("", responses=problems(401, 403, 503))
 async def list_tokens(app: App, caller: Administrator) -> TokenList:
     """All tokens, ended ones too."""
     stored = await asyncio.to_thread(read_tokens, app.store)
@@ -89,7 +89,7 @@ async def list_tokens(app: App, caller: Administrator) -> TokenList:
 @router.post(
     "",
     status_code=201,
-    responses=problems(400, 401, 403, 413, 415, 422, 429, 503),
+    responses=problems(400, 401, 403, 413, 415, 422, 503),
     openapi_extra=takes_json(NewToken),
 )
 async def create_token(request: Request, response: Response, app: App, caller: Administrator) -> Secret:
@@ -114,7 +114,7 @@ async def create_token(request: Request, response: Response, app: App, caller: A
 
 @router.post(
     "/{id}/rotate",
-    responses=problems(400, 401, 403, 404, 413, 415, 422, 429, 503),
+    responses=problems(400, 401, 403, 404, 413, 415, 422, 503),
     openapi_extra=takes_json(Rotation),
 )
 async def rotate_token(id: TokenId, request: Request, response: Response, app: App, caller: Administrator) -> Secret:
@@ -132,7 +132,7 @@ async def rotate_token(id: TokenId, request: Request, response: Response, app: A
     return Secret(**TokenState.of(token).model_dump(), token=secret)
 
 
-@router.delete("/{id}", status_code=204, responses=problems(401, 403, 404, 422, 429, 503))
+@router.delete("/{id}", status_code=204, responses=problems(401, 403, 404, 422, 503))
 async def delete_token(id: TokenId, app: App, caller: Administrator) -> None:
     """Revoke a token. Servers notice within their ``token_seconds``; repeating it changes nothing."""
     if await asyncio.to_thread(revoke_token, app.store, caller, id):

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from curation.service.errors import Refusal
 
+MIN_RATE = 1e-3
+"""The smallest quota a second: who is refused may come again some day."""
+
 
 class Quota(NamedTuple):
     """What an owner may use. None: as much as it likes."""

@@ -327,7 +327,7 @@ def test_loopback_needs_no_token(store_url: str, host: str) -> None:
 def test_a_server_from_its_start_to_its_end(
     serve: Callable[..., Any], live: Callable[..., Any], tmp_path: Path
 ) -> None:
-    server = serve()
+    server = serve(trusted_proxies='["127.0.0.1"]')
     command = [sys.executable, "-c", "import typer; from curation.service.cli import serve; typer.run(serve)"]
     second = subprocess.run(
         [*command, "--store", server.store, "--port", "0"],
@@ -343,7 +343,8 @@ def test_a_server_from_its_start_to_its_end(
         session = client.create_session("random", size=100, batch_size=10).id
         client.step(session, 0)
     httpx.get(
-        f"{server.url}/v1/sessions", headers={"Authorization": "Bearer cur_abc_verysecret", "X-Request-ID": "mine"}
+        f"{server.url}/v1/sessions",
+        headers={"Authorization": "Bearer cur_abc_verysecret", "X-Request-ID": "mine", "X-Forwarded-For": "192.0.2.7"},
     )
     body = json.dumps({"method": "random", "size": 10**6, "batch_size": 8}).encode()
 
@@ -362,6 +363,7 @@ def test_a_server_from_its_start_to_its_end(
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     asked = [line for line in lines if line.get("request") == "mine"]
     assert [(line["path"], line["status"], line["method"]) for line in asked] == [("/v1/sessions", 401, "GET")]
+    assert (asked[0]["peer"], asked[0]["token"]) == ("192.0.2.7", None)
     assert "verysecret" not in server.log.read_text()
     with Client(live(store=server.store).url) as client:
         assert client.session(session).size == 100

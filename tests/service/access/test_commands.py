@@ -92,5 +92,10 @@ def test_owners_and_their_quotas(run: Any) -> None:
     run("owner", "rename", "vision", "sight")
     assert "sight" in run("owner", "list").stdout
     run("owner", "rename", "vision", "sight", code=2)
-    for wrong in (["vision", "--sessions", "many"], ["vision", "--sessions", "0"], ["a b", "--sessions", "1"]):
+    for wrong in (
+        ["vision", "--sessions", "many"],
+        ["vision", "--sessions", "1.5"],
+        ["vision", "--requests-per-second", "0"],
+        ["a b", "--sessions", "1"],
+    ):
         run("owner", "set", *wrong, code=2)

@@ -141,7 +141,7 @@ def test_data_needs_the_token_of_its_owner(guarded: dict[str, str]) -> None:
                 assert [line["id"] for line in listed] == (["ours"] if who == "ours" else [])
     assert answers == {
         "ours": [200, 200, 404, 200, 200, 200, 200],
-        "theirs": [200, 403, 403, 200, 200, 200, 200],
+        "theirs": [200, 404, 404, 200, 200, 200, 200],
         "": [401] * 7,
     }
 

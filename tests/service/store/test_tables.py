@@ -39,7 +39,7 @@ def test_an_older_store_is_moved_on_to_what_a_new_one_has(tmp_path: Path) -> Non
         row = old.session("old")
         assert row is not None
         assert (row.size, row.spec.method) == (100, "infobatch")
-        assert [token.name for token in read_tokens(old)] == ["old"]
+        assert [(token.name, token.owner == token.id) for token in read_tokens(old)] == [("old", True)]
     finally:
         old.close()
         new.close()
