@@ -90,6 +90,7 @@ def _ask_server(question: _Question, url: str, token: str | None) -> dict[str, A
 async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[str, Any]:
     from functools import partial
 
+    from curation.service.client.responses import ServiceError
     from curation.service.datasets import Datasets
     from curation.service.errors import Refusal
     from curation.service.http.rows import read_rows
@@ -124,6 +125,8 @@ async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[s
             found = await recorder.row_visits(entry, question.row, found.next)
             visits += found.visits
         return models.row_trace(*about, question.row, found._replace(visits=visits, first=first)).model_dump()
+    except Refusal as refusal:
+        raise ServiceError(refusal.kind, refusal.detail) from refusal
     finally:
         recorder.stop()
         manager.group_commit.stop()

@@ -83,7 +83,8 @@ function powers(low, high) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
     for (const digit of [1, 2, 5]) if (digit * 10 ** power >= low && digit * 10 ** power <= high) found.push(Number((digit * 10 ** power).toPrecision(12)));
   }
-  return found.length > 7 ? found.filter((value) => /^1(0*|e.*)$|^0?\.0*1$/.test(String(value))) : found.length > 1 ? found : [low, high];
+  if (found.length < 3) return ticks(low, high, 4).filter((value) => value > 0);
+  return found.length > 7 ? found.filter((value) => Number.isInteger(Math.round(1e9 * Math.log10(value)) / 1e9)) : found;
 }
 
 // {points, log, chosen}: points whose losses are not finite stand as crosses at the top.

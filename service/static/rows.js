@@ -34,9 +34,9 @@ export function card(page, row, lead, dataset, ...more) {
   const [column] = page.images ?? [];
   const shown = column != null && dataset != null ? picture(dataset, row.position, column, `${column} of row ${row.position}`) : null;
   const cells = page.columns.flatMap((name, at) => [el("dt", {}, name), cell(page, row, name, at, dataset)]);
-  return el("details", { class: "row" },
+  return el("details", { class: cells.length ? "row" : "row plain" },
     el("summary", {}, el("span", { class: "position" }, ...lead), el("span", { class: "preview code" }, shown, String(text).slice(0, 200))),
-    el("dl", { class: "cells" }, cells), more);
+    cells.length ? el("dl", { class: "cells" }, cells) : null, more);
 }
 
 function loss(row) {

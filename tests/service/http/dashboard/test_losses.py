@@ -18,7 +18,7 @@ def url(live: Callable[..., Any]) -> str:
 
 def told(client: Client, id: str, losses: "np.ndarray[Any, np.dtype[Any]]", **options: Any) -> str:
     """A session of one rank that reports a row of losses for each step."""
-    steps, batch = losses.shape
+    batch = losses.shape[1]
     client.create_session("random", size=8 * batch, batch_size=batch, epochs=200, id=id, non_finite="keep", **options)
     client.step(id, 0)
     client.report(id, [(step, row.astype(np.float32)) for step, row in enumerate(losses)])
