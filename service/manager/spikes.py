@@ -22,7 +22,8 @@ _NORMAL = 1.4826
 
 
 class Outlier(NamedTuple):
-    """A step that stands out. ``z`` None: half of its losses or more are not finite; ``mean`` is of those that are."""
+    """A step that stands out. ``mean`` is of the finite losses. ``z`` None: half of its losses or more are not finite,
+    and so for ``steps`` steps that were reported from there on."""
 
     step: int
     mean: float | None
@@ -30,6 +31,7 @@ class Outlier(NamedTuple):
     z: float | None
     losses: int
     unknown: int
+    steps: int = 1
 
     @property
     def order(self) -> tuple[float, int]:
@@ -74,6 +76,9 @@ def outliers(losses: MeanLosses, threshold: float) -> list[Outlier]:
     """The steps that stand out by ``threshold`` or are not finite for the most part, the worst first."""
     steps, means, counts, unknown = losses.arrays()
     broken = (counts > 0) & (2 * unknown >= counts)
+    begun = np.flatnonzero(broken & ~np.concatenate([[False], broken[:-1]]))
+    ended = np.flatnonzero(broken & ~np.concatenate([broken[1:], [False]]))
+    runs = dict(zip(begun.tolist(), (ended - begun + 1).tolist(), strict=True))
     sound = np.flatnonzero(~broken & np.isfinite(means))
     medians, scores = np.full(len(steps), np.nan), np.full(len(steps), np.nan)
     medians[sound], scores[sound] = robust_scores(means[sound])
@@ -85,8 +90,9 @@ def outliers(losses: MeanLosses, threshold: float) -> list[Outlier]:
             None if broken[at] else float(scores[at]),
             int(counts[at]),
             int(unknown[at]),
+            runs.get(at, 1),
         )
-        for at in np.flatnonzero(broken | (scores >= threshold))
+        for at in sorted({*runs, *np.flatnonzero(scores >= threshold).tolist()})
     ]
     return sorted(found, key=lambda outlier: outlier.order)
 

@@ -102,7 +102,7 @@ export function stepRows(id, onshow) {
       spikes.replaceChildren(found.spikes.length ? table(`Steps that stand out, of ${count(found.first)} to ${count(found.end - 1)}`, [
         ["step", (s) => el("button", { type: "button", class: "link", onclick: () => show(s.step) }, count(s.step))],
         ["mean loss", (s) => real(s.mean), true], ["median before", (s) => real(s.median), true],
-        ["score", (s) => (s.z == null ? "not finite" : real(s.z)), true, "robust deviations from the median of the 64 steps before"],
+        ["score", (s) => (s.z == null ? `not finite${s.steps > 1 ? `, for ${count(s.steps)} steps` : ""}` : real(s.z)), true, "robust deviations from the median of the 64 steps before"],
         ["highest losses", (s) => (s.rows ?? []).map((row) => `row ${row.row}: ${loss(row)}`).slice(0, 3).join(", ")]], found.spikes)
         : el("p", { class: "note" }, found.end > found.first ? `No step of ${count(found.first)} to ${count(found.end - 1)} stands out.` : "No losses were reported yet."));
     } catch (error) { spikes.replaceChildren(el("p", { class: "note" }, error.message)); } finally { find.disabled = false; }

@@ -183,18 +183,11 @@ async def show_session(
     With ``If-None-Match`` nothing of it is computed, and the answer is 304, until something was asked or reported.
     """
     entry = await app.sessions.current(caller, id)
-    told, counts = await asyncio.to_thread(progress.read_progress, app.store, entry)
-    standing = progress.standing(entry, told, app.started, app.settings.stalled_seconds)
+    standing, ranks, reported, tag = await asyncio.to_thread(_look, app, entry, rank, request.url.query)
     row, session = entry.row, entry.session
-    known = [
-        [row.key, row.generation, session.open_epochs, row.spec.model_dump_json(exclude={"parameters"})],
-        [sorted(told.asked.items()), sorted(told.reported.items()), sum(counts.values()), _steady(standing)],
-        request.url.query,
-    ]
-    tag = _tag(known)
     if _is_known(request, tag):
         return Response(status_code=304, headers=_FRESH | {"ETag": tag})
-    epoch, reported = standing.epoch, max(told.reported.values(), default=None)
+    epoch = standing.epoch
     until = 0 if epoch is None else epoch
     listed = await list_epochs(id, app, caller, max(0, until - EPOCHS + 1), min(until + 1, EPOCHS))
     drawn = None if epoch is None or reported is None else session.epoch_of(reported)
@@ -217,7 +210,7 @@ async def show_session(
         parameters=_parameters(entry),
         pruning_ends=session.method.whole_from,
         standing=standing,
-        ranks=progress.ranks_of(entry, told, counts, rank),
+        ranks=ranks,
         total_steps=session.total_steps,
         epochs=listed.epochs,
         losses=await asyncio.to_thread(curve, app.store, entry, reported, window),
@@ -314,8 +307,7 @@ async def _line_of(app: AppState, caller: Caller, id: str) -> overview.Line | No
             entry = entry or await app.sessions.entry(caller, id)
         except Refusal:
             return None
-        told = await asyncio.to_thread(progress.glance, app.store, entry)
-        standing = progress.standing(entry, told, app.started, app.settings.stalled_seconds)
+        standing = await asyncio.to_thread(_glance, app, entry)
     return overview.Line(
         id=id,
         owner=row.owner,
@@ -325,6 +317,31 @@ async def _line_of(app: AppState, caller: Caller, id: str) -> overview.Line | No
         world_size=row.spec.world_size,
         created=row.created,
         standing=standing,
+    )
+
+
+def _glance(app: AppState, entry: Entry) -> progress.Standing:
+    told = progress.glance(app.store, entry)
+    return progress.standing(entry, told, app.started, app.settings.stalled_seconds)
+
+
+def _look(
+    app: AppState, entry: Entry, first_rank: int | None, query: str
+) -> tuple[progress.Standing, progress.Ranks, int | None, str]:
+    """How a session stands, its ranks, the last step reported, and what an answer to this query is known by.
+
+    In a thread: a session may have tens of thousands of ranks.
+    """
+    told, counts = progress.read_progress(app.store, entry)
+    standing = progress.standing(entry, told, app.started, app.settings.stalled_seconds)
+    ranks = progress.ranks_of(entry, told, counts, first_rank)
+    row, reported = entry.row, max(told.reported.values(), default=None)
+    facts = [row.key, row.generation, entry.session.open_epochs, reported, sum(counts.values()), query]
+    return (
+        standing,
+        ranks,
+        reported,
+        _tag([facts, _steady(standing), ranks.cells, [_steady(line) for line in ranks.lines]]),
     )
 
 
@@ -344,12 +361,14 @@ def _short(value: Any) -> str:
 _FRESH = {"Cache-Control": "private, no-cache"}
 
 
-def _steady(standing: progress.Standing | None) -> Any:
-    """A standing as it is compared: times to ten seconds, or a page would be new with every request of a trainer."""
-    if standing is None:
+def _steady(model: BaseModel | None) -> Any:
+    """A model as it is compared: times to ten seconds, or a page would be new with every request of a trainer."""
+    if model is None:
         return None
-    times = {name: round((getattr(standing, name) or 0) / 10) for name in ("active", "waits_since")}
-    return standing.model_dump() | times
+    values = model.model_dump()
+    return values | {
+        name: round((values[name] or 0) / 10) for name in ("active", "waits_since", "seen") if name in values
+    }
 
 
 def _tag(facts: Any) -> str:

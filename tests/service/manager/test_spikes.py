@@ -50,8 +50,10 @@ def test_scores_are_those_of_numpy_over_the_steps_before() -> None:
 def test_losses_that_are_not_finite_come_first_and_a_flat_curve_has_none() -> None:
     losses = curve(np.ones(40))
     losses.add(40, np.array([np.nan, np.inf], np.float32))
-    losses.add(41, np.array([np.nan, 1.0, 1.0], np.float32))
-    losses.add(42, np.full(2, 9, np.float32))
+    losses.add(41, np.array([np.nan, 1.0], np.float32))
+    losses.add(42, np.array([np.nan, 1.0, 1.0], np.float32))
+    losses.add(43, np.full(2, 9, np.float32))
     found = outliers(losses, 6)
-    assert [(outlier.step, outlier.z is None, outlier.unknown) for outlier in found] == [(40, True, 2), (42, False, 0)]
+    told = [(outlier.step, outlier.z is None, outlier.unknown, outlier.steps) for outlier in found]
+    assert told == [(40, True, 2, 2), (43, False, 0, 1)]
     assert found[0].mean is None
