@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from curation.service.http.rows import Cell, Rows
 from curation.service.manager.spikes import Outlier
-from curation.service.manager.trace import RowVisits, Spike, Spikes, StepRows
+from curation.service.manager.trace_results import RowVisits, Spike, Spikes, StepRows
 
 
 class TracedRow(BaseModel):

@@ -19,6 +19,19 @@ from curation.service.http.dashboard import losses
 from curation.service.store import Store
 
 ROWS, BATCH = 40, 8
+PATHS = (
+    "/dashboard/sessions",
+    "/dashboard/sessions/ours",
+    "/dashboard/sessions/ours/plan",
+    "/v1/sessions/ours/steps/0/rows",
+    "/v1/sessions/ours/rows/0",
+    "/v1/sessions/ours/spikes",
+    "/dashboard/datasets",
+    "/dashboard/datasets/mined",
+    "/dashboard/datasets/mined/rows",
+    "/dashboard/datasets/mined/rows/0/image?column=text",
+    "/dashboard/datasets/mined/report",
+)
 HOSTILE = "<img src=x onerror=document.title='broken'>"
 REPORT = """<!doctype html><title>r</title><p id="own">waiting</p><script>
 let reach = "kept apart";
@@ -126,22 +139,14 @@ def test_data_needs_the_token_of_its_owner(guarded: dict[str, str]) -> None:
     for who in ("ours", "theirs", ""):
         headers = {"Authorization": f"Bearer {guarded[who]}"} if who else {}
         with httpx.Client(base_url=guarded["url"], headers=headers) as http:
-            paths = (
-                "sessions",
-                "sessions/ours",
-                "sessions/ours/plan",
-                "datasets",
-                "datasets/mined",
-                "datasets/mined/rows",
-            )
-            answers[who] = [http.get(f"/dashboard/{path}").status_code for path in (*paths, "datasets/mined/report")]
+            answers[who] = [http.get(path).status_code for path in PATHS]
             if who:
                 listed = http.get("/dashboard/sessions").json()["sessions"]
                 assert [line["id"] for line in listed] == (["ours"] if who == "ours" else [])
     assert answers == {
-        "ours": [200, 200, 404, 200, 200, 200, 200],
-        "theirs": [200, 403, 403, 200, 200, 200, 200],
-        "": [401] * 7,
+        "ours": [200, 200, 404, 200, 200, 200, 200, 200, 200, 404, 200],
+        "theirs": [200, 404, 404, 404, 404, 404, 200, 200, 200, 404, 200],
+        "": [401] * 11,
     }
 
 
