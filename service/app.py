@@ -15,6 +15,7 @@ from curation.service.datasets import Datasets
 from curation.service.http import problems
 from curation.service.http.arrays import compute
 from curation.service.http.dashboard import routes as dashboard
+from curation.service.http.dashboard import session_routes as dashboard_sessions
 from curation.service.http.dependencies import AppState
 from curation.service.http.middleware import RequestMiddleware
 from curation.service.logs import AccessLog, logger
@@ -58,6 +59,7 @@ ROUTERS = (
     tokens.router,
     owners.router,
     audit.router,
+    dashboard_sessions.router,
     dashboard.router,
     dashboard.pages,
 )

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
         default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3, and in a session's super-batch"
     )
     select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")
+    stalled_seconds: float = Field(default=300, gt=0, description="how long nobody asks until a session is 'stalled'")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: AccessMode = Field(
         default="all",

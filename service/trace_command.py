@@ -90,6 +90,7 @@ def _ask_server(question: _Question, url: str, token: str | None) -> dict[str, A
 async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[str, Any]:
     from functools import partial
 
+    from curation.service.client.responses import ServiceError
     from curation.service.datasets import Datasets
     from curation.service.errors import Refusal
     from curation.service.http.rows import read_rows
@@ -124,6 +125,8 @@ async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[s
             found = await recorder.row_visits(entry, question.row, found.next)
             visits += found.visits
         return models.row_trace(*about, question.row, found._replace(visits=visits, first=first)).model_dump()
+    except Refusal as refusal:
+        raise ServiceError(refusal.kind, refusal.detail) from refusal
     finally:
         recorder.stop()
         manager.group_commit.stop()
@@ -153,7 +156,7 @@ def _visit_table(found: dict[str, Any]) -> "Table":
 
     chooses = any(visit["chosen"] is not None for visit in found["visits"])
     names = ["epoch", "step", "rank", "position", "weight", "loss", *(["chosen", "score"] if chooses else [])]
-    table = Table(title=f"row {found['row']} of {found['session']}: {len(found['visits'])} visits")
+    table = Table(title=f"row {found['row']} of {found['session']}, visits: {len(found['visits'])}")
     for name in names:
         table.add_column(name, justify="right")
     for visit in found["visits"]:
@@ -164,15 +167,17 @@ def _visit_table(found: dict[str, Any]) -> "Table":
 def _spike_table(found: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    title = f"{len(found['spikes'])} spikes of {found['session']}, steps {found['first']} to {found['end'] - 1}"
+    title = f"spikes of {found['session']}, steps {found['first']} to {found['end'] - 1}: {len(found['spikes'])}"
     table = Table(title=title)
     for name in ("step", "epoch", "mean", "median before", "score", "not finite"):
         table.add_column(name, justify="right")
-    table.add_column("highest losses: row (rank) loss")
+    table.add_column("row (rank) loss", no_wrap=True)
     for spike in found["spikes"]:
         rows = [f"{row['row']} ({row['rank']}) {_number(row, 'loss')}" for row in spike["rows"] or []]
+        unknown = f"{spike['unknown']:,} of {spike['losses']:,}"
+        unknown += f", for {spike['steps']:,} steps" if spike["steps"] > 1 else ""
         numbers = (_number(spike, name) for name in ("step", "epoch", "mean", "median", "z"))
-        table.add_row(*numbers, f"{spike['unknown']:,} of {spike['losses']:,}", "\n".join(rows))
+        table.add_row(*numbers, unknown, "\n".join(rows))
     return table
 
 

@@ -1,7 +1,8 @@
 """Dependencies of the routes: the state of the app, and who is calling."""
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -34,6 +35,7 @@ class AppState:
     readiness: Readiness
     all_datasets: Datasets
     select_slots: asyncio.Semaphore
+    started: float = field(default_factory=time.time)
 
     def datasets(self, caller: Caller) -> Datasets:
         """The datasets that a caller may see."""

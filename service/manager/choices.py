@@ -4,6 +4,7 @@ A choice that was answered is on disk. With one rank nothing waits, and what it 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ class Choices:
         """
         entry = await self._sessions.current(caller, id)
         step = _find_step(entry, request)
+        entry.seen[request.rank] = time.time()
         if request.part is not None:
             await asyncio.to_thread(_check_part, step, request.rank, request.part, self._max_rows)
         choice = await self._choice(step, request.rank, request.part)

@@ -34,13 +34,15 @@ RECENT_SECONDS = 60.0
 class Entry:
     """A session in memory.
 
-    ``asked``: the last step that each rank asked this server for; ``waits``: when it was last told to wait for others;
-    ``used``: when a rank was last answered. Times are of :func:`time.monotonic`.
+    ``asked``: the last step that each rank asked this server for; ``seen``: when it last sent anything, in seconds
+    since 1970; ``waits``: when it was last told to wait for others; ``used``: when a rank was last answered. The last
+    two are of :func:`time.monotonic`.
     """
 
     row: SessionRow
     session: Session[Any]
     asked: dict[int, int] = field(default_factory=dict)
+    seen: dict[int, float] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
     waits: dict[int, float] = field(default_factory=dict)
     used: float = float("-inf")
@@ -204,6 +206,7 @@ class SessionManager:
     async def _step(self, entry: Entry, request: StepRequest) -> Batch | None:
         session, row = entry.session, entry.row
         session.check_rank(request.rank)
+        entry.seen[request.rank] = time.time()
         if session.open_epochs == 0:
             await self._ensure_epoch(entry, 0)
         newest = max((report.step for report in request.reports), default=-1)

@@ -1,7 +1,8 @@
 """Spikes of a loss curve: steps whose mean stands out from those before, by a robust score.
 
-The score of a step is its distance from the median of the :data:`WINDOW` steps before, in units of their median
-absolute deviation, scaled to a normal distribution's standard deviation: an earlier spike hardly moves it.
+A step's excess is its distance from the median of the :data:`NEAR` steps before, less the same of those steps, so that
+a falling curve makes none. Its score is the excess in units of the median absolute excess of the :data:`WINDOW` steps
+before, scaled to a normal distribution's standard deviation, which an earlier spike hardly moves.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from curation.service.session.protocols import Losses
 
 Counts = npt.NDArray[np.int64]
 
+NEAR = 16
 WINDOW = 64
 FEWEST = 8
 _CHUNK = 8192
@@ -20,7 +22,8 @@ _NORMAL = 1.4826
 
 
 class Outlier(NamedTuple):
-    """A step that stands out. ``z`` None: half of its losses or more are not finite; ``mean`` is of those that are."""
+    """A step that stands out. ``mean`` is of the finite losses. ``z`` None: half of its losses or more are not finite,
+    and so for ``steps`` steps that were reported from there on."""
 
     step: int
     mean: float | None
@@ -28,6 +31,7 @@ class Outlier(NamedTuple):
     z: float | None
     losses: int
     unknown: int
+    steps: int = 1
 
     @property
     def order(self) -> tuple[float, int]:
@@ -72,6 +76,9 @@ def outliers(losses: MeanLosses, threshold: float) -> list[Outlier]:
     """The steps that stand out by ``threshold`` or are not finite for the most part, the worst first."""
     steps, means, counts, unknown = losses.arrays()
     broken = (counts > 0) & (2 * unknown >= counts)
+    begun = np.flatnonzero(broken & ~np.concatenate([[False], broken[:-1]]))
+    ended = np.flatnonzero(broken & ~np.concatenate([broken[1:], [False]]))
+    runs = dict(zip(begun.tolist(), (ended - begun + 1).tolist(), strict=True))
     sound = np.flatnonzero(~broken & np.isfinite(means))
     medians, scores = np.full(len(steps), np.nan), np.full(len(steps), np.nan)
     medians[sound], scores[sound] = robust_scores(means[sound])
@@ -83,8 +90,9 @@ def outliers(losses: MeanLosses, threshold: float) -> list[Outlier]:
             None if broken[at] else float(scores[at]),
             int(counts[at]),
             int(unknown[at]),
+            runs.get(at, 1),
         )
-        for at in np.flatnonzero(broken | (scores >= threshold))
+        for at in sorted({*runs, *np.flatnonzero(scores >= threshold).tolist()})
     ]
     return sorted(found, key=lambda outlier: outlier.order)
 
@@ -92,16 +100,23 @@ def outliers(losses: MeanLosses, threshold: float) -> list[Outlier]:
 def robust_scores(
     means: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """float64[n] medians of the steps before each, and float64[n] scores; NaN for the first :data:`FEWEST`."""
-    medians, scores = np.full(len(means), np.nan), np.full(len(means), np.nan)
-    padded = np.concatenate([np.full(WINDOW, np.nan), means])
-    for start in range(FEWEST, len(means), _CHUNK):
-        stop = min(start + _CHUNK, len(means))
-        before = np.lib.stride_tricks.sliding_window_view(padded[start : stop - 1 + WINDOW], WINDOW)
-        middle = np.nanmedian(before, axis=1)
-        deviation = _NORMAL * np.nanmedian(np.abs(before - middle[:, None]), axis=1)
-        # A loss that hardly moves has no deviation to speak of: a hundredth of it is no spike.
-        least = np.maximum(0.01 * np.abs(middle), np.finfo(np.float32).tiny)
-        medians[start:stop] = middle
-        scores[start:stop] = (means[start:stop] - middle) / np.maximum(deviation, least)
-    return medians, scores
+    """float64[n] medians of the steps before each, and float64[n] scores; NaN where fewer than :data:`FEWEST` are."""
+    medians = _medians_before(means, NEAR)
+    excess = means - medians
+    excess -= _medians_before(excess, NEAR)
+    deviation = _NORMAL * _medians_before(np.abs(excess), WINDOW)
+    # A loss that hardly moves has no deviation to speak of: a hundredth of it is no spike.
+    least = np.maximum(0.01 * np.abs(medians), np.finfo(np.float32).tiny)
+    return medians, excess / np.maximum(deviation, least)
+
+
+def _medians_before(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """float64[n]: of the numbers among the ``window`` values before each; NaN where they are fewer than FEWEST."""
+    medians = np.full(len(values), np.nan)
+    padded = np.concatenate([np.full(window, np.nan), values])
+    for start in range(0, len(values), _CHUNK):
+        stop = min(start + _CHUNK, len(values))
+        before = np.lib.stride_tricks.sliding_window_view(padded[start : stop - 1 + window], window)
+        enough = np.count_nonzero(~np.isnan(before), axis=1) >= FEWEST
+        medians[start:stop][enough] = np.nanmedian(before[enough], axis=1)
+    return medians

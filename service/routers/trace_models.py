@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from curation.service.http.rows import Cell, Rows
 from curation.service.manager.spikes import Outlier
-from curation.service.manager.trace import RowVisits, Spike, Spikes, StepRows
+from curation.service.manager.trace_results import RowVisits, Spike, Spikes, StepRows
 
 
 class TracedRow(BaseModel):
@@ -77,6 +77,7 @@ class TracedSpike(BaseModel):
     z: float | None = Field(description="robust score; null: half of the losses or more are not finite")
     losses: int
     unknown: int = Field(description="losses that are not finite")
+    steps: int = Field(description="steps in a row of which half of the losses or more are not finite; else 1")
     rows: list[TracedRow] | None = Field(
         description="those of the highest losses; null: the server had no time for them, ask for the step's rows"
     )

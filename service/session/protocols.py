@@ -77,6 +77,10 @@ class Method(Protocol[E]):
     def plan(self) -> "BatchPlan | None":
         """The plan whose batches are handed out; None where batches are cut from an order."""
 
+    @property
+    def whole_from(self) -> int | None:
+        """The first epoch that leaves out nothing any more, by the method's own rule; None where it has none."""
+
     def start(self) -> State:
         """State before the first epoch."""
 

@@ -1,183 +1,73 @@
 // The views, by the address after #: sessions, one session, datasets, one dataset. The one in sight is asked again
-// every two seconds; an answer that takes long is asked for less often.
-import { Chart, Grid, count, drawEpochs, drawHistogram, drawLosses, el, percent, real, table } from "./charts.js";
+// every two seconds; an answer that takes long is asked for less often, and a hidden tab asks for nothing.
+import { Grid, Tiles, ago, badge, bar, count, day, el, many, part, percent, real, section, table, waits } from "./elements.js";
+import { TOKEN, Problem, ask } from "./network.js";
+import { card } from "./rows.js";
+import { planned, session } from "./session.js";
 
 const PERIOD = 2000;
 const SLOWEST = 10000;
 const PAGE = 25;
-const TOKEN = "curation.token";
+const LINES = 50;
 const at = (id) => document.getElementById(id);
-const day = (seconds) => new Date(1000 * seconds).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-const many = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
-const part = encodeURIComponent;
-
-class Problem extends Error {
-  constructor(status, detail) {
-    super(detail);
-    this.status = status;
-  }
-}
-
-async function ask(path, kind = "json") {
-  const token = sessionStorage.getItem(TOKEN);
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(30000) });
-  if (answer.ok) return answer[kind]();
-  const document = await answer.json().catch(() => ({}));
-  throw new Problem(answer.status, document.detail ?? `the server answered ${answer.status}`);
-}
-
-function section(title, ...content) {
-  const id = title.toLowerCase().replaceAll(" ", "-");
-  return el("section", { "aria-labelledby": id }, el("h2", { id }, title), content);
-}
-
-class Tiles {
-  constructor(names) {
-    this.values = names.map(() => el("dd", {}, "–"));
-    this.node = el("dl", { class: "tiles" }, names.map((name, i) => el("div", i ? {} : { class: "main" }, el("dt", {}, name), this.values[i])));
-  }
-
-  update(values) {
-    values.forEach((value, i) => { if (this.values[i].textContent !== value) this.values[i].textContent = value; });
-  }
-}
 
 function sessions() {
-  const grid = new Grid("Sessions, newest first", [
+  let pages = [null], page = 0, found = null, clock = 0, typing = 0;
+  const now = () => Date.now() / 1000 + clock;
+  const grid = new Grid("Sessions", [
     ["session", (s) => el("a", { href: `#/sessions/${part(s.id)}` }, s.id)],
+    ["status", (s) => el("span", {}, badge(s.standing?.status), s.standing?.waits_for_count ? el("span", { class: "why" }, waits(s.standing, now())) : null)],
+    ["done", (s) => (s.standing ? el("span", { class: "share" }, bar(s.standing.done), percent(s.standing.done)) : "–"), false, "steps reported, of those of all epochs"],
+    ["last activity", (s) => (s.standing?.status === "idle" ? "never" : s.standing ? ago(s.standing.active, now()) : "–"), false, "when a trainer last asked or reported, since this server was started"],
+    ["step", (s) => count(s.standing?.step), true, "the furthest that a rank asked for or reported"],
     ["method", (s) => s.method],
-    ["step", (s) => count(s.last_step), true],
-    ["epoch", (s) => count(s.open_epoch), true],
-    ["epochs", (s) => count(s.epochs), true],
     ["candidates", (s) => count(s.size), true],
     ["ranks", (s) => count(s.world_size), true],
+    ["owner", (s) => s.owner ?? "–"],
     ["created", (s) => day(s.created)],
   ]);
-  const note = el("p", { class: "note" });
-  const more = el("button", { type: "button", hidden: true, onclick: () => { limit += 50; refresh(); } }, "Show older sessions");
-  let limit = 50;
+  grid.node.classList.add("cards");
+  const note = el("p", { class: "note", role: "status" });
+  const search = el("input", { type: "search", id: "search", maxlength: 64, autocomplete: "off", spellcheck: "false", oninput: () => { clearTimeout(typing); typing = setTimeout(anew, 250); } });
+  const sort = el("select", { id: "sort", onchange: () => anew() }, [["newest", "newest first"], ["oldest", "oldest first"], ["name", "by name"], ["largest", "largest first"]].map(([value, text]) => el("option", { value }, text)));
+  const back = el("button", { type: "button", onclick: () => turn(-1) }, "Previous page");
+  const forth = el("button", { type: "button", onclick: () => turn(1) }, "Next page");
+  const controls = el("div", { class: "bar", role: "search" }, el("label", { for: "search" }, "Search name, owner or method", search), el("label", { for: "sort" }, "Order", sort));
+  const paging = el("div", { class: "bar" }, back, forth);
+
+  function anew() { [pages, page] = [[null], 0]; refresh(); }
+
+  function turn(by) {
+    page = Math.max(0, page + by);
+    pages = [...pages.slice(0, page + 1)];
+    if (page === pages.length) pages.push(found.next);
+    refresh();
+    at("main").querySelector("h1").focus();
+  }
+
   return {
     title: "Sessions",
-    nodes: [el("h1", { tabindex: -1 }, "Sessions"), note, grid.node, more],
+    nodes: [el("h1", { tabindex: -1 }, "Sessions"), controls, note, grid.node, paging],
     async load() {
-      const found = await ask(`dashboard/sessions?limit=${limit}`);
+      const asked = new URLSearchParams({ search: search.value, sort: sort.value, limit: LINES, ...(pages[page] == null ? {} : { after: pages[page] }) });
+      const next = await ask(`dashboard/sessions?${asked}`);
+      if (next !== found) clock = next.now - Date.now() / 1000;
+      found = next;
       grid.update(found.sessions);
+      grid.node.classList.toggle("unowned", found.sessions.every((s) => s.owner == null));
+      const first = page * LINES + 1;
       note.textContent = found.sessions.length
-        ? "Step is the last one reported, epoch the last one opened."
-        : "There is no session yet. POST /v1/sessions makes one; it shows up here by itself.";
+        ? `${count(first)} to ${count(first + found.sessions.length - 1)} of ${many(found.total, "session")}.`
+        : search.value ? `No session of yours has “${search.value}” in its name, owner or method.`
+        : sessionStorage.getItem(TOKEN) == null ? "There is no session yet. POST /v1/sessions makes one; it shows up here by itself."
+        : "Your token sees no session: it sees those of its owner alone, unless its scope is admin. New ones show up here by themselves.";
       grid.node.hidden = !found.sessions.length;
-      more.hidden = found.next == null || limit >= 200;
+      controls.hidden = !found.total && !search.value;
+      back.disabled = page === 0;
+      forth.disabled = found.next == null;
+      paging.hidden = page === 0 && found.next == null;
     },
   };
-}
-
-function session(id) {
-  const path = `dashboard/sessions/${part(id)}`;
-  const kicker = el("p", { class: "kicker" }, "Session");
-  const tiles = new Tiles(["done", "epoch", "step", "kept in this epoch", "reweighted", "mean loss of the step"]);
-  const curve = new Chart("Loss by step", 260, drawLosses, [
-    ["step", (p) => count(p.step)], ["epoch", (p) => count(p.epoch), true], ["mean", (p) => real(p.mean), true],
-    ["10 % below", (p) => real(p.low), true], ["10 % above", (p) => real(p.high), true]]);
-  const kept = new Chart("Candidates by epoch", 220, drawEpochs, [
-    ["epoch", (e) => count(e.number)], ["handed out", (e) => count(e.rows), true],
-    ["trained on", (e) => count(e.trained), true], ["left out", (e) => count(e.size - e.trained), true], ["reweighted", (e) => count(e.reweighted), true]],
-  [["accent", "kept, weight not 1"], ["soft", "kept, weight 1"], ["rest", "left out"]]);
-  const spread = new Chart("Losses of an epoch", 220, drawHistogram, [
-    ["from", (b) => real(b.from)], ["to", (b) => real(b.to), true], ["losses", (b) => count(b.count), true]]);
-  const choose = el("select", { id: "which-epoch", onchange: () => last && histogram(last.losses) }, el("option", { value: "" }, "newest"));
-  const epochs = new Grid("Epochs, newest first", [
-    ["epoch", (e) => count(e.number)], ["first step", (e) => count(e.first_step), true], ["steps", (e) => count(e.steps), true],
-    ["handed out", (e) => count(e.rows), true], ["trained on", (e) => percent(e.trained / e.size), true],
-    ["reweighted", (e) => count(e.reweighted), true], ["mean loss", (e) => real(e.mean), true],
-    ["reports gone without", (e) => count(e.missing), true]], true);
-  const weights = new Grid("Weights in the newest epoch", [
-    ["weight", (w) => real(w.weight)], ["share of its rows", (w) => percent(w.share), true]]);
-  const ranks = new Grid("How far each rank is", [
-    ["rank", (r) => count(r.rank)], ["last step asked", (r) => count(r.last_asked), true],
-    ["last step reported", (r) => count(r.last_reported), true], ["reports", (r) => count(r.reports), true]], true);
-  const silent = el("p", { class: "note" }, "No losses were reported yet.");
-  const plan = el("div");
-  const facts = el("div");
-  let last = null, asked = false;
-
-  function histogram(losses) {
-    const number = choose.value === "" ? losses.epochs.at(-1)?.number : Number(choose.value);
-    const epoch = losses.epochs.find((each) => each.number === number);
-    if (!epoch) return spread.update(null, [], "No losses were read of this epoch.");
-    const rows = epoch.counts.map((each, i) => ({ from: losses.edges[i], to: losses.edges[i + 1], count: each }));
-    spread.update({ edges: losses.edges, counts: epoch.counts }, rows,
-      `Epoch ${number}: ${count(epoch.values)} losses, mean ${real(epoch.mean)}. The end bars hold those beyond.`);
-  }
-
-  function options(losses) {
-    const numbers = losses.epochs.map((each) => String(each.number)).reverse();
-    const known = [...choose.options].slice(1).map((each) => each.value);
-    if (numbers.join() === known.join()) return;
-    const value = numbers.includes(choose.value) ? choose.value : "";
-    choose.replaceChildren(choose.options[0], ...numbers.map((each) => el("option", { value: each }, `epoch ${each}`)));
-    choose.value = value;
-  }
-
-  function draw(view) {
-    const { state, losses } = view, newest = view.epochs.at(-1), point = losses.points.at(-1);
-    if (last && view.epoch !== last.epoch && newest) say(`Epoch ${view.epoch} is open: ${percent(newest.trained / newest.size)} kept.`);
-    last = view;
-    kicker.textContent = ["Session", state.spec.method, `${count(state.size)} candidates`, many(state.spec.epochs, "epoch"), many(state.spec.world_size, "rank")].join(" · ");
-    const done = newest ? (newest.number + (view.step + 1 - newest.first_step) / newest.steps) / state.spec.epochs : 0;
-    tiles.update([percent(done), count(view.epoch), count(view.step),
-      newest ? percent(newest.trained / newest.size) : "–", newest ? count(newest.reweighted) : "–", real(point?.mean)]);
-    const means = new Map(losses.epochs.map((each) => [each.number, each.mean]));
-    silent.hidden = losses.points.length > 0;
-    curve.node.hidden = spread.node.hidden = choose.parentNode.hidden = !losses.points.length;
-    curve.update(losses.points, [...losses.points].reverse(), !point ? "" :
-      `The line is the mean, the band the middle 80 % of the losses, a dotted line a new epoch. At step ${count(point.step)}: ${real(point.mean)}.` +
-      (losses.every > 1 ? ` One step of ${losses.every} is drawn.` : ""));
-    kept.update(view.epochs, [...view.epochs].reverse(), newest
-      ? `In epoch ${newest.number}, ${count(newest.rows)} of ${count(newest.size)} are handed out, ` + (view.chooses
-        ? `and ${count(newest.trained)} of them are chosen to train on.` : `${count(newest.reweighted)} of them reweighted.`)
-      : "No epoch was handed out yet.");
-    options(losses);
-    histogram(losses);
-    epochs.update([...view.epochs].reverse().map((epoch) => ({ ...epoch, mean: means.get(epoch.number) })));
-    weights.update(view.weights);
-    weights.node.hidden = !view.weights.length;
-    ranks.update(state.ranks);
-    if (asked) return;
-    asked = true;
-    const given = { ...state.spec, size: state.size, created: day(state.created), "bytes in memory": count(state.resident_bytes) };
-    facts.replaceChildren(table("Parameters of the session", [["name", ([name]) => name], ["value", ([, value]) => el("code", {}, short(value))]], Object.entries(given)));
-    if (view.has_plan) ask(`${path}/plan`).then((found) => plan.replaceChildren(planned(found)), (error) => plan.replaceChildren(el("p", { class: "note" }, error.message)));
-  }
-
-  return {
-    title: id,
-    charts: [curve, kept, spread],
-    nodes: [kicker, el("h1", { tabindex: -1 }, id), tiles.node, section("Losses", silent, curve.node),
-      el("div", { class: "pair" }, section("Kept and pruned", kept.node),
-        section("Distribution", el("label", { for: "which-epoch", class: "inline" }, "Losses of", choose), spread.node)),
-      plan, section("Epochs", epochs.node, weights.node), section("Ranks", ranks.node), section("Parameters", facts)],
-    async load() { draw(await ask(path)); },
-  };
-}
-
-function short(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value);
-  return text.length > 300 ? `${text.slice(0, 300)}…` : text;
-}
-
-function planned(plan) {
-  const tiles = new Tiles(["batches", "rows", "communities per batch", "hard negatives per row"]);
-  tiles.update([count(plan.batches), count(plan.rows), real(plan.communities_per_batch), count(plan.negatives)]);
-  const hard = Object.entries(plan.hardness).map(([name, each]) => ({ name: name.replaceAll("_", " "), ...each }));
-  return section("Plan", tiles.node,
-    hard.length
-      ? table("Hardness: the plan beside the same rows in random batches", [["measure", (m) => m.name], ["plan", (m) => real(m.plan), true], ["random", (m) => real(m.random), true],
-        ["ratio", (m) => (m.plan != null && m.random ? `${real(m.plan / m.random)} ×` : "–"), true]], hard)
-      : el("p", { class: "note" }, "Nothing says how hard this plan is: only a dataset's manifest does."),
-    table("Batches by size", [["rows", ([size]) => count(Number(size))], ["batches", ([, n]) => count(n), true]], Object.entries(plan.sizes)),
-    el("details", { class: "data" }, el("summary", {}, "What made the plan"),
-      table("What made the plan", [["name", ([name]) => name], ["value", ([, value]) => el("code", {}, value)]], Object.entries(plan.metadata))));
 }
 
 function datasets() {
@@ -203,7 +93,7 @@ function datasets() {
 
 function dataset(name) {
   const path = `dashboard/datasets/${part(name)}`;
-  const tiles = new Tiles(["kept", "of candidates", "share", "bad rows", "batches"]);
+  const tiles = new Tiles([["kept", "rows that the recipe let through"], ["of candidates"], ["share"], ["bad rows", "rows that could not be read"], ["batches"]]);
   const steps = el("div"), plan = el("div"), rows = el("div"), frame = el("div");
   const where = el("p", { class: "note", role: "status" }), told = el("p", { class: "note", role: "status" });
   const input = el("input", { type: "number", min: 0, value: 0, id: "which-rows", onchange: () => go(Number(input.value)) });
@@ -225,7 +115,7 @@ function dataset(name) {
     try {
       const page = await ask(`${path}/rows?${query}&limit=${PAGE}`);
       if (mine !== turn) return;
-      const shown = page.rows.map((row) => card(page, row));
+      const shown = page.rows.map((row) => card(page, row, [count(row.position)], name));
       if (start) rows.append(...shown); else rows.replaceChildren(...shown);
       const end = start + page.rows.length;
       where.textContent = batched
@@ -274,12 +164,12 @@ function dataset(name) {
   };
 }
 
-function card(page, row) {
-  const text = row.cells[page.columns.indexOf(page.text)] ?? row.cells.find((cell) => typeof cell === "string") ?? "";
-  const cells = page.columns.flatMap((column, i) => [el("dt", {}, column), el("dd", typeof row.cells[i] === "string" ? { class: "code" } : {}, row.cells[i] == null ? "–" : String(row.cells[i]))]);
-  return el("details", { class: "row" },
-    el("summary", {}, el("span", { class: "position" }, count(row.position)), el("span", { class: "preview code" }, String(text).slice(0, 200))),
-    el("dl", { class: "cells" }, cells));
+function missing(what, kind) {
+  return {
+    title: "Not found",
+    nodes: [el("h1", { tabindex: -1 }, "Not found"), el("p", {}, what), el("p", {}, el("a", { href: kind === "datasets" ? "#/datasets" : "#/" }, kind === "datasets" ? "All datasets" : "All sessions"))],
+    load: null,
+  };
 }
 
 let view = null, timer = 0, paused = false, failed = false;
@@ -312,13 +202,12 @@ function complain(text) {
 
 async function refresh() {
   clearTimeout(timer);
+  if (!view.load) return settle();
   const mine = view, begun = performance.now();
   try {
     await mine.load();
     if (mine !== view) return;
-    at("access").hidden = true;
-    at("main").hidden = false;
-    at("main").classList.remove("waiting");
+    settle();
     if (failed) say("The server answers again.");
     failed = false;
     at("problem").hidden = true;
@@ -326,6 +215,11 @@ async function refresh() {
     at("clock").textContent = `${paused ? "As of" : "Live ·"} ${new Date().toLocaleTimeString()}`;
   } catch (error) {
     if (mine !== view) return;
+    if (error.status === 404 || error.status === 403 || error.status === 422) {
+      const { kind } = address();
+      display(missing(gone(error, mine.title, kind), kind));
+      return;
+    }
     trouble(error);
     if (error.status === 401) return;
   }
@@ -333,16 +227,38 @@ async function refresh() {
   if (!paused && !document.hidden) timer = setTimeout(refresh, Math.min(SLOWEST, Math.max(PERIOD, 5 * (performance.now() - begun))));
 }
 
-function route(event) {
-  const [kind, name] = location.hash.slice(2).split("/").map(decodeURIComponent);
-  const one = { sessions: session, datasets: dataset }[kind], all = kind === "datasets" ? datasets : sessions;
-  view = name && one ? one(name) : all();
+function settle() {
+  at("access").hidden = true;
+  at("main").hidden = false;
+  at("main").classList.remove("waiting");
+}
+
+function gone(error, name, kind) {
+  if (error.status === 403) return `${name} is not open to your token: ${error.message}.`;
+  if (kind === "datasets") return `There is no dataset “${name}” that can be shown: ${error.message}.`;
+  return `There is no session “${name}”. It was deleted, or never made under this name on this server.`;
+}
+
+// What the address names. What cannot be decoded names nothing.
+function address() {
+  try {
+    const [kind, name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+    const step = rest[0] === "steps" && /^\d{1,15}$/.test(rest[1] ?? "") ? Number(rest[1]) : null;
+    return { kind: kind || "sessions", name: name || null, step };
+  } catch {
+    return { kind: null, name: null, step: null };
+  }
+}
+
+function display(next, event) {
+  view = next;
   document.title = `${view.title} – curation`;
   at("main").classList.add("waiting");
   at("main").replaceChildren(...view.nodes);
   at("problem").hidden = true;
+  const datasetsShown = address().kind === "datasets";
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.getAttribute("href") === (kind === "datasets" ? "#/datasets" : "#/")) link.setAttribute("aria-current", "page");
+    if (link.getAttribute("href") === (datasetsShown ? "#/datasets" : "#/")) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   if (event) {
@@ -350,6 +266,13 @@ function route(event) {
     at("main").querySelector("h1").focus();
   }
   refresh();
+}
+
+function route(event) {
+  const { kind, name, step } = address();
+  if (kind === "sessions") display(name == null ? sessions() : session(name, step, say), event);
+  else if (kind === "datasets") display(name == null ? datasets() : dataset(name), event);
+  else display(missing("This address names no session and no dataset.", kind), event);
 }
 
 at("skip").addEventListener("click", (event) => { event.preventDefault(); at("main").focus(); });
@@ -372,5 +295,8 @@ at("forget").addEventListener("click", () => {
 at("forget").hidden = sessionStorage.getItem(TOKEN) == null;
 addEventListener("hashchange", route);
 addEventListener("resize", () => view.charts?.forEach((chart) => chart.resize()));
-document.addEventListener("visibilitychange", () => { if (!document.hidden && !paused) refresh(); });
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(timer);
+  if (!document.hidden && !paused) refresh();
+});
 route();

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path as File
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -17,20 +17,16 @@ from curation.dataset.manifest import REPORT, Manifest
 from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
 from curation.service.http.dashboard import datasets as browse
-from curation.service.http.dashboard import sessions as overview
 from curation.service.http.dependencies import App, Reader
-from curation.service.http.openapi import SessionId, problems
-from curation.service.routers.epochs import list_epochs
-from curation.service.routers.session_models import EpochState, SessionState
-from curation.service.routers.sessions import read_session
+from curation.service.http.openapi import problems
+from curation.service.http.rows import read_image
 
 STATIC = File(__file__).resolve().parents[2] / "static"
-FILES = ("charts.js", "dashboard.css", "dashboard.js", "icon.svg")
-EPOCHS = 60
+FILES = ("charts.js", "dashboard.css", "dashboard.js", "elements.js", "icon.svg", "network.js", "rows.js", "session.js")
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; frame-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 FRAME_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -39,26 +35,6 @@ FRAME_POLICY = (
 
 pages = APIRouter(include_in_schema=False)
 router = APIRouter(prefix="/dashboard", tags=["dashboard"])
-
-
-class SessionLines(BaseModel):
-    """Sessions, newest first. Pass ``next`` as ``before`` for the following ones; null: these are the last."""
-
-    sessions: list[overview.Line]
-    next: int | None
-
-
-class SessionView(BaseModel):
-    """All that the page draws of a session."""
-
-    state: SessionState
-    step: int | None = Field(description="the furthest step asked for or reported")
-    epoch: int | None = Field(description="that step's epoch")
-    epochs: list[EpochState] = Field(description="the latest epochs up to that one")
-    losses: overview.Curve
-    weights: list[overview.Weight]
-    chooses: bool = Field(description="whether steps hand out super-batches, of which a part is chosen")
-    has_plan: bool = Field(description="whether the batches are those of a plan")
 
 
 class DatasetLine(BaseModel):
@@ -115,58 +91,6 @@ async def frame() -> FileResponse:
     return _file("frame.html", FRAME_POLICY)
 
 
-@router.get("/sessions", responses=problems(401, 403, 422, 503))
-async def show_sessions(
-    app: App,
-    caller: Reader,
-    before: Annotated[int | None, Query(ge=0, le=2**62)] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> SessionLines:
-    """Your owner's sessions with their progress; with a token that reads all, or an admin's, everybody's."""
-    lines, following = await asyncio.to_thread(overview.newest_sessions, app.store, caller.sees, before, limit)
-    return SessionLines(sessions=lines, next=following)
-
-
-@router.get("/sessions/{id}", responses=problems(401, 403, 404, 422, 503))
-async def show_session(id: SessionId, app: App, caller: Reader) -> SessionView:
-    """A session's progress, losses and epochs, thinned to what a screen can show."""
-    state = await read_session(id, app, caller)
-    entry = await app.sessions.entry(caller, id)
-    reported = max((rank.last_reported for rank in state.ranks if rank.last_reported is not None), default=None)
-    step = overview.position(entry, reported)
-    epoch = None if step is None else entry.session.epoch_of(step)
-    until = 0 if epoch is None else epoch
-    listed = await list_epochs(id, app, caller, max(0, until - EPOCHS + 1), min(until + 1, EPOCHS))
-    return SessionView(
-        state=state,
-        step=step,
-        epoch=epoch,
-        epochs=listed.epochs,
-        losses=await asyncio.to_thread(overview.curve, app.store, entry, reported),
-        weights=[] if epoch is None else await asyncio.to_thread(overview.weights, entry.session, epoch),
-        chooses=entry.session.method.choosing is not None,
-        has_plan=entry.session.method.plan is not None,
-    )
-
-
-@router.get("/sessions/{id}/plan", responses=problems(401, 403, 404, 422, 503))
-async def show_plan(id: SessionId, app: App, caller: Reader) -> browse.PlanFacts:
-    """The plan of a session that has one: sizes, what made it, and its hardness where its dataset says so."""
-    entry = await app.sessions.current(caller, id)
-    plan, name = entry.session.method.plan, entry.row.spec.dataset
-    if plan is None:
-        raise Refusal("not-found", f"session {id!r} has no plan: its method is {entry.row.spec.method}")
-
-    def facts() -> browse.PlanFacts:
-        try:
-            manifest = None if name is None else app.datasets(caller).manifest(name)
-        except Refusal:
-            manifest = None  # the dataset is gone, but the session has the plan
-        return browse.plan_facts(plan, manifest)
-
-    return await asyncio.to_thread(facts)
-
-
 @router.get("/datasets", responses=problems(401, 403))
 async def show_datasets(app: App, caller: Reader) -> DatasetLines:
     """Curated datasets, with their sizes."""
@@ -190,6 +114,24 @@ async def show_rows(
 ) -> browse.Page:
     """Rows of a batch, long values cut short."""
     return await asyncio.to_thread(browse.read_page, app.datasets(caller), name, batch, start, limit)
+
+
+@router.get(
+    "/datasets/{name}/rows/{position}/image",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}, "description": "The picture"}, **problems(401, 403, 404, 422)},
+)
+async def show_image(
+    name: str,
+    position: Annotated[int, Path(ge=0, le=2**62)],
+    app: App,
+    caller: Reader,
+    column: Annotated[str, Query(max_length=1000)],
+) -> Response:
+    """The picture in a cell: PNG, JPEG, GIF or WebP, by its first bytes, up to 16 MiB."""
+    image = await asyncio.to_thread(read_image, app.datasets(caller), name, position, column)
+    headers = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": "private, max-age=3600"}
+    return Response(image.data, headers=headers, media_type=image.kind)
 
 
 @router.get(

@@ -87,6 +87,10 @@ class Defaults:
     def check_state(self, state: State, records: "Sequence[EpochRecord]") -> None:
         """Any values do."""
 
+    @property
+    def whole_from(self) -> int | None:
+        return None
+
 
 class Stateless(Defaults):
     """A method whose epochs depend on no report."""

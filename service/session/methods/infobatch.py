@@ -46,6 +46,10 @@ class InfoBatchMethod(Defaults):
         # Made once now so that bad parameters are refused when the session is created, not at its first step.
         self._rule()
 
+    @property
+    def whole_from(self) -> int:
+        return self._rule().annealing_from
+
     def start(self) -> State:
         # Nothing is known of anything yet: one number stands for all, so that a session over 10^8 opens at once.
         return {"scores": np.broadcast_to(np.float32(np.nan), self.size)}

@@ -1,8 +1,7 @@
 """The page at ``/`` in a real Chromium, and what it is drawn from against numpy."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,23 @@ from curation.dataset.writer import shard_name, write_shard
 from curation.plan import BatchPlan
 from curation.service.access.tokens import issue_token
 from curation.service.client import Client
-from curation.service.http.dashboard import sessions as overview
+from curation.service.http.dashboard import losses
 from curation.service.store import Store
 
 ROWS, BATCH = 40, 8
+PATHS = (
+    "/dashboard/sessions",
+    "/dashboard/sessions/ours",
+    "/dashboard/sessions/ours/plan",
+    "/v1/sessions/ours/steps/0/rows",
+    "/v1/sessions/ours/rows/0",
+    "/v1/sessions/ours/spikes",
+    "/dashboard/datasets",
+    "/dashboard/datasets/mined",
+    "/dashboard/datasets/mined/rows",
+    "/dashboard/datasets/mined/rows/0/image?column=text",
+    "/dashboard/datasets/mined/report",
+)
 HOSTILE = "<img src=x onerror=document.title='broken'>"
 REPORT = """<!doctype html><title>r</title><p id="own">waiting</p><script>
 let reach = "kept apart";
@@ -127,22 +139,14 @@ def test_data_needs_the_token_of_its_owner(guarded: dict[str, str]) -> None:
     for who in ("ours", "theirs", ""):
         headers = {"Authorization": f"Bearer {guarded[who]}"} if who else {}
         with httpx.Client(base_url=guarded["url"], headers=headers) as http:
-            paths = (
-                "sessions",
-                "sessions/ours",
-                "sessions/ours/plan",
-                "datasets",
-                "datasets/mined",
-                "datasets/mined/rows",
-            )
-            answers[who] = [http.get(f"/dashboard/{path}").status_code for path in (*paths, "datasets/mined/report")]
+            answers[who] = [http.get(path).status_code for path in PATHS]
             if who:
                 listed = http.get("/dashboard/sessions").json()["sessions"]
                 assert [line["id"] for line in listed] == (["ours"] if who == "ours" else [])
     assert answers == {
-        "ours": [200, 200, 404, 200, 200, 200, 200],
-        "theirs": [200, 404, 404, 200, 200, 200, 200],
-        "": [401] * 7,
+        "ours": [200, 200, 404, 200, 200, 200, 200, 200, 200, 404, 200],
+        "theirs": [200, 404, 404, 404, 404, 404, 200, 200, 200, 404, 200],
+        "": [401] * 11,
     }
 
 
@@ -192,9 +196,13 @@ def test_the_curve_is_exact_while_every_step_fits(url: str) -> None:
     for epoch, members in ((0, range(5)), (1, range(5, 7))):
         values = np.concatenate([steps[step] for step in members])
         found = view["losses"]["epochs"][epoch]
-        assert (found["number"], found["values"], sum(found["counts"])) == (epoch, len(values), len(values))
+        assert (found["number"], found["losses"], found["unknown"]) == (epoch, len(values), 0)
         assert found["mean"] == pytest.approx(values.mean())
-    assert (view["step"], view["epoch"], view["losses"]["every"]) == (6, 1, 1)
+    assert (view["standing"]["step"], view["standing"]["epoch"], view["losses"]["every"]) == (6, 1, 1)
+    newest = np.concatenate([steps[5], steps[6]])
+    edges = view["spread"]["edges"]
+    counts = np.histogram(np.clip(newest, edges[0], edges[-1]), edges)[0]
+    assert view["spread"]["counts"] == counts.tolist()
 
 
 def test_the_curve_of_a_long_session_is_thinned_and_ends_at_the_last_step(url: str) -> None:
@@ -213,91 +221,16 @@ def test_the_curve_of_a_long_session_is_thinned_and_ends_at_the_last_step(url: s
 @pytest.mark.parametrize("more", [0, 1, 239, 240, 241, 479, 480, 10**6])
 def test_a_curve_never_reads_more_steps_than_it_may(first: int, more: int) -> None:
     last = first + more
-    steps, every = overview.thinned(first, last, overview.POINTS)
-    assert len(steps) <= overview.POINTS + 1
+    steps, every = losses.thinned(first, last, losses.POINTS)
+    assert len(steps) <= losses.POINTS + 1
     assert first <= steps[0] < first + every
     assert steps[-1] == last
     assert set(steps[:-1]) <= set(range(0, last, every))
     assert every & (every - 1) == 0
-    assert every == 1 or (more + 1) / (every // 2) > overview.POINTS
+    assert every == 1 or (more + 1) / (every // 2) > losses.POINTS
 
 
 # What follows is done by hand and eye, in a real browser.
-
-
-class Browser:
-    """A Chromium, driven as a reader would."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in (
-            "--headless=new",
-            "--disable-dev-shm-usage",
-            "--window-size=1280,900",
-            f"--user-data-dir={profile}",
-        ):
-            options.add_argument(flag)
-        if os.geteuid() == 0:
-            options.add_argument("--no-sandbox")  # Chromium refuses to run as root with it
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-
-    def open(self, address: str) -> None:
-        self.driver.get("about:blank")
-        self.driver.get(address)
-
-    def js(self, expression: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(f"return {expression}", *arguments)
-
-    def until(self, expression: str, wanted: Any = True) -> Any:
-        """Wait until an expression has a value (True: any that is true); returns it."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        def reached(_: Any) -> Any:
-            value = self.js(expression)
-            return [value] if (value if wanted is True else value == wanted) else None
-
-        return WebDriverWait(self.driver, 20, 0.05).until(reached, expression)[0]
-
-    def click(self, selector: str) -> None:
-        self.driver.find_element("css selector", selector).click()
-
-    def press(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def emulate(self, width: int, scheme: str) -> None:
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if "401" not in entry["message"]]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip(f"no {'Chromium' if CHROMIUM is None else 'chromedriver'} here: apt-get install chromium-driver")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Browser:
-    chromium.emulate(1280, "light")
-    chromium.complaints()
-    return chromium
 
 
 CURVE = "document.querySelector('.curve')?.getAttribute('points').split(' ').length"
@@ -308,7 +241,7 @@ def cell(row: int, column: int) -> str:
     return f"document.querySelectorAll('[aria-label^=Epochs] tbody tr')[{row}]?.cells[{column}].textContent"
 
 
-def test_the_curve_moves_as_losses_come_in(browser: Browser, live: Callable[..., Any]) -> None:
+def test_the_curve_moves_as_losses_come_in(browser: Any, live: Callable[..., Any]) -> None:
     server = live()
     browser.open(server.url)
     browser.until("document.querySelector('main').textContent.includes('There is no session yet')")
@@ -317,7 +250,7 @@ def test_the_curve_moves_as_losses_come_in(browser: Browser, live: Callable[...,
         browser.until("document.querySelector('main a')?.textContent", "watched")
         browser.click("main a")
         browser.until("document.activeElement.textContent", "watched")
-        browser.until("document.querySelector('main').textContent.includes('No losses were reported yet')")
+        browser.until("document.querySelector('main').textContent.includes('No step was asked for yet')")
         for step in range(3):
             report(client, id, step, 2.0 - step / 10)
         browser.until(CURVE, 3)
@@ -334,13 +267,13 @@ def test_the_curve_moves_as_losses_come_in(browser: Browser, live: Callable[...,
     browser.until("document.getElementById('status').textContent.startsWith('Epoch 1 is open')")
     weights = browser.js("document.querySelector('[aria-label^=Weights] tbody').textContent")
     assert "2" in weights
-    bars = browser.js("[...document.querySelectorAll('rect.rest')].map((bar) => bar.height.baseVal.value)")
+    bars = browser.js("[...document.querySelectorAll('figure rect.rest')].map((bar) => bar.height.baseVal.value)")
     assert len(bars) == 1
     assert bars[0] > 0
     browser.click("#pause")
     assert browser.js("document.getElementById('pause').ariaPressed") == "true"
     browser.click(".name")
-    browser.until("document.querySelector('tbody td:nth-of-type(2)')?.textContent", "10")
+    browser.until("document.querySelector('tbody td[data-title=step]')?.textContent", "10")
     server.stop()
     browser.click("#pause")
     browser.until("!document.getElementById('problem').hidden")
@@ -349,7 +282,7 @@ def test_the_curve_moves_as_losses_come_in(browser: Browser, live: Callable[...,
     assert browser.js("document.getElementById('status').textContent") == "The server answers again."
 
 
-def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Browser, guarded: dict[str, str]) -> None:
+def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Any, guarded: dict[str, str]) -> None:
     browser.open(guarded["url"])
     browser.until("document.activeElement.id", "token")
     browser.press("cur_wrong_wrong", "\ue007")
@@ -369,7 +302,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Browser, guarded: dic
     assert browser.js("sessionStorage.length") == 0
 
 
-def test_a_dataset_by_keyboard(browser: Browser, url: str) -> None:
+def test_a_dataset_by_keyboard(browser: Any, url: str) -> None:
     browser.open(f"{url}/#/datasets/mined")
     browser.until("document.querySelector('.preview')?.textContent", HOSTILE)
     browser.js("document.getElementById('which-rows').focus()")
@@ -384,13 +317,16 @@ def test_a_dataset_by_keyboard(browser: Browser, url: str) -> None:
     browser.press("\ue007")
     assert browser.js("document.querySelector('details.row').open")
     assert "(12 items)" in browser.js("document.querySelector('dl.cells').textContent")
-    assert browser.js("document.querySelector('[aria-label^=Hardness] tbody').textContent") == "similarity0.50.252 ×"
+    assert (
+        browser.js("document.querySelector('[aria-label^=Hardness] tbody').textContent")
+        == "similarity0.50.252 ×higher is harder"
+    )
     assert browser.js("document.title") == "mined – curation"
     assert browser.js("document.querySelectorAll('main img').length") == 0
     assert browser.complaints() == []
 
 
-def test_a_dataset_without_its_shards_and_report_says_so(browser: Browser, url: str, root: Path) -> None:
+def test_a_dataset_without_its_shards_and_report_says_so(browser: Any, url: str, root: Path) -> None:
     folder = root / "torn"
     curated(folder)
     (folder / "data-00000-of-00002.arrow").write_bytes(b"not arrow")
@@ -409,7 +345,7 @@ def test_a_dataset_without_its_shards_and_report_says_so(browser: Browser, url: 
         shutil.rmtree(folder)
 
 
-def test_a_report_runs_apart_from_the_page(browser: Browser, url: str) -> None:
+def test_a_report_runs_apart_from_the_page(browser: Any, url: str) -> None:
     browser.open(f"{url}/#/datasets/mined")
     browser.until("document.querySelector('.preview') != null")
     browser.driver.find_element("xpath", "//button[text()='Show the report']").click()
@@ -423,7 +359,7 @@ def test_a_report_runs_apart_from_the_page(browser: Browser, url: str) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_view_fits_names_its_parts_and_has_contrast(browser: Browser, url: str, width: int, scheme: str) -> None:
+def test_every_view_fits_names_its_parts_and_has_contrast(browser: Any, url: str, width: int, scheme: str) -> None:
     with Client(url) as client:
         for step in range(12):
             client.create_session("plan", dataset="mined", batch_size=BATCH, epochs=3, id="looked-at")

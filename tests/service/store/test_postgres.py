@@ -236,3 +236,37 @@ def test_a_dead_database_gives_503_and_comes_back(live: Callable[..., Any], data
         database.ensure_postgres_running()
         assert http.get("/readyz").status_code == 200
         assert http.post(f"/v1/sessions/{session}/steps", json=report).status_code == 200
+
+
+def test_the_dashboard_and_the_flight_recorder_read_it(replicas: list[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(url)) for url in replicas]
+        for number in range(3):
+            clients[0].create_session("infobatch", size=40, batch_size=10, epochs=3, world_size=2, id=f"Shown_{number}")
+        rows = []
+        for step in range(4):
+            for rank, client in enumerate(clients):
+                batch = client.step("Shown_0", step, rank=rank)
+                client.report("Shown_0", [(step, loss(batch.indices))], rank=rank)
+                rows += [(batch.epoch, step, rank, row) for row in batch.indices.tolist()]
+        for client in clients:
+            found = client.step_rows("Shown_0", 1)
+            assert [row for row in rows if row[1] == 1] == [
+                (0, 1, rank, row) for rank, row in zip(found.ranks.tolist(), found.rows.tolist(), strict=True)
+            ]
+            np.testing.assert_array_equal(found.losses, loss(found.rows))
+            visits = [(visit["epoch"], visit["step"], visit["rank"], 7) for visit in client.row_visits("Shown_0", 7)]
+            assert [visit for visit in visits if visit[1] < 4] == [row for row in rows if row[3] == 7]
+            assert client.spikes("Shown_0") == []
+            page = httpx.get(
+                f"{client.url}/dashboard/sessions", params={"search": "shown_", "limit": 2, "sort": "name"}
+            )
+            assert ([line["id"] for line in page.json()["sessions"]], page.json()["total"]) == (
+                ["Shown_0", "Shown_1"],
+                3,
+            )
+            after = {"search": "shown_", "limit": 2, "sort": "name", "after": page.json()["next"]}
+            second = httpx.get(f"{client.url}/dashboard/sessions", params=after).json()
+            assert [line["id"] for line in second["sessions"]] == ["Shown_2"]
+            assert page["sessions"][0]["standing"]["step"] == 3
+            assert httpx.get(f"{client.url}/dashboard/sessions/Shown_0").json()["losses"]["points"][-1]["step"] == 3
