@@ -17,6 +17,7 @@ from curation.service.http.arrays import compute
 from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dependencies import AppState
 from curation.service.http.middleware import RequestMiddleware
+from curation.service.http.openapi import parameter_schemas, parameters_of_any_method
 from curation.service.logs import AccessLog, logger
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
@@ -27,7 +28,7 @@ from curation.service.monitoring.loop_lag import measure_lag
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
-from curation.service.routers import audit, choices, operations, owners, select, sessions, tokens, trace
+from curation.service.routers import audit, capabilities, choices, operations, owners, select, sessions, tokens, trace
 from curation.service.routers import epochs as progress
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
@@ -45,6 +46,7 @@ ROUTERS = (
     tokens.router,
     owners.router,
     audit.router,
+    capabilities.router,
     dashboard.router,
     dashboard.pages,
 )
@@ -144,6 +146,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        schemas.update(parameter_schemas())
+        schemas["Created"]["properties"]["parameters"] |= parameters_of_any_method()
         for path in document["paths"].values():
             for operation in path.values():
                 invalid = operation["responses"].get("422", {}).get("content", {})
