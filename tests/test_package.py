@@ -47,6 +47,7 @@ SEVERAL = {
     "service/session/test_same_batches.py": "every method: sessions and samplers hand out the same",
     "service/store/test_postgres.py": "the whole store on another database",
     "service/test_crashes.py": "servers that are killed, with clients that go on",
+    "service/test_deployment.py": "the files of configs/ that an operator deploys",
     "service/test_docs.py": "the commands of docs/service.md",
     "service/test_parameters.py": "every body's and session's parameters beside its method's",
     "test_contributing.py": "the walks of CONTRIBUTING.md",
