@@ -46,6 +46,7 @@ SEVERAL = {
     "service/http/test_refusals.py": "every refusal of every route",
     "service/session/test_same_batches.py": "every method: sessions and samplers hand out the same",
     "service/store/test_postgres.py": "the whole store on another database",
+    "service/test_conformance.py": "examples/conformance, and the client in JavaScript",
     "service/test_crashes.py": "servers that are killed, with clients that go on",
     "service/test_deployment.py": "the files of configs/ that an operator deploys",
     "service/test_docs.py": "the commands of docs/service.md",
