@@ -3,9 +3,9 @@
     python examples/conformance/replay.py http://127.0.0.1:8765            # a server must answer alike
     python examples/conformance/replay.py http://127.0.0.1:8765 --record   # write its answers down
 
-``exchanges.json`` has the requests in their order, with what was answered; Arrow bodies are the files beside it. A client
-in another language sends the same bodies, and reads the same answers. Members that differ from server to server, such as
-when a session was created, are left out of what is compared.
+``exchanges.json`` has the requests in their order, with what was answered; Arrow bodies are the files beside it. A
+client in another language sends the same bodies, and reads the same answers. Members that differ from server to
+server, such as when a session was created, are left out of what is compared.
 """
 
 import json

@@ -92,6 +92,24 @@ LAYOUTS: Mapping[str, ArrowLayout] = {
         ],
         metadata=_WHERE,
     ),
+    "StepTrace": ArrowLayout(
+        about="The rows of a step on all ranks, by rank and position.",
+        columns=[
+            _column("rank", "int32"),
+            _column("position", "int64", "in the rank's batch"),
+            _column("row", "int64"),
+            _column("weight", "float32"),
+            _column("loss", "float32", "null where none was reported"),
+            _column("reported", "bool"),
+            _column("score", "float32", "the logit that the row was drawn at, in sessions that choose", required=False),
+        ],
+        metadata={
+            "epoch": "decimal digits",
+            "step": "decimal digits",
+            "chosen": f"{_FLAG}; empty in sessions that do not choose",
+            "generation": "decimal digits",
+        },
+    ),
     "Checkpoint": ArrowLayout(
         about="A session from its present epoch on, a row for each of its parts. Import takes it as it is.",
         columns=[

@@ -18,8 +18,8 @@ from curation.service.session.protocols import Indices, Losses, Method, State, W
 from curation.service.session.spec import SessionSpec
 
 if TYPE_CHECKING:
-    from curation.service.session.session import EpochRecord
     from curation.selectors.acquisition import StochasticAcquisition
+    from curation.service.session.session import EpochRecord
 
 
 class AcquisitionParameters(Parameters):

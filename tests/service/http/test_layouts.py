@@ -49,10 +49,12 @@ def recorded(live: Callable[..., Any]) -> Recording:
         client.step(session, 0, generation=client.session(session).generation)
         client.step(session, 1, reports=[(0, np.ones(4))])
         client.report(session, [(1, np.ones(4))])
+        client.step_rows(session, 0)
         client.restore(client.checkpoint(session))
         jest = client.create_session("jest", size=8, batch_size=8).id
         client.step(jest, 0)
         client.choose(jest, 0, pair, pair)
+        client.step_rows(jest, 0)
         own = client.create_session("jest", size=8, batch_size=8, parameters={"joint": False}).id
         client.choose(own, 0, scores=np.ones(8))
         client.zipfit(["a", "b"], ["a"], 1)
@@ -68,6 +70,7 @@ ROUTES = [
     ("answered", "/v1/sessions/{id}/steps", "StepAnswer"),
     ("sent", "/v1/sessions/{id}/choices", "ChoiceBody"),
     ("answered", "/v1/sessions/{id}/choices", "ChoiceAnswer"),
+    ("answered", "/v1/sessions/{id}/steps/0/rows", "StepTrace"),
     ("sent", "/v1/sessions/import", "Checkpoint"),
     ("answered", "/v1/sessions/{id}/checkpoint", "Checkpoint"),
     ("sent", "/v1/select/zipfit", "ZipFitBody"),
@@ -119,7 +122,7 @@ def _type(kind: pa.DataType) -> str:
 def test_openapi_shows_them(recorded: Recording, live: Callable[..., Any]) -> None:
     document = httpx.get(f"{live().url}/openapi.json").json()
     for way, path, name in ROUTES:
-        operation = next(iter(document["paths"][path].values())) if path != "/v1/sessions" else None
-        operation = operation or document["paths"][path]["post"]
+        methods = document["paths"][path.replace("/0/", "/{step}/")]
+        operation = methods.get("post") or methods["get"]
         content = (operation["requestBody"] if way == "sent" else operation["responses"]["200"])["content"]
         assert content[ARROW]["schema"]["x-arrow"] == LAYOUTS[name].model_dump(mode="json")
