@@ -35,7 +35,8 @@ def metrics(live: Callable[..., Any]) -> set[str]:
     with Client(url) as client:
         client.step(client.create_session("infobatch", size=8, batch_size=4, epochs=2).id, 0)
     families = list(text_string_to_metric_families(httpx.get(f"{url}/metrics").text))
-    return {sample.name for family in families for sample in family.samples} | {family.name for family in families}
+    named = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    return named | {sample.name for family in families for sample in family.samples}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
