@@ -1,7 +1,6 @@
 """``/v1/capabilities``: what this server can do, for clients that are older or newer than it, or in other languages."""
 
 import asyncio
-from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -44,7 +43,7 @@ class Capabilities(BaseModel):
     methods: dict[str, MethodCapability]
     routes: list[str] = Field(examples=[["POST /v1/sessions/{id}/steps"]])
     step_fields: list[str] = Field(description="fields that a step request may have")
-    limits: dict[str, float | None] = Field(description="settings that bound requests and sessions")
+    limits: dict[str, int | float | None] = Field(description="settings that bound requests and sessions")
     problems: dict[str, ProblemKind]
     arrow: dict[str, ArrowLayout] = Field(description="layouts of Arrow bodies, by the name of the JSON model")
 
@@ -65,13 +64,12 @@ async def capabilities(request: Request, app: App, caller: Reader) -> Capabiliti
     )
 
 
-def limits_of(settings: Settings) -> dict[str, float | None]:
+def limits_of(settings: Settings) -> dict[str, int | float | None]:
     """The settings that bound what a client may send and ask for."""
     names = [name for name in Settings.model_fields if name.startswith("max_") or name in _LIMITS]
     return {name: getattr(settings, name) for name in names}
 
 
-@lru_cache(maxsize=1)
 def _methods() -> dict[str, MethodCapability]:
     return {
         name: MethodCapability(
