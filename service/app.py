@@ -18,6 +18,7 @@ from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dashboard import session_routes as dashboard_sessions
 from curation.service.http.dependencies import AppState
 from curation.service.http.middleware import RequestMiddleware
+from curation.service.http.openapi import parameter_schemas, parameters_of_any_method
 from curation.service.logs import AccessLog, logger
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
@@ -31,6 +32,7 @@ from curation.service.monitoring.scrape import Scrape
 from curation.service.routers import (
     audit,
     batches,
+    capabilities,
     choices,
     operations,
     owners,
@@ -60,6 +62,7 @@ ROUTERS = (
     owners.router,
     audit.router,
     dashboard_sessions.router,
+    capabilities.router,
     dashboard.router,
     dashboard.pages,
 )
@@ -167,6 +170,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        schemas.update(parameter_schemas())
+        schemas["Created"]["properties"]["parameters"] |= parameters_of_any_method()
         for path in document["paths"].values():
             for operation in path.values():
                 invalid = operation["responses"].get("422", {}).get("content", {})

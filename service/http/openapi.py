@@ -6,11 +6,12 @@ from fastapi import Path
 from pydantic import BaseModel
 
 from curation.service.http.bodies import ARROW, JSON
+from curation.service.http.layouts import LAYOUTS
 from curation.service.http.problems import MEDIA_TYPE
+from curation.service.session.methods.registry import METHODS, method_kind
 from curation.service.session.spec import SESSION_ID
 
 SessionId = Annotated[str, Path(pattern=SESSION_ID, description="the session's id")]
-ARROW_BODY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -29,4 +30,25 @@ def takes_json(body: type[BaseModel]) -> dict[str, Any]:
 def takes(body: type[BaseModel]) -> dict[str, Any]:
     """A body that the route reads itself: JSON of this model, or Arrow."""
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}, ARROW: ARROW_BODY}}}
+    content = {JSON: {"schema": schema}, ARROW: arrow_body(body.__name__)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def arrow_body(name: str) -> dict[str, Any]:
+    """OpenAPI's entry for an Arrow IPC stream of a layout in :data:`curation.service.http.layouts.LAYOUTS`."""
+    layout = LAYOUTS[name].model_dump(mode="json")
+    return {"schema": {"type": "string", "format": "binary", "description": layout["about"], "x-arrow": layout}}
+
+
+def parameter_schemas() -> dict[str, dict[str, Any]]:
+    """OpenAPI's schemas of the parameters of each method of sessions."""
+    return {_parameters_of(name): method_kind(name).parameters.model_json_schema() for name in METHODS}
+
+
+def parameters_of_any_method() -> dict[str, Any]:
+    """OpenAPI's entry for the parameters of a session, whatever its method."""
+    return {"anyOf": [{"$ref": f"#/components/schemas/{_parameters_of(name)}"} for name in METHODS]}
+
+
+def _parameters_of(method: str) -> str:
+    return f"{method}-parameters"

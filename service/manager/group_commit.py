@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from curation.service.logs import logger
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.session import Report
 from curation.service.store import Store
@@ -83,13 +84,18 @@ class GroupCommit:
     def _answer(
         self, loop: asyncio.AbstractEventLoop, group: list[_Pending], outcomes: Sequence[Exception | None]
     ) -> None:
+        unheard: Exception | None = None
         for pending, outcome in zip(group, outcomes, strict=True):
             if pending.future.done():
+                unheard = outcome or unheard
                 continue
             if outcome is None:
                 pending.future.set_result(None)
             else:
                 pending.future.set_exception(outcome)
+        if unheard is not None:
+            cause = getattr(unheard, "orig", None) or unheard
+            logger.error("a commit failed after its requests gave up", extra={"fields": {"cause": str(cause)[:500]}})
         if self._pending:
             self._next(loop)
         else:

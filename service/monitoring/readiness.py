@@ -1,5 +1,5 @@
-"""Readiness: whether the store takes writes. It is asked at most once a second however many ask, in a thread of its
-own, which a store that hangs may keep."""
+"""Readiness: whether the store takes writes. It is asked in a thread of its own, which a store that hangs may keep; one
+answer is for all that wait, and a good one for a second, so that probes cost nothing. Recovery is seen at once."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Readiness:
         self._thread = ThreadPoolExecutor(1, "curation-probe")
         self._running: asyncio.Future[None] | None = None
         self._started = float("-inf")
-        self._ended = float("-inf")
+        self._good_until = float("-inf")
         self._error: BaseException | None = None
 
     async def check(self) -> None:
@@ -36,7 +36,7 @@ class Readiness:
             Refusal: it did not; says why.
         """
         loop = asyncio.get_running_loop()
-        if self._running is None and loop.time() - self._ended >= FRESH_SECONDS:
+        if self._running is None and loop.time() >= self._good_until:
             self._started = loop.time()
             self._running = loop.run_in_executor(self._thread, self._probe)
             self._running.add_done_callback(self._take)
@@ -44,11 +44,8 @@ class Readiness:
             left = self._started + self._seconds - loop.time()
             await asyncio.wait([self._running], timeout=max(0.0, left))
         if self._running is not None and not self._running.done():
-            late = loop.time() - self._started
             raise Refusal(
-                "store-unavailable",
-                f"the store did not answer a write within {self._seconds:g} s: it was sent {late:.0f} s ago",
-                retry_after=1,
+                "store-unavailable", f"the store did not answer a write within {self._seconds:g} s", retry_after=1
             )
         if isinstance(self._error, Exception):
             text = cause_of(refusal_of(self._error), self._error)
@@ -60,6 +57,7 @@ class Readiness:
         self._thread.shutdown(wait=False)
 
     def _take(self, done: "asyncio.Future[None]") -> None:
-        self._ended = asyncio.get_running_loop().time()
         self._error = None if done.cancelled() else done.exception()
+        if self._error is None:
+            self._good_until = asyncio.get_running_loop().time() + FRESH_SECONDS
         self._running = None

@@ -13,7 +13,7 @@ from curation.service.errors import Refusal
 from curation.service.http.arrays import Matrix, matrix_of, read_arrays
 from curation.service.http.bodies import ARROW, JSON, wants_arrow
 from curation.service.http.dependencies import App, Selector
-from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
+from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.manager.choices import ChoiceRequest, ChosenBatch
 from curation.service.session.choice import FACTORS, SIDES, RankPart
 
@@ -63,7 +63,7 @@ class ChoiceAnswer(BaseModel):
     "/{id}/choices",
     response_model=ChoiceAnswer,
     responses={
-        200: {"content": {ARROW: ARROW_BODY}, "description": "The rank's share of the choice"},
+        200: {"content": {ARROW: arrow_body("ChoiceAnswer")}, "description": "The rank's share of the choice"},
         **problems(400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 503),
     },
     openapi_extra=takes(ChoiceBody),

@@ -16,7 +16,7 @@ from curation.selection import Selection
 from curation.service.http.arrays import Matrix, check_count, compute, matrix_of, read_arrays
 from curation.service.http.bodies import ARROW, wants_arrow, write_plan, write_selection
 from curation.service.http.dependencies import App, AppState, Selector
-from curation.service.http.openapi import ARROW_BODY, problems, takes
+from curation.service.http.openapi import arrow_body, problems, takes
 
 router = APIRouter(prefix="/v1/select", tags=["select"])
 
@@ -104,13 +104,18 @@ class PlanAnswer(BaseModel):
     batches: list[list[int]]
 
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {ARROW: ARROW_BODY}, "description": "The choice"},
-    **problems(400, 401, 403, 406, 413, 415, 422, 503),
+_PROBLEMS = problems(400, 401, 403, 406, 413, 415, 422, 503)
+_SELECTION: dict[int | str, dict[str, Any]] = {
+    200: {"content": {ARROW: arrow_body("SelectionAnswer")}, "description": "The choice"},
+    **_PROBLEMS,
+}
+_PLAN: dict[int | str, dict[str, Any]] = {
+    200: {"content": {ARROW: arrow_body("PlanAnswer")}, "description": "The batches"},
+    **_PROBLEMS,
 }
 
 
-@router.post("/zipfit", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(ZipFitBody))
+@router.post("/zipfit", response_model=SelectionAnswer, responses=_SELECTION, openapi_extra=takes(ZipFitBody))
 async def zipfit(request: Request, app: App, caller: Selector) -> Response:
     """Texts by how well they compress together with the targets (ZIP-FIT)."""
     arrow = wants_arrow(request)
@@ -127,7 +132,7 @@ async def zipfit(request: Request, app: App, caller: Selector) -> Response:
     return write_selection(await compute(app.select_slots, work), arrow)
 
 
-@router.post("/acquire", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(AcquireBody))
+@router.post("/acquire", response_model=SelectionAnswer, responses=_SELECTION, openapi_extra=takes(AcquireBody))
 async def acquire(request: Request, app: App, caller: Selector) -> Response:
     """Candidates drawn by their scores, without replacement (stochastic batch acquisition)."""
     arrow = wants_arrow(request)
@@ -144,7 +149,7 @@ async def acquire(request: Request, app: App, caller: Selector) -> Response:
     return write_selection(await compute(app.select_slots, work), arrow)
 
 
-@router.post("/jest", response_model=SelectionAnswer, responses=_RESPONSES, openapi_extra=takes(JestBody))
+@router.post("/jest", response_model=SelectionAnswer, responses=_SELECTION, openapi_extra=takes(JestBody))
 async def jest(request: Request, app: App, caller: Selector) -> Response:
     """The part of a super-batch that is jointly most learnable (JEST)."""
     arrow = wants_arrow(request)
@@ -173,7 +178,7 @@ async def jest(request: Request, app: App, caller: Selector) -> Response:
     return write_selection(await compute(app.select_slots, work), arrow)
 
 
-@router.post("/b3", response_model=PlanAnswer, responses=_RESPONSES, openapi_extra=takes(B3Body))
+@router.post("/b3", response_model=PlanAnswer, responses=_PLAN, openapi_extra=takes(B3Body))
 async def b3(request: Request, app: App, caller: Selector) -> Response:
     """Batches whose rows are hard negatives of each other (B3)."""
     arrow = wants_arrow(request)

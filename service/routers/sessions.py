@@ -25,7 +25,7 @@ from curation.service.http.bodies import (
 )
 from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
 from curation.service.http.files import receive_file, send_file
-from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
+from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
 from curation.service.manager.resizing import Resize, Trained, resize
@@ -124,7 +124,7 @@ async def delete_session(id: SessionId, app: App, caller: Selector) -> None:
     "/{id}/steps",
     response_model=StepAnswer,
     responses={
-        200: {"content": {ARROW: ARROW_BODY}, "description": "The rank's batch"},
+        200: {"content": {ARROW: arrow_body("StepAnswer")}, "description": "The rank's batch"},
         **problems(400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 503),
     },
     openapi_extra=takes(StepBody),
@@ -159,7 +159,7 @@ async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selecto
     "/{id}/checkpoint",
     response_class=Response,
     responses={
-        200: {"content": {ARROW: ARROW_BODY}, "description": "The session, whole"},
+        200: {"content": {ARROW: arrow_body("Checkpoint")}, "description": "The session, whole"},
         **problems(401, 403, 404, 422, 503),
     },
 )
@@ -173,8 +173,8 @@ async def export_session(id: SessionId, request: Request, app: App, caller: Read
     "/import",
     status_code=201,
     response_model=SessionState,
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 503),
-    openapi_extra={"requestBody": {"required": True, "content": {ARROW: ARROW_BODY}}},
+    responses=problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    openapi_extra={"requestBody": {"required": True, "content": {ARROW: arrow_body("Checkpoint")}}},
 )
 async def import_session(
     request: Request,

@@ -10,7 +10,7 @@ from curation.service.arrow import write_table
 from curation.service.errors import Refusal
 from curation.service.http.bodies import ARROW, JSON, wants_arrow
 from curation.service.http.dependencies import App, Reader
-from curation.service.http.openapi import ARROW_BODY, SessionId, problems
+from curation.service.http.openapi import SessionId, arrow_body, problems
 from curation.service.http.rows import read_rows
 from curation.service.routers.trace_models import (
     RowTrace,
@@ -31,7 +31,7 @@ MOST_VALUES = 1000
     "/{id}/steps/{step}/rows",
     response_model=StepTrace,
     responses={
-        200: {"content": {ARROW: ARROW_BODY}, "description": "The step's rows"},
+        200: {"content": {ARROW: arrow_body("StepTrace")}, "description": "The step's rows"},
         **problems(401, 403, 404, 406, 409, 410, 422, 503),
     },
 )

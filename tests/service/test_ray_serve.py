@@ -1,11 +1,13 @@
 """Ray Serve with two replicas over PostgreSQL; one of them dies while a sampler trains."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -87,6 +89,7 @@ def test_training_survives_a_replicas_death(database: Any, ray_session: None) ->
             for step in range(total):
                 asked = [client.step(session, step).indices for _ in range(3)]
                 assert all(np.array_equal(asked[0], again) for again in asked)
+        counters_of_a_replica_never_fall("http://127.0.0.1:8799/metrics")
     finally:
         serve.delete(NAME)
         serve.shutdown()
@@ -95,6 +98,17 @@ def test_training_survives_a_replicas_death(database: Any, ray_session: None) ->
 def info_update(info: InfoBatch, epoch: int, batch: list[int], losses: torch.Tensor) -> torch.Tensor:
     info.epoch(epoch)
     return info.update(torch.tensor(batch), losses)
+
+
+def counters_of_a_replica_never_fall(url: str) -> None:
+    """Each scrape comes to some replica, and says to which."""
+    seen: dict[str, float] = {}
+    for _ in range(40):
+        found = re.search(r'curation_batches_total\{replica="(\w+)"\} (\S+)', httpx.get(url).text)
+        assert found is not None
+        assert float(found[2]) >= seen.get(found[1], 0)
+        seen[found[1]] = float(found[2])
+    assert len(seen) == 2
 
 
 def kill_one_replica() -> bool:

@@ -64,9 +64,10 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_postgresql_that_is_down_and_no_password_in_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    said = refused(capsys, "--store", f"postgresql+psycopg://me:geheim@127.0.0.1:{port}/sessions")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen: nobody else can meanwhile
+        port = held.getsockname()[1]
+        said = refused(capsys, "--store", f"postgresql+psycopg://me:geheim@127.0.0.1:{port}/sessions")
     assert "Connection refused" in said
     assert "To do: check that PostgreSQL runs and listens there." in said
     assert "geheim" not in said

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from curation.selectors.acquisition import StochasticAcquisition
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered, places_in
 from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
@@ -19,6 +18,7 @@ from curation.service.session.protocols import Indices, Losses, Method, State, W
 from curation.service.session.spec import SessionSpec
 
 if TYPE_CHECKING:
+    from curation.selectors.acquisition import StochasticAcquisition
     from curation.service.session.session import EpochRecord
 
 
@@ -46,7 +46,7 @@ class AcquisitionMethod(Defaults):
 
     spec: SessionSpec
     scores: npt.NDArray[np.float32]
-    selector: StochasticAcquisition
+    selector: "StochasticAcquisition"
     k: int
     once: bool
     stateful = True
@@ -90,6 +90,8 @@ class AcquisitionMethod(Defaults):
 
 def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
     """Stochastic acquisition; raises ``Refusal`` where parameters or scores are wrong."""
+    from curation.selectors.acquisition import StochasticAcquisition  # imports torch, which takes seconds
+
     parameters = check_parameters(AcquisitionParameters, spec)
     scores = np.ones(size, np.float32)
     try:
@@ -113,4 +115,4 @@ def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) ->
     return AcquisitionMethod(spec, scores, selector, k, parameters.once)
 
 
-KIND = MethodKind(make=acquisition, bytes_per_candidate=12, table="scores")
+KIND = MethodKind(make=acquisition, parameters=AcquisitionParameters, bytes_per_candidate=12, table="scores")

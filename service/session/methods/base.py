@@ -42,12 +42,19 @@ class Maker(Protocol):
     def __call__(self, spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]: ...
 
 
+class Parameters(BaseModel):
+    """Base of the methods' own parameters: an unknown name is an error, and so is true in place of a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodKind:
     """All that the service has to know of a method before it makes one.
 
     Args:
         make: makes the method of one session.
+        parameters: the model of its own parameters, which ``GET /v1/capabilities`` and OpenAPI show.
         bytes_per_candidate: resident memory for each of N candidates; a session that would take more than the
             server's ``resident_bytes`` is refused.
         table: the name under which a table that came with the session is stored and handed to ``make``; None where
@@ -57,16 +64,11 @@ class MethodKind:
     """
 
     make: Maker
+    parameters: type[Parameters] = Parameters
     bytes_per_candidate: int = 0
     table: str | None = None
     plan_of_dataset: bool = False
     check_limits: Callable[[SessionSpec, Limits], None] | None = None
-
-
-class Parameters(BaseModel):
-    """Base of the methods' own parameters: an unknown name is an error, and so is true in place of a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Defaults:

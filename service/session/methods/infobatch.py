@@ -106,4 +106,4 @@ def infobatch(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> M
         raise Refusal("bad-parameters", f"parameters: {error}") from error
 
 
-KIND = MethodKind(make=infobatch, bytes_per_candidate=9)
+KIND = MethodKind(make=infobatch, parameters=InfoBatchParameters, bytes_per_candidate=9)

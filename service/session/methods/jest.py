@@ -206,7 +206,7 @@ def check_super_batch(spec: SessionSpec, limits: Limits) -> None:
         )
 
 
-KIND = MethodKind(make=jest, check_limits=check_super_batch)
+KIND = MethodKind(make=jest, parameters=JestParameters, check_limits=check_super_batch)
 
 
 def _bounds(layout: Split, step: int) -> tuple[int, int]:

@@ -76,4 +76,4 @@ def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
     return PlanMethod(spec, batches, parameters.shuffle)
 
 
-KIND = MethodKind(make=plan, table="plan", plan_of_dataset=True)
+KIND = MethodKind(make=plan, parameters=PlanParameters, table="plan", plan_of_dataset=True)

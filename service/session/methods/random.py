@@ -41,4 +41,4 @@ def random(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Meth
     return RandomMethod(spec, size)
 
 
-KIND = MethodKind(make=random)
+KIND = MethodKind(make=random, parameters=RandomParameters)

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from curation.service.errors import Refusal
 from curation.service.logs import logger
@@ -135,3 +137,28 @@ def test_refusals_are_counted_and_failed_logins_apart(lines: list[dict[str, Any]
     assert sample("curation_refusals_total", {"kind": "store-unavailable"}) == 0
     assert sample("curation_failed_logins_total") == 1
     assert lines == []
+
+
+def test_a_commit_that_fails_when_nobody_waits_any_more_is_logged(
+    live: Callable[..., Any], lines: list[dict[str, Any]], assert_problem: Callable[..., dict[str, Any]]
+) -> None:
+    server = live(request_seconds=1, body_seconds=1)
+    store = server.app.state.service.store
+
+    def hang(_: Any) -> None:
+        time.sleep(1.5)
+        raise OperationalError("INSERT", None, Exception("server closed the connection unexpectedly"))
+
+    store.add_reports = hang
+    with httpx.Client(base_url=server.url) as http:
+        http.post("/v1/sessions", json={"id": "x", "method": "random", "size": 4, "batch_size": 4}).raise_for_status()
+        answer = http.post("/v1/sessions/x/steps", json={"reports": [{"step": 0, "losses": [1.0] * 4}]})
+        assert_problem(answer, 503, "busy")
+        for _ in range(200):
+            if len(lines) > 1:
+                break
+            time.sleep(0.02)
+    assert [line["cause"] for line in lines] == [
+        "the answer takes longer than the server's limit: try again",
+        "server closed the connection unexpectedly",
+    ]

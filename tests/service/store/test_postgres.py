@@ -229,6 +229,7 @@ def test_a_dead_database_gives_503_and_comes_back(live: Callable[..., Any], data
             answer = http.get(path)
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
+        assert "the store takes no writes: connection" in http.get("/readyz").json()["detail"]
         answer = http.post(f"/v1/sessions/{session}/steps", json=report)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:curation:problem:store-unavailable")
         assert answer.headers["retry-after"]
