@@ -47,8 +47,8 @@ def check_exposure(settings: Settings, store: Store) -> None:
     """
     if not settings.loopback and all(token.ended(time.time()) for token in read_tokens(store)):
         raise InsecureError(
-            f"{settings.host} can be reached from other machines, and the store has no valid token, so anybody could use "
-            f"it. Make one first: curation token create NAME --owner TEAM --store {store.safe_url}"
+            f"{settings.host} can be reached from other machines, and the store has no valid token, so anybody could "
+            f"use it. Make one first: curation token create NAME --owner TEAM --store {store.safe_url}"
         )
 
 

@@ -77,6 +77,22 @@ LAYOUTS: Mapping[str, ArrowLayout] = {
         columns=[_column("indices", "int64"), _column("weights", "float32")],
         metadata=_WHERE,
     ),
+    "BatchesBody": _request(
+        "What some ranks ask for, and a row for each report.",
+        _column("report_ranks", "int64", required=False),
+        _column("report_steps", "int64", required=False),
+        _column("losses", "list<float32>", "of each report, in the order of its batch", required=False),
+    ),
+    "BatchesAnswer": ArrowLayout(
+        about="The batches by step and rank, a row for each, all of one epoch.",
+        columns=[
+            _column("rank", "int64"),
+            _column("step", "int64"),
+            _column("indices", "list<int64>"),
+            _column("weights", "list<float32>"),
+        ],
+        metadata={name: _WHERE[name] for name in ("epoch", "epoch_end", "end_of_session", "generation")},
+    ),
     "ChoiceBody": _request(
         "What a rank sends of its rows of a super-batch: embeddings, or scores.",
         *_sides("learner", "reference"),

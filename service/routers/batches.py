@@ -15,7 +15,7 @@ from curation.service.errors import Refusal
 from curation.service.http.arrays import read_arrays
 from curation.service.http.bodies import ARROW, JSON, wants_arrow
 from curation.service.http.dependencies import App, Selector
-from curation.service.http.openapi import ARROW_BODY, SessionId, problems, takes
+from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.manager.batches import MAX_BATCHES, BatchesRequest, RankBatch, take_batches
 from curation.service.session.session import Report
 
@@ -70,7 +70,7 @@ class BatchesAnswer(BaseModel):
     "/{id}/batches",
     response_model=BatchesAnswer,
     responses={
-        200: {"content": {ARROW: ARROW_BODY}, "description": "The batches"},
+        200: {"content": {ARROW: arrow_body("BatchesAnswer")}, "description": "The batches"},
         **problems(400, 401, 403, 404, 406, 409, 410, 413, 415, 422, 503),
     },
     openapi_extra=takes(BatchesBody),

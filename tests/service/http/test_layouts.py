@@ -48,6 +48,7 @@ def recorded(live: Callable[..., Any]) -> Recording:
         session = client.create_session("infobatch", size=8, batch_size=4, epochs=2).id
         client.step(session, 0, generation=client.session(session).generation)
         client.step(session, 1, reports=[(0, np.ones(4))])
+        client.batches(session, 1, reports={0: [(0, np.ones(4))]})
         client.report(session, [(1, np.ones(4))])
         client.step_rows(session, 0)
         client.restore(client.checkpoint(session))
@@ -68,6 +69,8 @@ ROUTES = [
     ("sent", "/v1/sessions", "Created"),
     ("sent", "/v1/sessions/{id}/steps", "StepBody"),
     ("answered", "/v1/sessions/{id}/steps", "StepAnswer"),
+    ("sent", "/v1/sessions/{id}/batches", "BatchesBody"),
+    ("answered", "/v1/sessions/{id}/batches", "BatchesAnswer"),
     ("sent", "/v1/sessions/{id}/choices", "ChoiceBody"),
     ("answered", "/v1/sessions/{id}/choices", "ChoiceAnswer"),
     ("answered", "/v1/sessions/{id}/steps/0/rows", "StepTrace"),
