@@ -290,7 +290,8 @@ class Client:
         world_size: int | None = None,
         from_step: int | None = None,
     ) -> SessionInfo:
-        """A new session from such bytes, or such a file (a Path); for other ranks, as of a step, as by :meth:`resize`."""
+        """A new session from such bytes, or a file of them (a Path); for other ranks, as of a step, as by
+        :meth:`resize`."""
         session = id or new_id()
         try:
             return self._send(self._requests.restore(checkpoint, session, world_size, from_step))
