@@ -63,7 +63,7 @@ def layout_of(meta: bytes) -> Layout:
     view = memoryview(meta)
     root = follow(view, 0)
     kind, header = find_field(view, root, _HEADER_TYPE), find_field(view, root, _HEADER)
-    if kind is None or header is None or meta[kind] != _RECORD_BATCH:
+    if kind is None or header is None or _byte(view, kind) != _RECORD_BATCH:
         raise ValueError("a message after the first is no record batch")
     batch = follow(view, header)
     at = find_field(view, batch, _ROWS)
@@ -94,9 +94,9 @@ def check_tree(meta: memoryview) -> None:
     kind, header = find_field(meta, root, _HEADER_TYPE), find_field(meta, root, _HEADER)
     if kind is None or header is None or find_field(meta, root, _MESSAGE_METADATA) is not None:
         raise ValueError("a message of this length has no header, or metadata of its own")
-    if meta[kind] == _SCHEMA:
+    if _byte(meta, kind) == _SCHEMA:
         _Tree(meta).schema(follow(meta, header))
-    elif meta[kind] != _RECORD_BATCH:
+    elif _byte(meta, kind) != _RECORD_BATCH:
         raise ValueError("it has a message that is neither schema nor record batch")
 
 
@@ -118,7 +118,7 @@ class _Tree:
         kind = find_field(self._meta, table, _TYPE)
         if self._fields_left < 0:
             raise ValueError(f"it has more than {MAX_FIELDS} columns")
-        if kind is None or self._meta[kind] not in _PLAIN_TYPES:
+        if kind is None or _byte(self._meta, kind) not in _PLAIN_TYPES:
             raise ValueError("it has a column of a type that is not taken: send numbers, strings, binary, or lists")
         self._string(table, _NAME)
         self._metadata(table, _FIELD_METADATA)
@@ -157,6 +157,10 @@ def find_field(meta: memoryview, table: int, number: int) -> int | None:
         return None
     (offset,) = struct.unpack_from("<H", meta, table - back + entry)
     return table + offset if offset else None
+
+
+def _byte(meta: memoryview, at: int) -> int:
+    return int(struct.unpack_from("<B", meta, at)[0])
 
 
 def follow(meta: memoryview, reference: int) -> int:

@@ -5,6 +5,8 @@ Every request is safe to repeat, so one that got no answer is sent again, with g
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
@@ -27,6 +29,8 @@ from curation.service.client.requests import (
 )
 from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch, StepRows
 from curation.service.client.waiting import Backoff, async_wait
+
+_PIECE = 1 << 20
 
 
 class AsyncClient:
@@ -275,15 +279,20 @@ class AsyncClient:
         """The session as bytes for a training checkpoint."""
         return await self._send(self._requests.checkpoint(session))
 
+    async def save_checkpoint(self, session: str, file: str | PathLike[str]) -> None:
+        """Write the session to a file, piece by piece: it may be larger than memory."""
+        await self._send(self._requests.checkpoint(session, Path(file)))
+
     async def restore(
         self,
-        checkpoint: bytes,
+        checkpoint: bytes | PathLike[str],
         id: str | None = None,
         *,
         world_size: int | None = None,
         from_step: int | None = None,
     ) -> SessionInfo:
-        """A new session from such bytes; for other ranks, as of a step, as by :meth:`resize`."""
+        """A new session from such bytes, or a file of them (a Path); for other ranks, as of a step, as by
+        :meth:`resize`."""
         session = id or new_id()
         try:
             return await self._send(self._requests.restore(checkpoint, session, world_size, from_step))
@@ -315,12 +324,28 @@ class AsyncClient:
         """B3's plan over embeddings [N, D]; options are those of :class:`curation.B3`, and ``seed``."""
         return await self._send(self._requests.b3(queries, positives, **options))
 
+    async def _answer(self, request: Request[Any]) -> httpx.Response:
+        arguments = httpx_arguments(request)
+        if isinstance(request.content, Path):
+            arguments["content"] = _pieces(request.content)
+        if request.into is None:
+            return await self._http.request(**arguments)
+        async with self._http.stream(**arguments) as answer:
+            if answer.is_success:
+                part = request.into.with_name(f"{request.into.name}.part")
+                with part.open("wb") as file:
+                    async for piece in answer.aiter_bytes():
+                        file.write(piece)
+                part.replace(request.into)
+            else:
+                await answer.aread()
+        return answer
+
     async def _send(self, request: Request[T]) -> T:
         backoff, sent = Backoff(self._patience, f"{request.method} {self.url}{request.path}"), request
         while True:
             try:
-                answer = await self._http.request(**httpx_arguments(sent))
-                outcome: httpx.Response | httpx.TransportError = answer
+                outcome: httpx.Response | httpx.TransportError = await self._answer(sent)
                 self._answered = True
             except httpx.TransportError as error:
                 outcome = error
@@ -330,3 +355,9 @@ class AsyncClient:
                 return request.read(outcome)
             pause, sent = attempt
             await async_wait(pause)
+
+
+async def _pieces(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(_PIECE):
+            yield piece

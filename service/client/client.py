@@ -6,6 +6,8 @@ Every request is safe to repeat, so one that got no answer is sent again, with g
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
@@ -28,6 +30,8 @@ from curation.service.client.requests import (
 )
 from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch, StepRows
 from curation.service.client.waiting import Backoff, wait
+
+_PIECE = 1 << 20
 
 
 class Client:
@@ -274,15 +278,20 @@ class Client:
         """The session as bytes for a training checkpoint."""
         return self._send(self._requests.checkpoint(session))
 
+    def save_checkpoint(self, session: str, file: str | PathLike[str]) -> None:
+        """Write the session to a file, piece by piece: it may be larger than memory."""
+        self._send(self._requests.checkpoint(session, Path(file)))
+
     def restore(
         self,
-        checkpoint: bytes,
+        checkpoint: bytes | PathLike[str],
         id: str | None = None,
         *,
         world_size: int | None = None,
         from_step: int | None = None,
     ) -> SessionInfo:
-        """A new session from such bytes; for other ranks, as of a step, as by :meth:`resize`."""
+        """A new session from such bytes, or a file of them (a Path); for other ranks, as of a step, as by
+        :meth:`resize`."""
         session = id or new_id()
         try:
             return self._send(self._requests.restore(checkpoint, session, world_size, from_step))
@@ -312,12 +321,28 @@ class Client:
         """B3's plan over embeddings [N, D]; options are those of :class:`curation.B3`, and ``seed``."""
         return self._send(self._requests.b3(queries, positives, **options))
 
+    def _answer(self, request: Request[Any]) -> httpx.Response:
+        arguments = httpx_arguments(request)
+        if isinstance(request.content, Path):
+            arguments["content"] = _pieces(request.content)
+        if request.into is None:
+            return self._http.request(**arguments)
+        with self._http.stream(**arguments) as answer:
+            if answer.is_success:
+                part = request.into.with_name(f"{request.into.name}.part")
+                with part.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+                part.replace(request.into)
+            else:
+                answer.read()
+        return answer
+
     def _send(self, request: Request[T]) -> T:
         backoff, sent = Backoff(self._patience, f"{request.method} {self.url}{request.path}"), request
         while True:
             try:
-                answer = self._http.request(**httpx_arguments(sent))
-                outcome: httpx.Response | httpx.TransportError = answer
+                outcome: httpx.Response | httpx.TransportError = self._answer(sent)
                 self._answered = True
             except httpx.TransportError as error:
                 outcome = error
@@ -327,3 +352,9 @@ class Client:
                 return request.read(outcome)
             pause, sent = attempt
             wait(pause)
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(_PIECE):
+            yield piece

@@ -8,6 +8,8 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -52,15 +54,20 @@ Report = tuple[int, npt.ArrayLike]
 
 @dataclass(frozen=True)
 class Request(Generic[T]):
-    """A request, and how its answer reads. ``poll``: what to send instead once the server has stored its body."""
+    """A request, and how its answer reads.
+
+    ``poll``: what to send instead once the server has stored its body. ``content`` may be a file. ``into``: the file
+    that a good answer is written into.
+    """
 
     method: str
     path: str
     read: Callable[[httpx.Response], T]
-    content: bytes | None = None
+    content: bytes | Path | None = None
     kind: str = "application/json"
     query: Mapping[str, str | int | float] | None = None
     poll: "Request[T] | None" = None
+    into: Path | None = None
 
 
 class Requests:
@@ -201,15 +208,17 @@ class Requests:
     def dataset(self, name: str) -> Request[dict[str, Any]]:
         return Request("GET", f"/v1/datasets/{name}", read_json)
 
-    def checkpoint(self, session: str) -> Request[bytes]:
-        return Request("GET", f"/v1/sessions/{session}/checkpoint", lambda answer: answer.content)
+    def checkpoint(self, session: str, into: Path | None = None) -> Request[bytes]:
+        path = f"/v1/sessions/{session}/checkpoint"
+        return Request("GET", path, lambda answer: b"" if into else answer.content, into=into)
 
     def restore(
-        self, checkpoint: bytes, id: str, world_size: int | None, from_step: int | None
+        self, checkpoint: bytes | PathLike[str], id: str, world_size: int | None, from_step: int | None
     ) -> Request[SessionInfo]:
+        content = checkpoint if isinstance(checkpoint, bytes) else Path(checkpoint)
         given = {"id": id, "world_size": world_size, "from_step": from_step}
         query = {name: value for name, value in given.items() if value is not None}
-        return Request("POST", "/v1/sessions/import", read_info, checkpoint, ARROW, query)
+        return Request("POST", "/v1/sessions/import", read_info, content, ARROW, query)
 
     def zipfit(self, texts: Sequence[str], targets: Sequence[str], k: int, **options: Any) -> Request[Selection]:
         fields = {"targets": list(targets), "k": k, **options}

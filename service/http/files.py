@@ -5,9 +5,9 @@ A long transfer may take its time: the request's limits start anew with each pie
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import ENOSPC
-from tempfile import TemporaryFile, gettempdir
+from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
 from typing import IO, Any
 
 from fastapi import Request
@@ -20,6 +20,17 @@ from curation.service.settings import Settings
 PIECE = 1 << 20
 _UNIT = 256 << 20
 """Bytes for which the work on a file may take as long as any other request."""
+
+
+@contextmanager
+def temporary_file() -> Iterator[Any]:
+    """A file with a name in TMPDIR, gone in the end."""
+    file = NamedTemporaryFile()  # noqa: SIM115 (closing one on a full disk fails, too)
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 async def receive_file(request: Request, settings: Settings, file: IO[bytes]) -> None:
@@ -52,8 +63,10 @@ async def send_file(request: Request, settings: Settings, write: Callable[[IO[by
     try:
         with _room():
             await asyncio.to_thread(write, file)
+            await asyncio.to_thread(file.flush)
     except BaseException:
-        file.close()
+        with suppress(OSError):  # what it could not write it tries again
+            file.close()
         raise
     size = file.tell()
     file.seek(0)

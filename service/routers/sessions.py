@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from functools import partial
-from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +23,7 @@ from curation.service.http.bodies import (
     wants_arrow,
 )
 from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
-from curation.service.http.files import receive_file, send_file
+from curation.service.http.files import receive_file, send_file, temporary_file
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
@@ -192,7 +191,7 @@ async def import_session(
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
     id = id or secrets.token_urlsafe(12)
-    with NamedTemporaryFile() as file:
+    with temporary_file() as file:
         await receive_file(request, app.settings, file)
         done = await asyncio.to_thread(_restore, app, caller, id, file.name)
     if not done:

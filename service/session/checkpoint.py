@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation.service.arrow import BatchStream, read_table
+from curation.service.arrow import BatchStream, read_batches, read_table
 from curation.service.errors import Refusal
 from curation.service.session.choice import Choice
 from curation.service.session.protocols import State
@@ -25,6 +25,8 @@ FORMAT = b"2"
 """Written. ``1``, which is read, too, has a state for a first epoch."""
 _FORMATS = (b"1", FORMAT)
 SCHEMA = pa.schema([("kind", pa.string()), ("number", pa.int64()), ("rank", pa.int64()), ("data", pa.large_binary())])
+_CHOICE_BYTES = 16
+"""More than a row of a choice takes, were it compressed."""
 _ERRORS = (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -231,7 +233,8 @@ class Checkpoint:
         number = numbers.pop()
         epoch, first = method.epoch(number, {}), session.span_of(number)[0]
         for step, data in self.choices.items():
-            read_table(data, self.max_bytes)
+            rows = epoch.share(self.spec.world_size - 1, step - first)[1]
+            read_batches(data, _CHOICE_BYTES * rows, rows)
             method.check_choice(Choice.unpack(data), epoch, step - first)
         return number
 

@@ -1,6 +1,7 @@
 """Bodies of Arrow that stand for more than they are: what each unfolds to is known before pyarrow reads it."""
 
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -167,3 +168,16 @@ def test_messages_of_other_kinds_are_refused() -> None:
     batch = pa.record_batch({"a": pa.array([1], pa.int8())}).serialize().to_pybytes()
     for body in (tensor.getvalue().to_pybytes(), schema + tensor.getvalue().to_pybytes(), schema + schema, batch):
         assert refused(body).kind == "bad-body"
+
+
+def test_no_number_of_a_long_schema_makes_more_than_a_refusal() -> None:
+    table = pa.table({"a": [1.0]}).replace_schema_metadata({"request": "x" * 5000})
+    body = write_table(table)
+    meta, _ = metadata_of(bytearray(body), 0)
+    places = [at for at in range(0, len(meta) - 4, 2) if meta[at : at + 4] != b"xxxx"]
+    for at in places:
+        for value in (0, 1, 0x7F, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFF00):
+            changed = bytearray(body)
+            struct.pack_into("<I", changed, 8 + at, value)
+            with suppress(Refusal):
+                read_table(bytes(changed), MIB)
