@@ -21,8 +21,10 @@ from curation.service.http.middleware import RequestMiddleware
 from curation.service.http.openapi import parameter_schemas, parameters_of_any_method
 from curation.service.logs import AccessLog, logger
 from curation.service.manager.choices import Choices
+from curation.service.manager.parts import Parts
 from curation.service.manager.sessions import SessionManager
 from curation.service.manager.trace import Recorder
+from curation.service.manager.upkeep import Upkeep
 from curation.service.monitoring.collector import StateCollector, release
 from curation.service.monitoring.failures import Failures
 from curation.service.monitoring.loop_lag import measure_lag
@@ -95,11 +97,15 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         await asyncio.to_thread(store.own)
         lag = asyncio.create_task(measure_lag(metrics))
         pruning = asyncio.create_task(_prune_audit(store, settings.audit_days))
+        upkeep = asyncio.create_task(
+            Upkeep(manager, keep_days=settings.keep_days, keep_epochs=settings.keep_epochs).run()
+        )
         try:
             yield
         finally:
             lag.cancel()
             pruning.cancel()
+            upkeep.cancel()
             readiness.close()
             scrape.close()
             await authenticator.close()
@@ -118,11 +124,12 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     slots = asyncio.Semaphore(settings.select_threads)
+    parts = Parts(store, settings.part_bytes)
     app.state.service = AppState(
         settings=settings,
         store=store,
         sessions=manager,
-        choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        choices=Choices(manager, parts, lambda work: compute(slots, work), max_rows=settings.max_pairs),
         recorder=recorder,
         authenticator=authenticator,
         metrics=metrics,

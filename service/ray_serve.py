@@ -16,8 +16,8 @@ from curation.service.app import create_app
 from curation.service.auth import check_exposure
 from curation.service.logs import configure
 from curation.service.settings import Settings, load_settings
-from curation.service.store.database import StoreError
 from curation.service.store.opening import open_store
+from curation.service.store.sqlite.ownership import StoreError
 
 NAME = "curation"
 

@@ -59,6 +59,18 @@ class Settings(BaseSettings):
     body_seconds: float = Field(default=30, gt=0, description="a body that takes longer to arrive gets 408")
     token_seconds: float = Field(default=2, ge=0, description="how long a token's revocation may go unnoticed")
     resident_bytes: int = Field(default=4 << 30, ge=1, description="memory for epochs of open sessions; older ones go")
+    part_bytes: int = Field(
+        default=1 << 30, ge=0, description="memory for what ranks sent of super-batches; the store takes the rest"
+    )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="sessions that nobody used for so long are removed; null: never"
+    )
+    keep_epochs: int | None = Field(
+        default=None,
+        ge=2,
+        description="a session's reports are kept of so many epochs, and it can then be rewound to the last but one at "
+        "the furthest; null: of all epochs",
+    )
     max_texts: int = Field(default=100_000, ge=1, description="texts in one /v1/select/zipfit")
     max_text_pairs: int = Field(default=20_000_000, ge=1, description="texts times targets in one /v1/select/zipfit")
     max_rows: int = Field(default=2_000_000, ge=1, description="scores in one /v1/select/acquire")

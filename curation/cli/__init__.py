@@ -32,6 +32,7 @@ COMMANDS = {
     "token": "curation.service.access.commands:token",
     "owner": "curation.service.access.commands:owner",
     "audit": "curation.service.access.commands:audit",
+    "store": "curation.service.store.maintenance.cli:store",
 }
 
 INTERRUPTED = 130

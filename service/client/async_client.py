@@ -180,9 +180,9 @@ class AsyncClient:
         )
         return await self._send(request)
 
-    async def session(self, session: str) -> SessionInfo:
-        """How a session stands."""
-        return await self._send(self._requests.session(session))
+    async def session(self, session: str, *, first_rank: int = 0, ranks: int = 1000) -> SessionInfo:
+        """How a session stands; in ``raw`` the ranks from ``first_rank`` on, at most so many (0: the quickest)."""
+        return await self._send(self._requests.session(session, first_rank, ranks))
 
     async def sessions(self) -> AsyncIterator[dict[str, Any]]:
         """All of your sessions, oldest first."""

@@ -179,9 +179,9 @@ class Client:
         )
         return self._send(request)
 
-    def session(self, session: str) -> SessionInfo:
-        """How a session stands."""
-        return self._send(self._requests.session(session))
+    def session(self, session: str, *, first_rank: int = 0, ranks: int = 1000) -> SessionInfo:
+        """How a session stands; in ``raw`` the ranks from ``first_rank`` on, at most so many (0: the quickest)."""
+        return self._send(self._requests.session(session, first_rank, ranks))
 
     def sessions(self) -> Iterator[dict[str, Any]]:
         """All of your sessions, oldest first."""

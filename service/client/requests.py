@@ -166,8 +166,8 @@ class Requests:
             return poll
         return Request("POST", path, read_chosen, _stream(pa.table(columns), fields | factors), ARROW, poll=poll)
 
-    def session(self, session: str) -> Request[SessionInfo]:
-        return Request("GET", f"/v1/sessions/{session}", read_info)
+    def session(self, session: str, first_rank: int, ranks: int) -> Request[SessionInfo]:
+        return Request("GET", f"/v1/sessions/{session}", read_info, query={"first_rank": first_rank, "ranks": ranks})
 
     def sessions(self, after: int) -> Request[dict[str, Any]]:
         return Request("GET", "/v1/sessions", read_json, query={"after": after})

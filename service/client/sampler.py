@@ -66,7 +66,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self.client, self.session, self._prefetch = client, session, prefetch
         self.elastic = is_elastic(rank, elastic)
         self.rank = choose_rank() if rank is None else rank
-        self.generation = client.session(session).generation
+        self.generation = client.session(session, ranks=0).generation
         self._joined = not self.elastic
         self._loaded: int | None = None
         self._run = 0
@@ -183,7 +183,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
             self._loaded, self._joined = state["step"], False
             self._go_on(Place(self.generation, state["step"], None))
             return
-        info = self.client.rewind(self.session, state["step"]) if rewind else self.client.session(self.session)
+        info = self.client.rewind(self.session, state["step"]) if rewind else self.client.session(self.session, ranks=0)
         self._go_on(Place(info.generation, state["step"], info.total_steps))
 
     def _chosen(self, batch: StepBatch) -> StepBatch:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.service.errors import Refusal
+from curation.service.manager.parts import Parts
 from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
@@ -79,12 +80,13 @@ class Choices:
 
     Args:
         sessions: those that the choices belong to.
+        parts: where what the ranks sent is kept.
         compute: runs the selection itself.
         max_rows: larger super-batches are refused.
     """
 
-    def __init__(self, sessions: SessionManager, compute: Compute, *, max_rows: int) -> None:
-        self._sessions, self._compute, self._max_rows = sessions, compute, max_rows
+    def __init__(self, sessions: SessionManager, parts: Parts, compute: Compute, *, max_rows: int) -> None:
+        self._sessions, self._parts, self._compute, self._max_rows = sessions, parts, compute, max_rows
         self._tasks: dict[StepKey, asyncio.Task[Choice]] = {}
 
     async def choose(self, caller: Caller, id: str, request: ChoiceRequest) -> tuple[ChosenBatch, int]:
@@ -108,11 +110,10 @@ class Choices:
     async def _choice(self, step: _Step, rank: int, part: RankPart | None) -> Choice:
         key, world_size = step.key, step.spec.world_size
         if key not in self._tasks:
-            store = self._sessions.store
             if part is None or world_size == 1:
-                stored = await asyncio.to_thread(choice_store.read_choice, store, key)
+                stored = await asyncio.to_thread(self._parts.read, key)
             else:
-                stored = await asyncio.to_thread(choice_store.put_part, store, key, rank, part)
+                stored = await asyncio.to_thread(self._parts.put, key, rank, part)
             if isinstance(stored, Choice):
                 return stored
             only_part = part if world_size == 1 else None
@@ -129,15 +130,18 @@ class Choices:
         def work() -> Choice:
             if only_part is not None:
                 return step.method.choose([only_part], step.seed)
-            return step.method.choose(choice_store.read_parts(store, key, step.spec.world_size), step.seed)
+            return step.method.choose(self._parts.all(key, step.spec.world_size), step.seed)
 
         try:
             choice = await self._compute(work)
         except Refusal as refusal:
             if only_part is None and refusal.kind == "bad-report":
+                self._parts.forget(key)
                 await asyncio.to_thread(choice_store.delete_parts, store, key)
             raise
-        return await asyncio.to_thread(choice_store.put_choice, store, key, choice)
+        choice = await asyncio.to_thread(choice_store.put_choice, store, key, choice)
+        self._parts.forget(key)
+        return choice
 
 
 def _find_step(entry: Entry, request: ChoiceRequest) -> _Step:

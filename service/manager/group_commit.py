@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,11 +25,16 @@ class GroupCommit:
 
     It belongs to one event loop. A thread commits, because a disk may take its time; the loop and the thread meet
     twice a group and not twice a request, because each meeting costs a wait for the interpreter.
+
+    Args:
+        store: where the reports go.
+        stored: told of each request's reports once they are on disk, whether or not its client still waits.
     """
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
+    def __init__(self, store: Store, metrics: Metrics, stored: Callable[[Write], None]) -> None:
         self._store = store
         self._metrics = metrics
+        self._stored = stored
         self._pending: list[_Pending] = []
         self._busy = False
         self._stopped = False
@@ -86,6 +91,8 @@ class GroupCommit:
     ) -> None:
         unheard: Exception | None = None
         for pending, outcome in zip(group, outcomes, strict=True):
+            if outcome is None:
+                self._stored(pending.write)
             if pending.future.done():
                 unheard = outcome or unheard
                 continue

@@ -17,8 +17,8 @@ from curation.service.session.caller import Caller
 from curation.service.session.segments import Layout, Segment, left_at
 from curation.service.store import Store
 from curation.service.store.audit import record
+from curation.service.store.records.sessions import forget_from
 from curation.service.store.segments import put_segments, ranks_reported, steps_reported
-from curation.service.store.store import forget_from
 
 Trained = Literal["reported", "all"]
 

@@ -5,25 +5,34 @@ threads, once for all requests that wait for it, and goes on when they give up.
 """
 
 import asyncio
+import math
+import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Iterator, Sequence, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from curation.service.arrow import write_table
 from curation.service.errors import Refusal
+from curation.service.logs import logger
 from curation.service.manager.group_commit import GroupCommit
+from curation.service.manager.progress import Progress
+from curation.service.manager.residency import Residency, Tenure
+from curation.service.manager.spool import Spool
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
-from curation.service.session.methods.registry import make_method
+from curation.service.session.methods.registry import make_method, method_kind
 from curation.service.session.protocols import Epoch, Indices, Losses, State
 from curation.service.session.segments import Segment
 from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
 from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow, Store
+from curation.service.store.reports import Write
 
 MAX_SESSIONS = 4096
 RECENT_SECONDS = 60.0
@@ -41,11 +50,29 @@ class Entry:
 
     row: SessionRow
     session: Session[Any]
+    progress: Progress
     asked: dict[int, int] = field(default_factory=dict)
     seen: dict[int, float] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
     waits: dict[int, float] = field(default_factory=dict)
     used: float = float("-inf")
+    tenure: Tenure = field(default_factory=Tenure)
+    making: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def nbytes(self) -> int:
+        return self.session.nbytes
+
+    @property
+    def working(self) -> bool:
+        return self.making > 0
+
+    def release(self) -> None:
+        self.session.forget_epochs()
 
     def waiting(self, now: float) -> list[int]:
         """The ranks that wait for other ranks' reports."""
@@ -73,10 +100,11 @@ class SessionManager:
     def __init__(self, store: Store, *, resident_bytes: int, metrics: Metrics | None = None) -> None:
         self.store = store
         self._metrics = metrics or Metrics()
-        self.group_commit = GroupCommit(store, self._metrics)
+        self.group_commit = GroupCommit(store, self._metrics, self._stored)
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._by_key: dict[int, Entry] = {}
         self._loading: dict[str, asyncio.Task[Entry]] = {}
-        self._resident_bytes = resident_bytes
+        self.residency = Residency(resident_bytes)
 
     @property
     def in_memory(self) -> list[Entry]:
@@ -99,12 +127,21 @@ class SessionManager:
                 entry = await self.entry(caller, id)
             except Refusal as refusal:
                 raise (taken if refusal.kind == "not-found" else refusal) from None
-            if entry.row.spec != spec or entry.row.size != size:
+            if entry.row.size != size or not await asyncio.to_thread(self._alike, entry.row, spec, tables):
                 raise taken
             return entry, False
-        entry = Entry(row, session)
+        entry = Entry(row, session, Progress(self.store, row.key))
         self._insert(entry)
         return entry, True
+
+    def _alike(self, row: SessionRow, spec: SessionSpec, tables: dict[str, bytes]) -> bool:
+        """Whether a session was created of the same; release 0.1 kept tables that came as JSON in the spec."""
+        stored = self.store.tables(row.key)
+        kind = method_kind(row.spec.method)
+        inline = kind.to_table(row.spec) if kind.table is not None and not stored else None
+        if inline is not None and kind.table is not None:
+            return inline[0] == spec and {kind.table: write_table(inline[1])} == tables
+        return row.spec == spec and stored == tables
 
     async def entry(self, caller: Caller, id: str) -> Entry:
         """A session that the caller may use.
@@ -129,11 +166,14 @@ class SessionManager:
             entry = await asyncio.shield(task)
         else:
             self._entries.move_to_end(id)
+        entry.tenure.used = time.monotonic()
         return entry
 
     def evict(self, id: str) -> None:
         """Drop what is in memory of a session."""
-        self._entries.pop(id, None)
+        entry = self._entries.pop(id, None)
+        if entry is not None:
+            self._by_key.pop(entry.row.key, None)
 
     def evict_owners(self, owners: Set[str]) -> None:
         """Drop what is in memory of some owners' sessions, which are others' now."""
@@ -189,8 +229,7 @@ class SessionManager:
         last = max(session.open_epochs - 1, 0)
         epoch = session.epoch_of(step) if step < session.known_steps else last
         check_base(row, epoch)
-        await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller)
-        self.evict(id)
+        await asyncio.shield(asyncio.create_task(self._rewind(row, step, epoch, caller)))
         return await self.entry(caller, id)
 
     async def delete(self, caller: Caller, id: str) -> None:
@@ -198,6 +237,13 @@ class SessionManager:
         entry = await self.entry(caller, id)
         await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
         self.evict(id)
+
+    async def _rewind(self, row: SessionRow, step: int, epoch: int, caller: Caller) -> None:
+        """To its end, even where the client gives up: what is in memory must not outlive it."""
+        try:
+            await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller)
+        finally:
+            self.evict(row.id)
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """An open epoch's order, computed again where needed."""
@@ -241,29 +287,34 @@ class SessionManager:
 
     def _from_store(self, id: str) -> Entry:
         row = self.store.session(id)
+        if row is not None and row.generation < 0:
+            self.store.finish_rewind(row)
+            row = self.store.session(id)
         if row is None:
             raise _no_session(id)
         segments = self.store.segments(row.key)
         tables = self.store.tables(row.key)
-        return Entry(row, _build_session(row.spec, row.size, tables, self.store.records(row), segments))
+        session = _build_session(row.spec, row.size, tables, self.store.records(row), segments)
+        return Entry(row, session, Progress(self.store, row.key))
 
     def _insert(self, entry: Entry) -> None:
-        self._entries[entry.row.id] = entry
+        self._entries[entry.row.id] = self._by_key[entry.row.key] = entry
+        if not entry.session.method.stateful:
+            entry.tenure.until = math.inf  # what it has in memory is made with the session
         self._evict_oldest(entry)
 
+    def _stored(self, write: Write) -> None:
+        entry = self._by_key.get(write.key)
+        if entry is not None and write.reports and entry.row.generation == write.generation:
+            entry.progress.stored(write.reports)
+
     def _evict_oldest(self, entry: Entry) -> None:
-        total = sum(other.session.nbytes for other in self._entries.values())
-        while len(self._entries) > 1 and (total > self._resident_bytes or len(self._entries) > MAX_SESSIONS):
-            id, oldest = next(iter(self._entries.items()))
-            if oldest is entry:
-                self._entries.move_to_end(id)
-                continue
-            total -= oldest.session.nbytes
-            self._metrics.evictions += oldest.session.nbytes > 0
-            del self._entries[id]
+        self.residency.make_room(entry, entry.nbytes, self.in_memory)
+        while len(self._entries) > MAX_SESSIONS:
+            self.evict(next(iter(self._entries)))
 
     async def _catch_up(self, entry: Entry) -> None:
-        records = await asyncio.to_thread(self.store.records, entry.row)
+        records = await asyncio.to_thread(self.store.records, entry.row, len(entry.session.records))
         for record in records:
             entry.session.opened(record)
 
@@ -284,38 +335,74 @@ class SessionManager:
         if number < session.open_epochs:
             epoch = session.epoch(number)
             if epoch is None and session.method.stateful:
-                epoch = await asyncio.to_thread(self._compute, row, session, number)
-                session.put(number, epoch)
+                async with self._making(entry):
+                    epoch = await asyncio.to_thread(self._compute, row, session, number)
+                    session.put(number, epoch)
                 self._metrics.computed_again.observe(time.perf_counter() - start)
         else:
-            record, epoch = await asyncio.to_thread(self._open, row, session, number)
-            session.opened(record, epoch)
+            missing = await asyncio.to_thread(self._missing, entry, number)
+            async with self._making(entry):
+                record, epoch = await asyncio.to_thread(self._open, row, session, number, missing)
+                session.opened(record, epoch)
             self._metrics.opened.observe(time.perf_counter() - start)
-        self._evict_oldest(entry)
         return epoch
 
-    def _open(self, row: SessionRow, session: Session[Any], number: int) -> tuple[EpochRecord, Epoch]:
-        missing = np.empty((0, 2), np.int64)
+    @asynccontextmanager
+    async def _making(self, entry: Entry) -> AsyncIterator[None]:
+        """Room for an epoch that is made; see :meth:`Residency.room`."""
+        needed = method_kind(entry.row.spec.method).bytes_per_candidate * entry.row.size
+        async with self.residency.room(entry, needed, lambda: list(self._entries.values())):
+            entry.making += 1
+            try:
+                yield
+            finally:
+                entry.making -= 1
+
+    def _missing(self, entry: Entry, number: int) -> np.ndarray[Any, Any]:
+        """Reports that an epoch is opened without; raises ``Refusal`` where it has to wait for them."""
+        if number == 0:
+            return np.empty((0, 2), np.int64)
+        missing = entry.progress.missing(entry.session.records[number - 1])
+        if len(missing) and entry.row.spec.on_missing == "wait":
+            raise _missing_reports(number, missing)
+        return missing
+
+    def _open(
+        self, row: SessionRow, session: Session[Any], number: int, missing: np.ndarray[Any, Any]
+    ) -> tuple[EpochRecord, Epoch]:
+        """Open an epoch. At 10^8 candidates the order of these lines decides how much memory it takes."""
         if number == 0:
             state = session.method.start()
         else:
-            before = session.records[number - 1]
-            missing = session.missing(number - 1, *self.store.reported(row.key, before.due_from, before.end))
-            if len(missing) and row.spec.on_missing == "wait":
-                raise _missing_reports(number, missing)
+            if session.method.stateful and session.epoch(number - 1) is None:
+                session.put(number - 1, self._compute(row, session, number - 1))
+            self._make_way(session)
             state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
+        stored = self.store.put_state(row.key, row.generation, number, state)
         record, epoch = session.opening(number, state, missing)
-        if not self.store.open_epoch(row.key, row.generation, record, state):
-            record = self.store.records(row)[number]
+        if not self.store.open_epoch(row.key, row.generation, record, stored):
+            record = self.store.records(row, number)[0]
             if not np.array_equal(record.missing, missing):
-                stored = self.store.state(row.key, number)
-                if stored is None or stored[0] != number:
+                other = self.store.state(row.key, number)
+                if other is None or other[0] != number:
                     raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)
-                epoch = session.make_epoch(number, stored[1])
+                epoch = session.make_epoch(number, other[1])
+        del state
+        epoch.prepare()
         return record, epoch
 
+    def _make_way(self, session: Session[Any]) -> None:
+        """Have epochs that are large served from disk while the next one is made, and after."""
+        try:
+            session.move(Spool)
+        except OSError:
+            logger.warning("no room on disk for an epoch (%s): it stays in memory", tempfile.gettempdir())
+
     def _compute(self, row: SessionRow, session: Session[Any], number: int) -> Epoch:
-        epoch: Epoch = session.make_epoch(number, self.state(row, session, number))
+        state = self.state(row, session, number)
+        epoch: Epoch = session.make_epoch(number, state)
+        del state
+        epoch.prepare()
         return epoch
 
     def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
@@ -324,6 +411,8 @@ class SessionManager:
         start, state = stored or (0, session.method.start())
         for epoch in range(start, number):
             state = self.fold(row, session, epoch, state, session.records[epoch + 1].missing)
+        if start < number and (self.store.base(row.key) or 0) > start:
+            raise Refusal("session-changed", "reports of old epochs were removed just now: ask again", retry_after=0.1)
         return state
 
     def fold(
@@ -341,7 +430,7 @@ class SessionManager:
         skipped = {(int(rank), int(step)) for rank, step in missing}
 
         def reports() -> Iterator[tuple[Indices, Losses]]:
-            for report in self.store.reports(row.key, record.first_step, record.end):
+            for report in self.store.reports(row.key, record.first_step, record.end, row.spec.batch_size):
                 if (report.rank, report.step) not in skipped:
                     yield epoch.batch(report.rank, report.step - record.first_step)[0], report.losses
 
@@ -356,7 +445,10 @@ def _build_session(
     segments: Sequence[Segment] = (),
 ) -> Session[Any]:
     arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
-    return Session(spec, make_method(spec, size, arrow_tables), records, segments)
+    session = Session(spec, make_method(spec, size, arrow_tables), records, segments)
+    if not session.method.stateful:
+        session.batch(0, 0)  # what its first batch compiles is compiled in this thread, and not in the loop
+    return session
 
 
 def _no_session(id: str) -> Refusal:

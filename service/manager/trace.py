@@ -242,6 +242,8 @@ class Recorder:
                 held = self._epoch
                 epoch = held[1] if held is not None and held[0] == (row.key, row.generation, before) else None
                 state = self._sessions.fold(row, session, before, state, missing, epoch)
+        for values in state.values():
+            values.flags.writeable = False  # the next fold makes a copy
         self._state = (row.key, row.generation, number), state
         return state
 

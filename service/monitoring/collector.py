@@ -51,7 +51,16 @@ class StateCollector(Collector):
             "curation_committed_bytes", "Bytes of the losses in them", value=metrics.committed_bytes
         )
         yield CounterMetricFamily(
-            "curation_evictions", "Sessions whose epochs were dropped to keep resident_bytes", value=metrics.evictions
+            "curation_evictions", "Sessions whose epochs made room for others", value=self._manager.residency.evictions
+        )
+        yield CounterMetricFamily(
+            "curation_residency_refusals",
+            "Requests told to wait because the sessions in use take all of resident_bytes",
+            value=self._manager.residency.refusals,
+        )
+        limit = self._manager.residency.max_bytes
+        yield GaugeMetricFamily(
+            "curation_resident_bytes_limit", "What the epochs may take (resident_bytes)", value=limit
         )
         waiting = self._manager.group_commit.waiting
         yield GaugeMetricFamily("curation_commit_queue", "Requests that wait for a commit to begin", value=waiting)

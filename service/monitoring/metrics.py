@@ -55,7 +55,6 @@ class Metrics:
         self.reports = 0
         self.committed_reports = 0
         self.committed_bytes = 0
-        self.evictions = 0
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:

@@ -14,6 +14,9 @@ from curation.service.routers.session_models import EpochList, EpochState, LossL
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
+MAX_LOSSES = 1 << 22
+"""Losses in one answer: the step with which it has as many is the last."""
+
 
 @router.get("/{id}/epochs", responses=problems(401, 403, 404, 422, 503))
 async def list_epochs(
@@ -64,13 +67,15 @@ async def list_losses(
 
 def _losses(app: AppState, entry: Entry, first: int, limit: int, bins: int) -> LossList:
     lines: list[StepLosses] = []
-    values: list[npt.NDArray[np.float64]] = []
+    length, total = entry.row.spec.batch_size, 0
+    values: list[npt.NDArray[np.float32]] = []
     following: int | None = None
-    for report in app.store.reports(entry.row.key, first, 2**62):
-        if len(lines) >= limit and report.step != lines[-1].step:
+    for report in app.store.reports(entry.row.key, first, 2**62, length):
+        if lines and report.step != lines[-1].step and (len(lines) >= limit or total >= MAX_LOSSES):
             following = report.step
             break
-        known = report.losses[np.isfinite(report.losses)].astype(np.float64)
+        known = report.losses[np.isfinite(report.losses)]
+        total += len(report.losses)
         values.append(known)
         empty = len(known) == 0
         lines.append(
@@ -79,7 +84,7 @@ def _losses(app: AppState, entry: Entry, first: int, limit: int, bins: int) -> L
                 step=report.step,
                 count=len(report.losses),
                 unknown=len(report.losses) - len(known),
-                mean=None if empty else float(known.mean()),
+                mean=None if empty else float(known.mean(dtype=np.float64)),
                 low=None if empty else float(known.min()),
                 high=None if empty else float(known.max()),
             )

@@ -52,7 +52,8 @@ class SessionState(BaseModel):
     resident_bytes: int
     world_size: int = Field(description="ranks of the newest steps: the spec's, until the session is resized")
     segments: list[SegmentState] = Field(description="how it was resized, oldest first")
-    ranks: list[RankState] = Field(description="ranks that asked or reported; at most 1,000")
+    ranks: list[RankState] = Field(description="ranks that asked or reported, from `first_rank` on, at most `ranks`")
+    next_rank: int | None = Field(description="pass it as `first_rank` for those that follow; null: none do")
 
 
 class SessionSummary(BaseModel):

@@ -27,6 +27,7 @@ from curation.service.http.files import receive_file, send_file, temporary_file
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
+from curation.service.manager.progress import page
 from curation.service.manager.resizing import Resize, Trained, resize
 from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
@@ -76,7 +77,7 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     except ValidationError as error:
         raise invalid_model(error) from error
     spec = SessionSpec(**asked.model_dump(exclude={"id"}))
-    size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
+    spec, size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
     answer = await session_state(app, entry)
@@ -108,9 +109,15 @@ async def list_sessions(
 
 
 @router.get("/{id}", responses=problems(401, 403, 404, 422, 503))
-async def read_session(id: SessionId, app: App, caller: Reader) -> SessionState:
+async def read_session(
+    id: SessionId,
+    app: App,
+    caller: Reader,
+    first_rank: Annotated[int, Query(ge=0, le=65_536)] = 0,
+    ranks: Annotated[int, Query(ge=0, le=65_536, description="at most so many; 0: what a trainer needs")] = 1000,
+) -> SessionState:
     """How a session stands."""
-    return await session_state(app, await app.sessions.current(caller, id))
+    return await session_state(app, await app.sessions.current(caller, id), first_rank, ranks)
 
 
 @router.delete("/{id}", status_code=204, responses=problems(401, 403, 404, 422, 503))
@@ -218,8 +225,8 @@ def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
 
 def _candidates(
     app: AppState, caller: Caller, spec: SessionSpec, table: pa.Table | None
-) -> tuple[int, dict[str, bytes]]:
-    """N, and the tables to store with the session."""
+) -> tuple[SessionSpec, int, dict[str, bytes]]:
+    """What to store of the session: its spec, N, and its tables."""
     size = spec.size or 0
     if spec.dataset is not None:
         size = app.datasets(caller).size(spec.dataset, spec.size)
@@ -228,25 +235,19 @@ def _candidates(
     if table is not None and table.num_columns:
         if kind.table is None:
             raise Refusal("bad-body", f"method {spec.method!r} takes no table: send JSON")
-        return size, {kind.table: write_table(table)}
+        return spec, size, {kind.table: write_table(table)}
+    if kind.table is not None and (inline := kind.to_table(spec)) is not None:
+        return inline[0], size, {kind.table: write_table(inline[1])}
     if kind.table is not None and kind.plan_of_dataset and spec.dataset is not None:
-        return size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
-    return size, {}
+        return spec, size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
+    return spec, size, {}
 
 
-async def session_state(app: AppState, entry: Entry) -> SessionState:
-    """How a session stands, for an answer."""
-    progress = await asyncio.to_thread(app.store.progress, entry.row.key)
+async def session_state(app: AppState, entry: Entry, first_rank: int = 0, limit: int = 1000) -> SessionState:
+    """How a session stands, for an answer, with at most ``limit`` of its ranks."""
     session, row = entry.session, entry.row
-    ranks = [
-        RankState(
-            rank=rank,
-            last_asked=entry.asked.get(rank),
-            reports=progress.get(rank, (0, None))[0],
-            last_reported=progress.get(rank, (0, None))[1],
-        )
-        for rank in sorted(set(progress) | set(entry.asked))[:1000]
-    ]
+    progress = await entry.progress.by_rank() if limit else {}
+    ranks, following = page(progress, entry.asked, first_rank, limit) if limit else ([], None)
     return SessionState(
         id=row.id,
         generation=row.generation,
@@ -269,7 +270,16 @@ async def session_state(app: AppState, entry: Entry) -> SessionState:
             )
             for segment in session.segments
         ],
-        ranks=ranks,
+        ranks=[
+            RankState(
+                rank=rank,
+                last_asked=entry.asked.get(rank),
+                reports=progress[rank].reports if rank in progress else 0,
+                last_reported=progress[rank].last if rank in progress else None,
+            )
+            for rank in ranks
+        ],
+        next_rank=following,
     )
 
 

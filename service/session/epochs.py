@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from curation.selectors.samplers.split import ElasticSplit, Split
-from curation.service.session.protocols import Indices, Visit, Weights
+from curation.service.session.protocols import Indices, Keep, Visit, Weights
 
 CHUNK = 1 << 20
 """Rows of an order that are looked through at a time."""
@@ -21,6 +21,8 @@ class Ordered:
         find: where in the order a row stands, once or several times; None: the order is looked through.
         nbytes: what ``take`` keeps resident.
         reweighted: rows whose weight is not 1.
+        prepare: makes what ``take`` reads, where that takes long.
+        move: has what ``take`` reads kept elsewhere, where it is large.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class Ordered:
         find: Callable[[int], Sequence[int]] | None = None,
         nbytes: int = 0,
         reweighted: int = 0,
+        prepare: Callable[[], None] = lambda: None,
+        move: Callable[[Keep], None] | None = None,
     ) -> None:
         self.layout = layout
         self.steps = layout.steps
@@ -39,6 +43,13 @@ class Ordered:
         self.reweighted = reweighted
         self.take = take
         self.find = find or self._look_through
+        self.prepare = prepare
+        self._move = move
+
+    def move(self, keep: Keep) -> None:
+        if self._move is not None and self.nbytes:
+            self._move(keep)
+            self.nbytes = 0
 
     def length(self, rank: int, step: int) -> int:
         start, stop = self.layout.span(rank, step)

@@ -1,6 +1,6 @@
 """Protocols of session methods: what a method, and each of its epochs, must offer to be served."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +26,16 @@ class Visit(NamedTuple):
     position: int
 
 
+class Sliced(Protocol):
+    """An array as far as reading a slice of it goes."""
+
+    def __getitem__(self, span: slice, /) -> npt.NDArray[Any]: ...
+
+
+Keep = Callable[[Iterable[npt.NDArray[Any]]], Sliced]
+"""Keeps an array, given piece by piece, out of memory."""
+
+
 class Epoch(Protocol):
     """One epoch's order, in memory."""
 
@@ -44,6 +54,12 @@ class Epoch(Protocol):
     @property
     def reweighted(self) -> int:
         """Rows whose weight is not 1."""
+
+    def prepare(self) -> None:
+        """Make what batches are read from, where that takes long; it happens once, here or at the first batch."""
+
+    def move(self, keep: "Keep") -> None:
+        """Have large arrays kept elsewhere, where they are only read a slice at a time from now on."""
 
     def length(self, rank: int, step: int) -> int:
         """How many losses a report of a batch has; ``step`` counts within the epoch."""
@@ -92,7 +108,10 @@ class Method(Protocol[E]):
         lead to after the epochs of ``records``."""
 
     def fold(self, state: State, epoch: E, reports: Iterable[tuple[Indices, Losses]]) -> State:
-        """State after an epoch and its reports, each int64[n] positions and float32[n] losses; pure."""
+        """State after an epoch and its reports, each int64[n] positions and float32[n] losses.
+
+        Arrays of ``state`` that can be written to are the caller's to give: they may come back changed.
+        """
 
 
 class ChoosingEpoch(Epoch, Protocol):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
-from curation.service.session.protocols import E, Epoch, Indices, Losses, Method, State, Weights
+from curation.service.session.protocols import E, Epoch, Indices, Keep, Losses, Method, State, Weights
 from curation.service.session.segments import LaidOut, Layout, Run, Segment, runs, world_size_of
 from curation.service.session.spec import SessionSpec
 
@@ -113,6 +113,8 @@ class Session(Generic[E]):
     """
 
     EPOCHS_IN_MEMORY = 2
+    SMALL = 64 << 20
+    """Bytes up to which the epoch before the newest stays in memory, for ranks that ask for a step of it again."""
 
     def __init__(
         self,
@@ -269,15 +271,6 @@ class Session(Generic[E]):
         indices, weights = (epoch or self._epoch(number)).batch(rank, step - first)
         return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
-    def missing(self, epoch: int, ranks: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """int64[m, 2]: (rank, step), by step, of the reports due of an open epoch that are not among those given, which
-        are of its steps from ``due_from`` on."""
-        record = self.records[epoch]
-        due = record.expected()
-        due[steps - record.due_from, ranks] = False
-        missing = np.argwhere(due)
-        return np.stack([missing[:, 1], missing[:, 0] + record.due_from], axis=1)
-
     def opening(self, number: int, state: State, missing: npt.NDArray[np.int64]) -> tuple[EpochRecord, E]:
         """An epoch, from the state that it starts with. Changes nothing: see :meth:`opened`.
 
@@ -335,8 +328,23 @@ class Session(Generic[E]):
         """Keep an epoch in memory; the one unused for longest makes room."""
         self._epochs.pop(number, None)
         self._epochs[number] = epoch
-        while len(self._epochs) > self.EPOCHS_IN_MEMORY:
+        while len(self._epochs) > (1 if self._crowded else self.EPOCHS_IN_MEMORY):
             del self._epochs[next(iter(self._epochs))]
+
+    def move(self, keep: Keep) -> None:
+        """Have epochs that take much memory kept elsewhere, before the next one is made."""
+        if self._crowded:
+            for epoch in self._epochs.values():
+                epoch.move(keep)
+
+    def forget_epochs(self) -> None:
+        """Let go of the epochs in memory; they are made again where they are asked for."""
+        self._epochs.clear()
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether one epoch has to go before the next comes: only where no rank is still at work on it."""
+        return self.spec.on_missing == "wait" and self.method.stateful and self.nbytes > self.SMALL
 
     def _epoch(self, number: int) -> E:
         if number not in self._epochs:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from curation.lazy import face
 
 if TYPE_CHECKING:
-    from curation.service.store.store import CHOICE as CHOICE
-    from curation.service.store.store import SessionRow as SessionRow
+    from curation.service.store.blobs import CHOICE as CHOICE
+    from curation.service.store.records.rows import SessionRow as SessionRow
     from curation.service.store.store import Store as Store
     from curation.service.store.tokens import Token as Token
 
@@ -20,8 +20,8 @@ __all__ = [
 __getattr__ = face(
     __name__,
     {
-        "CHOICE": "store",
-        "SessionRow": "store",
+        "CHOICE": "blobs",
+        "SessionRow": "records.rows",
         "Store": "store",
         "Token": "tokens",
     },

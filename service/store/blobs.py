@@ -13,6 +13,11 @@ from curation.service.store.tables import blobs
 PART = 16 << 20
 Bytes: TypeAlias = bytes | pa.Buffer
 
+CHOICE = "choice"
+"""The kind of a choice from a super-batch; its number is the step."""
+PACKED = "state"
+"""The kind of a state that is one Arrow stream: of an imported session, or as release 0.1 stored it."""
+
 
 def put_blob(connection: Connection, key: int, kind: str, number: int, data: Bytes) -> None:
     """Store a value under (session, kind, number)."""

@@ -3,10 +3,10 @@
 Blocking calls only. A choice is 8 bytes a row chosen, and stands until the session is rewound to its step or before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, text
 
 from curation.service.errors import Refusal
 from curation.service.session.choice import Choice, RankPart
@@ -36,12 +36,16 @@ def read_choice(store: Store, key: StepKey) -> Choice | Pending:
 
 
 def put_part(store: Store, key: StepKey, rank: int, part: RankPart) -> Choice | Pending:
-    """Store a rank's part, unless the choice is made or the part is there; on disk when this returns.
+    """Store a rank's part, unless the choice is made or the part is there.
+
+    PostgreSQL does not wait for its disk: a part that is lost in a crash is sent again.
 
     Raises:
         Refusal: the rank sent something else before, or the session was rewound or deleted meanwhile.
     """
     with store.changing(key.session, key.generation) as connection:
+        if store.shared:
+            connection.execute(text("SET LOCAL synchronous_commit = off"))
         stored = _choice_or_pending(connection, key)
         if isinstance(stored, Choice):
             return stored
@@ -75,19 +79,19 @@ def delete_parts(store: Store, key: StepKey) -> None:
         connection.execute(_delete_parts(key))
 
 
-def read_parts(store: Store, key: StepKey, world_size: int) -> list[RankPart]:
-    """What all ranks sent for a step.
+def read_parts(store: Store, key: StepKey, ranks: Sequence[int]) -> dict[int, RankPart]:
+    """What some ranks sent for a step.
 
     Raises:
         Refusal: it is not all there any more.
     """
-    parts = []
+    parts = {}
     with store.engine.connect() as connection:
-        for rank in range(world_size):
+        for rank in ranks:
             data = get_blob(connection, key.session, _part_kind(rank), key.step)
             if data is None:
-                raise Refusal("busy", "another replica made the choice just now: ask again", retry_after=0.1)
-            parts.append(RankPart.unpack(data))
+                raise Refusal("busy", "the choice was made just now, or the parts are gone: ask again", retry_after=0.1)
+            parts[rank] = RankPart.unpack(data)
     return parts
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from curation.service.store.database import StoreError, checked_url
+from curation.service.store.database import checked_url
+from curation.service.store.sqlite.ownership import StoreError
 from curation.service.store.store import Store
 
 _ADVICE = {

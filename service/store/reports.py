@@ -13,7 +13,7 @@ from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.exc import OperationalError
 
 from curation.service.session.session import LOSS, Report
-from curation.service.store.checkpointer import Checkpointer
+from curation.service.store.sqlite.checkpointer import Checkpointer
 
 _ROWS = 128  # of five variables each: below the smallest limit that SQLite was ever built with
 
@@ -29,10 +29,10 @@ class Write(NamedTuple):
 class ReportWriter:
     """Adds reports to a SQLite file, over a connection of its own; for one thread at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, checkpointer: Checkpointer) -> None:
         self._engine = engine
         self._pooled: PoolProxiedConnection | None = None
-        self._checkpointer = Checkpointer(engine)
+        self._checkpointer = checkpointer
 
     def add(self, writes: Sequence[Write]) -> list[bool]:
         """Store reports; on disk when this returns.
@@ -63,7 +63,6 @@ class ReportWriter:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._checkpointer.close()
         self._drop()
 
     def _drop(self) -> None:
@@ -73,12 +72,8 @@ class ReportWriter:
             self._pooled = None
 
     def _connection(self) -> Connection:
-        fresh = self._pooled is None
         self._pooled = self._pooled or self._engine.raw_connection()
-        connection: Connection = cast(Connection, self._pooled.driver_connection)
-        if fresh:
-            connection.execute("PRAGMA wal_autocheckpoint=0").close()
-        return connection
+        return cast(Connection, self._pooled.driver_connection)
 
 
 def _insert(connection: Connection, rows: list[tuple[Any, ...]]) -> int:

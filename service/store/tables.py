@@ -3,7 +3,9 @@
 Only add to :data:`MIGRATIONS`, and to the tables the same: an entry that was released never changes.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from sqlalchemy import (
     BigInteger,
@@ -81,6 +83,8 @@ sessions = Table(
     Column("size", BigInteger, nullable=False),
     Column("base", Integer, nullable=False),
     Column("created", Float, nullable=False),
+    Column("used", Float),  # about when it was used last; null: not since it was created
+    Column("cut", BigInteger),  # what is being removed: reports from this step on, or (-1) all of it
     sqlite_autoincrement=True,  # a key that was deleted never names another session
 )
 
@@ -93,6 +97,7 @@ epochs = Table(
     Column("rows", BigInteger, nullable=False),
     Column("reweighted", BigInteger, nullable=False),
     Column("missing", LargeBinary, nullable=False),
+    Column("state", String(16)),  # which of the blobs are its state; null: those of the kind "state"
 )
 
 blobs = Table(
@@ -166,21 +171,59 @@ def _segments(connection: Connection) -> None:
     segments.create(connection)
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments)
+def _states_and_removals(connection: Connection) -> None:
+    """Names of states, which are stored in parts; when sessions were used; what of them is being removed."""
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN used FLOAT"))
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN cut BIGINT"))
+    connection.execute(text("ALTER TABLE epochs ADD COLUMN state VARCHAR(16)"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments, _states_and_removals)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
+_PATIENCE = 5
 
 
 class StoreVersionError(CurationError):
     """The store belongs to another release."""
 
 
-def migrate(engine: Engine) -> None:
+def migrate(engine: Engine, owned: Callable[[], AbstractContextManager[None]]) -> None:
     """Bring a store to this release's version; several processes may try at once.
+
+    Args:
+        engine: connections to it.
+        owned: keeps servers away, whose release may be the one that the store is moved on from.
 
     Raises:
         StoreVersionError: the store is of a newer release.
+        CurationError: ``owned`` raised it, and the store is not of this version.
     """
+    until = time.monotonic() + _PATIENCE
+    while not _is_current(engine):
+        try:
+            with owned():
+                _move_on(engine)
+        except CurationError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)  # whoever has it may be doing the same
+
+
+def _is_current(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(schema.name):
+            return False
+        version = connection.execute(select(schema.c.version)).scalar_one_or_none()
+    if version is not None and version > VERSION:
+        raise StoreVersionError(
+            f"{engine.url.render_as_string(hide_password=True)}: a store of version {version}, and this release "
+            f"reads versions up to {VERSION}. Install the release that wrote it, or name another store."
+        )
+    return version == VERSION
+
+
+def _move_on(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(7246881150341)"))
@@ -189,12 +232,7 @@ def migrate(engine: Engine) -> None:
             connection.execute(schema.insert().values(version=VERSION))
             return
         version = connection.execute(select(schema.c.version)).scalar_one()
-        if version > VERSION:
-            raise StoreVersionError(
-                f"{engine.url.render_as_string(hide_password=True)}: a store of version {version}, and this release "
-                f"reads versions up to {VERSION}. Install the release that wrote it, or name another store."
-            )
-        if version == VERSION:
+        if version >= VERSION:
             return
         for step in MIGRATIONS[version - 1 :]:
             step(connection)

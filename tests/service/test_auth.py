@@ -20,8 +20,8 @@ from curation.service.client import Client, ServiceError
 from curation.service.session.caller import ANYONE
 from curation.service.settings import Settings, load_settings
 from curation.service.store import Store
-from curation.service.store.database import StoreError
 from curation.service.store.owners import rename_owner
+from curation.service.store.sqlite.ownership import StoreError
 from curation.service.store.tokens import read_tokens, revoke_token
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from curation.selectors.infobatch import InfoBatch
 from curation.service.auth import InsecureError
 from curation.service.client import Client
 from curation.service.client.sampler import RemoteBatchSampler
-from curation.service.store.database import StoreError
+from curation.service.store.sqlite.ownership import StoreError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from curation.service.errors import Refusal
 from curation.service.http.dashboard.progress import Standing
 from curation.service.store import Store
+from curation.service.store.records.sessions import PRESENT
 from curation.service.store.tables import sessions
 
 Sort = Literal["newest", "oldest", "name", "largest"]
@@ -51,7 +52,7 @@ def find_sessions(store: Store, owner: str | None, search: str, sort: Sort, afte
         Refusal: ``after`` is not that.
     """
     column, falling = _COLUMNS[sort]
-    query = select(sessions.c.id, sessions.c.key, column.label("value"))
+    query = select(sessions.c.id, sessions.c.key, column.label("value")).where(PRESENT)
     if owner is not None:
         query = query.where(sessions.c.owner == owner)
     if search:

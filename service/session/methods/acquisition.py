@@ -13,7 +13,7 @@ from pydantic import Field
 
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered, places_in
-from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of
+from curation.service.session.methods.base import Defaults, MethodKind, Parameters, check_parameters, layout_of, without
 from curation.service.session.protocols import Indices, Losses, Method, State, Weights
 from curation.service.session.spec import SessionSpec
 
@@ -79,13 +79,17 @@ class AcquisitionMethod(Defaults):
             raise ValueError("the candidates drawn are not as many as the epochs had rows")
 
     def fold(self, state: State, epoch: Ordered, reports: Iterable[tuple[Indices, Losses]]) -> State:
-        scores, drawn = state["scores"].copy(), state["drawn"]
+        scores, drawn = (_own(state[name]) for name in ("scores", "drawn"))
         for indices, losses in reports:
             scores[indices] = np.where(np.isfinite(losses), losses, scores[indices])
         if self.once:
-            drawn = drawn.copy()
             drawn[epoch.everything()] = 1
         return {"scores": scores, "drawn": drawn}
+
+
+def _own(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array itself where it may be changed, else a copy."""
+    return values if values.flags.writeable else values.copy()
 
 
 def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
@@ -109,10 +113,22 @@ def acquisition(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) ->
             raise ValueError("scores must be finite")
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise Refusal("bad-parameters", f"parameters: {error}") from error
+    scores.flags.writeable = False  # the start of every epoch that is computed again
     k = size if parameters.k is None else parameters.k
     if k > size:
         raise Refusal("bad-parameters", f"parameters.k is {k}, but there are {size} candidates")
     return AcquisitionMethod(spec, scores, selector, k, parameters.once)
 
 
-KIND = MethodKind(make=acquisition, parameters=AcquisitionParameters, bytes_per_candidate=12, table="scores")
+def to_table(spec: SessionSpec) -> tuple[SessionSpec, pa.Table] | None:
+    """The parameter ``scores`` as the table of scores."""
+    scores = check_parameters(AcquisitionParameters, spec).scores
+    if scores is None:
+        return None
+    with np.errstate(over="ignore"):  # what overflows is refused as not finite
+        return without(spec, "scores"), pa.table({"scores": np.array(scores, np.float64).astype(np.float32)})
+
+
+KIND = MethodKind(
+    make=acquisition, parameters=AcquisitionParameters, bytes_per_candidate=12, table="scores", to_table=to_table
+)

@@ -59,6 +59,8 @@ class MethodKind:
             server's ``resident_bytes`` is refused.
         table: the name under which a table that came with the session is stored and handed to ``make``; None where
             the method takes none.
+        to_table: that table out of the parameters, where JSON has it there, and the spec without it: so it is stored
+            once, in binary, and no look at the session carries it; None where the parameters have none.
         plan_of_dataset: the table may be left out where the session names a dataset: it is then that dataset's plan.
         check_limits: raises ``Refusal`` where a session is more than the server's limits allow.
     """
@@ -67,6 +69,7 @@ class MethodKind:
     parameters: type[Parameters] = Parameters
     bytes_per_candidate: int = 0
     table: str | None = None
+    to_table: Callable[[SessionSpec], tuple[SessionSpec, pa.Table] | None] = lambda spec: None
     plan_of_dataset: bool = False
     check_limits: Callable[[SessionSpec, Limits], None] | None = None
 
@@ -119,6 +122,13 @@ def check_parameters(model: type[P], spec: SessionSpec) -> P:
         where = ".".join(map(str, ("parameters", *first["loc"])))
         known = ", ".join(model.model_fields) or "none"
         raise Refusal("bad-parameters", f"{where}: {first['msg']} (parameters of {spec.method}: {known})") from error
+
+
+def without(spec: SessionSpec, parameter: str) -> SessionSpec:
+    """A spec that does not give one of its parameters."""
+    return spec.model_copy(
+        update={"parameters": {name: value for name, value in spec.parameters.items() if name != parameter}}
+    )
 
 
 def layout_of(spec: SessionSpec, rows: int) -> RowSplit:

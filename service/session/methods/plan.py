@@ -13,9 +13,11 @@ from curation.selectors.samplers.batch_split import BatchSplit, Remainder
 from curation.selectors.samplers.plan_order import PlanOrder
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters
+from curation.service.session.methods.base import MethodKind, Parameters, Stateless, check_parameters, without
 from curation.service.session.protocols import Indices, Method, State, Weights
 from curation.service.session.spec import SessionSpec
+
+_BAD_PLAN = (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException)
 
 
 class PlanParameters(Parameters):
@@ -58,16 +60,14 @@ def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
         if "plan" in tables:
             batches = BatchPlan.from_arrow(tables["plan"])
         elif parameters.batches is not None:
-            lengths = [len(batch) for batch in parameters.batches]
-            rows = np.fromiter((row for batch in parameters.batches for row in batch), np.int64, sum(lengths))
-            batches = BatchPlan(indices=rows, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+            batches = _plan_of(parameters.batches)
         else:
             raise Refusal(
                 "bad-parameters",
                 "method plan needs a plan: send it as an Arrow body, name a dataset that has batches.arrow, "
                 "or give parameters.batches",
             )
-    except (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException) as error:
+    except _BAD_PLAN as error:
         raise Refusal("bad-parameters", f"the plan is not one: {error}") from error
     if len(batches) == 0:
         raise Refusal("bad-parameters", "the plan has no batches")
@@ -76,4 +76,19 @@ def plan(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
     return PlanMethod(spec, batches, parameters.shuffle)
 
 
-KIND = MethodKind(make=plan, parameters=PlanParameters, table="plan", plan_of_dataset=True)
+def to_table(spec: SessionSpec) -> tuple[SessionSpec, pa.Table] | None:
+    """The parameter ``batches`` as the table of a plan."""
+    batches = check_parameters(PlanParameters, spec).batches
+    try:
+        return None if batches is None else (without(spec, "batches"), _plan_of(batches).to_arrow())
+    except _BAD_PLAN as error:
+        raise Refusal("bad-parameters", f"the plan is not one: {error}") from error
+
+
+def _plan_of(batches: list[list[int]]) -> BatchPlan:
+    lengths = [len(batch) for batch in batches]
+    rows = np.fromiter((row for batch in batches for row in batch), np.int64, sum(lengths))
+    return BatchPlan(indices=rows, offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+KIND = MethodKind(make=plan, parameters=PlanParameters, table="plan", to_table=to_table, plan_of_dataset=True)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,51 @@ def take_and_report(client: Client, session: str, rank: int, step: int) -> np.nd
     return batch.indices
 
 
+def test_what_one_replica_stores_the_other_shows(replicas: list[str]) -> None:
+    one, two = (Client(url, patience=0) for url in replicas)
+    with one, two:
+        session = one.create_session("infobatch", size=64, batch_size=4, world_size=2, epochs=2).id
+        rows = np.zeros(4, np.float32)
+        for step in range(8):
+            one.step(session, step)
+            one.report(session, [(step, rows)])
+            with pytest.raises(ServiceError, match="missing-reports") as refused:
+                two.step(session, 8)
+            assert refused.value.members["missing_count"] == 15 - step
+        two.report(session, [(step, rows) for step in range(8)], rank=1)
+        for client in (one, two):
+            deadline = time.monotonic() + 30  # what other replicas store is counted at most once a second
+            while [rank["reports"] for rank in client.session(session).raw["ranks"]] != [8, 8]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert one.step(session, 8).epoch == two.step(session, 8).epoch == 1
+
+
+def test_upkeep_of_the_store(replicas: list[str], database: Any, tmp_path: Path) -> None:
+    from curation.service.store import Store
+    from curation.service.store.maintenance.backup import make_backup
+    from curation.service.store.maintenance.check import check_store
+    from curation.service.store.maintenance.vacuum import vacuum_store
+    from curation.service.store.sqlite.ownership import StoreError
+
+    store = Store(database.get_uri())
+    with Client(replicas[0], patience=0) as client:
+        session = client.create_session("infobatch", size=16, batch_size=4, epochs=4).id
+        for step in range(12):
+            indices = client.step(session, step).indices
+            client.report(session, [(step, np.zeros(len(indices), np.float32))])
+        assert check_store(store).problems == []
+        assert client.rewind(session, 5).generation == 1
+        assert check_store(store).problems == []
+        client.delete(session)
+        with pytest.raises(ServiceError, match="not-found"):
+            client.session(session)
+    assert vacuum_store(store).online
+    with pytest.raises(StoreError, match="pg_dump"):
+        make_backup(store, tmp_path / "copy")
+    store.close()
+
+
 def test_replicas_make_one_choice(replicas: list[str]) -> None:
     rng = np.random.default_rng(0)
     learner, reference = (Pair(*rng.normal(size=(2, 64, 4)).astype(np.float32)) for _ in range(2))
@@ -235,7 +281,10 @@ def test_a_dead_database_gives_503_and_comes_back(live: Callable[..., Any], data
         assert answer.headers["retry-after"]
         assert http.get("/healthz").status_code == 200
         database.ensure_postgres_running()
-        assert http.get("/readyz").status_code == 200
+        deadline = time.monotonic() + 30  # readiness is looked at once a second
+        while http.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert http.post(f"/v1/sessions/{session}/steps", json=report).status_code == 200
 
 

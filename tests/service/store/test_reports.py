@@ -12,8 +12,9 @@ from curation.service.errors import Refusal
 from curation.service.session.caller import ANYONE
 from curation.service.session.session import Report
 from curation.service.session.spec import SessionSpec
-from curation.service.store import Store, checkpointer
+from curation.service.store import Store
 from curation.service.store.reports import Write
+from curation.service.store.sqlite import checkpointer
 
 SPEC = SessionSpec(method="random", size=100, batch_size=4)
 

@@ -34,6 +34,10 @@ class Checkpointer:
             self._bytes = 0
             self._running = self._thread.submit(self._checkpoint)
 
+    def look(self) -> None:
+        """Take note of a commit of unknown size, which may be large."""
+        self.committed(BYTES_BETWEEN // 4)
+
     def close(self) -> None:
         """Wait for the checkpoint under way."""
         self._thread.shutdown()

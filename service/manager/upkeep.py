@@ -1,0 +1,76 @@
+"""Upkeep: what the settings say may go, and when a session was used last, looked after once a minute."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+from sqlalchemy.exc import DBAPIError
+
+from curation.service.errors import Refusal
+from curation.service.logs import logger
+from curation.service.manager.sessions import Entry, SessionManager
+
+SECONDS = 60.0
+DAY = 86_400.0
+
+
+class Upkeep:
+    """Removes what is older than it has to be kept.
+
+    Args:
+        sessions: of one server.
+        keep_days: sessions that nobody used for so long are removed; None: none.
+        keep_epochs: of so many epochs the reports are kept; None: of all.
+    """
+
+    def __init__(self, sessions: SessionManager, *, keep_days: float | None, keep_epochs: int | None) -> None:
+        self._sessions, self._keep_days, self._keep_epochs = sessions, keep_days, keep_epochs
+        self._noted = time.monotonic()
+        self._kept_from: dict[int, int] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(SECONDS)
+            try:
+                await self.once()
+            except (DBAPIError, Refusal) as error:
+                logger.warning("upkeep of the store did not get through, and tries again: %s", error)
+
+    async def once(self) -> None:
+        """Look at all sessions."""
+        entries = self._sessions.in_memory
+        await self._note_use(entries)
+        if self._keep_epochs is not None:
+            for entry in entries:
+                await self._forget_reports(entry, self._keep_epochs)
+        if self._keep_days is not None:
+            before = time.time() - self._keep_days * DAY
+            for id in await asyncio.to_thread(self._sessions.store.remove_unused, before):
+                self._sessions.evict(id)
+                logger.info("session %s was not used for %g days and is removed", id, self._keep_days)
+
+    async def _note_use(self, entries: list[Entry]) -> None:
+        now, wall = time.monotonic(), time.time()
+        used = {
+            entry.row.key: wall - (now - entry.tenure.used) for entry in entries if entry.tenure.used >= self._noted
+        }
+        if used:
+            await asyncio.to_thread(self._sessions.store.note_use, used)
+        self._noted = now
+
+    async def _forget_reports(self, entry: Entry, keep: int) -> None:
+        session, row = entry.session, entry.row
+        newest = session.open_epochs - 1
+        if not session.method.stateful:
+            last = max((ranks.last for ranks in (await entry.progress.by_rank()).values()), default=-1)
+            newest = session.epoch_of(last) if last >= 0 else -1
+        first = newest - keep + 1
+        if first <= max(0, self._kept_from.get(row.key, 0)):
+            return
+        # What was forgotten cannot be computed again: states are stored of the two latest epochs.
+        base = max(row.base, newest - 1) if session.method.stateful else row.base
+        step = session.span_of(first)[0]
+        await asyncio.to_thread(self._sessions.store.forget_reports, row.key, row.generation, step, base)
+        entry.row = replace(row, base=base)
+        self._kept_from[row.key] = first

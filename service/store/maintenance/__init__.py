@@ -1,0 +1,1 @@
+"""Maintenance of a store: copies, free space, a look whether all fits together, and what removes large things."""

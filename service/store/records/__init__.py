@@ -1,0 +1,1 @@
+"""Records of sessions in the store: their rows, epochs, states and reports."""

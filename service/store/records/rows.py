@@ -1,0 +1,58 @@
+"""Rows of the store's tables, as what they stand for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from curation.service.session.segments import Segment
+from curation.service.session.session import LOSS, EpochRecord, Report, record_of
+from curation.service.session.spec import SessionSpec
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """A session as it is stored. ``base`` is the first epoch that can still be computed (an import may start later).
+
+    ``generation`` is negative while a rewind is under way.
+    """
+
+    key: int
+    id: str
+    owner: str | None
+    generation: int
+    spec: SessionSpec
+    size: int
+    base: int
+    created: float
+
+
+def session_of(row: Any) -> SessionRow:
+    """A row of ``sessions``."""
+    spec = SessionSpec.model_validate_json(row.spec)
+    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, row.base, row.created)
+
+
+def epoch_row(key: int, record: EpochRecord, state: str | None = None) -> dict[str, Any]:
+    """A row of ``epochs``."""
+    return {
+        "session": key,
+        "number": record.number,
+        "first_step": record.first_step,
+        "rows": record.layout.rows,
+        "reweighted": record.reweighted,
+        "missing": record.missing.astype("<i8").tobytes(),
+        "state": state,
+    }
+
+
+def epoch_of(spec: SessionSpec, resized: Sequence[Segment], row: Any) -> EpochRecord:
+    """The inverse of :func:`epoch_row`, in a session with these segments."""
+    missing = np.frombuffer(row.missing, "<i8").reshape(-1, 2)
+    return record_of(spec, resized, row.number, row.first_step, row.rows, row.reweighted, missing)
+
+
+def report_row(key: int, report: Report) -> dict[str, Any]:
+    """A row of ``reports``."""
+    return {"session": key, "step": report.step, "rank": report.rank, "losses": report.losses.astype(LOSS).tobytes()}

@@ -1,0 +1,213 @@
+"""Sessions in the store: made, found, rewound, removed. Blocking."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
+
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+
+from curation.service.session.caller import Caller
+from curation.service.session.segments import Segment
+from curation.service.session.session import EpochRecord, Report
+from curation.service.session.spec import SessionSpec
+from curation.service.store.audit import record
+from curation.service.store.blobs import CHOICE, PACKED, Bytes, get_blob, put_blob
+from curation.service.store.database import Database
+from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
+from curation.service.store.owners import check_quota, lock_quota
+from curation.service.store.records.rows import SessionRow, epoch_row, report_row, session_of
+from curation.service.store.segments import forget_segments, put_segments
+from curation.service.store.tables import blobs, epochs, reports, sessions
+
+PRESENT = or_(sessions.c.cut.is_(None), sessions.c.cut != WHOLE)
+"""Whether a row of the table is a session still."""
+UPKEEP = Caller("", frozenset({"admin"}))
+"""Who removes sessions that nobody used, in the audit trail."""
+
+
+class Sessions(Database):
+    """The sessions of a store."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.remover = Remover(self)
+
+    def own(self) -> None:
+        super().own()
+        self.remover.resume()
+
+    def close(self) -> None:
+        self.remover.close()
+        super().close()
+
+    def create(
+        self, id: str, caller: Caller, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
+    ) -> SessionRow | None:
+        """Store a new session, the caller's; None where the id is taken.
+
+        Raises:
+            Refusal: the caller's owner has as many sessions as it may.
+        """
+        return self.restore(id, caller, spec, size, tables, 0, (), None, (), act="session.create")
+
+    def restore(
+        self,
+        id: str,
+        caller: Caller,
+        spec: SessionSpec,
+        size: int,
+        tables: Mapping[str, Bytes],
+        base: int,
+        records: Sequence[EpochRecord],
+        state: Bytes | None,
+        restored: Iterable[Report],
+        choices: Mapping[int, Bytes] = MappingProxyType({}),
+        resized: Sequence[Segment] = (),
+        *,
+        act: str = "session.import",
+    ) -> SessionRow | None:
+        """Store a new session that is on its way already; None where the id is taken.
+
+        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step.
+
+        Raises:
+            Refusal: the caller's owner has as many sessions as it may.
+        """
+        created = time.time()
+        values = {"id": id, "owner": caller.owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
+        query = self.upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
+        with self.writing() as connection:
+            lock_quota(connection, caller)
+            key = connection.execute(query.returning(sessions.c.key)).scalar_one_or_none()
+            if key is None:
+                return None
+            check_quota(connection, caller)
+            for name, data in tables.items():
+                put_blob(connection, key, f"table:{name}", 0, data)
+            put_segments(connection, key, resized)
+            if records:
+                connection.execute(insert(epochs), [epoch_row(key, record) for record in records])
+            if state is not None and base > 0:
+                put_blob(connection, key, PACKED, base, state)
+            remaining = iter(restored)
+            while some := [report_row(key, report) for report in islice(remaining, 256)]:
+                connection.execute(insert(reports), some)
+            for step, data in choices.items():
+                put_blob(connection, key, CHOICE, step, data)
+            record(connection, caller, act, id, method=spec.method, size=size)
+        return SessionRow(key, id, caller.owner, 0, spec, size, base, created)
+
+    def session(self, id: str) -> SessionRow | None:
+        """One session by its id."""
+        with self.engine.connect() as connection:
+            row = connection.execute(select(sessions).where(sessions.c.id == id, PRESENT)).one_or_none()
+        return None if row is None else session_of(row)
+
+    def owner_of(self, id: str) -> str | None:
+        """Whose a session is; None where it is nobody's, or there is none of that id."""
+        query = select(sessions.c.owner).where(sessions.c.id == id, PRESENT)
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def list_sessions(self, owner: str | None, after: int, limit: int) -> list[SessionRow]:
+        """Sessions of an owner (None: everyone's), oldest first, with keys above ``after``."""
+        query = select(sessions).where(sessions.c.key > after, PRESENT).order_by(sessions.c.key).limit(limit)
+        if owner is not None:
+            query = query.where(sessions.c.owner == owner)
+        with self.engine.connect() as connection:
+            return [session_of(row) for row in connection.execute(query)]
+
+    def count_sessions(self) -> int:
+        """How many sessions are stored."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(sessions).where(PRESENT)).scalar_one()
+
+    def delete_session(self, key: int, caller: Caller) -> None:
+        """Forget a session and all its reports: at once to see, from the file in a while."""
+        values = {"id": f":{key}", "owner": None, "generation": GONE, "cut": WHOLE}
+        with self.writing() as connection:
+            query = select(sessions.c.id).where(sessions.c.key == key, PRESENT)
+            id = connection.execute(query if not self.shared else query.with_for_update()).scalar_one_or_none()
+            if id is not None:
+                connection.execute(update(sessions).where(sessions.c.key == key).values(values))
+                record(connection, caller, "session.delete", id)
+        self.remover.finish(key)
+
+    def note_use(self, used: Mapping[int, float]) -> None:
+        """Store when sessions were used last, by key, in seconds since 1970."""
+        query = update(sessions).where(sessions.c.key == bindparam("at_key")).values(used=bindparam("at"))
+        with self.writing() as connection:
+            connection.execute(query, [{"at_key": key, "at": at} for key, at in sorted(used.items())])
+
+    def remove_unused(self, before: float) -> list[str]:
+        """Remove the sessions that were last used, or else created, before a time; their ids."""
+        query = select(sessions.c.key, sessions.c.id).where(
+            sessions.c.cut.is_(None), func.coalesce(sessions.c.used, sessions.c.created) < before
+        )
+        with self.engine.connect() as connection:
+            found = connection.execute(query).all()
+        for key, _ in found:
+            self.delete_session(key, UPKEEP)
+        return [id for _, id in found]
+
+    def forget_reports(self, key: int, generation: int, step: int, base: int) -> None:
+        """Remove the reports before a step, some time; the session starts at epoch ``base`` from now on.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self.changing(key, generation) as connection:
+            connection.execute(update(sessions).where(sessions.c.key == key).values(base=base))
+        self.remover.remove_reports(key, step)
+
+    def base(self, key: int) -> int | None:
+        """The first epoch of a session that can be computed, as it is now."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(sessions.c.base).where(sessions.c.key == key)).scalar_one_or_none()
+
+    def rewind(self, key: int, generation: int, step: int, epoch: int, caller: Caller) -> int:
+        """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
+
+        Until all is removed the session takes nothing, and others' commits go on.
+
+        Raises:
+            Refusal: another request rewound or deleted the session meanwhile.
+        """
+        following = generation + 1
+        with self.changing(key, generation) as connection:
+            forget_segments(connection, key, step, epoch)
+            connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
+            values = {"generation": -following, "cut": step}
+            marked = update(sessions).where(sessions.c.key == key).values(values).returning(sessions.c.id)
+            id = connection.execute(marked).scalar_one()
+            record(connection, caller, "session.rewind", id, step=step, generation=following)
+        finish_removal(self, key)
+        return following
+
+    def finish_rewind(self, row: SessionRow) -> None:
+        """Remove what a rewind left that was killed, or is still on its way in another replica."""
+        finish_removal(self, row.key)
+
+    def tables(self, key: int) -> dict[str, bytes]:
+        """The Arrow tables that came with a session, by name."""
+        with self.engine.connect() as connection:
+            kinds = connection.execute(
+                select(blobs.c.kind).where(blobs.c.session == key, blobs.c.kind.like("table:%")).distinct()
+            )
+            return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
+
+
+def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
+    """Forget reports from ``step`` on and epochs after ``epoch``, in a transaction that changes the session; its id."""
+    connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
+    forget_segments(connection, key, step, epoch)
+    connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
+    of_later = or_(
+        and_(blobs.c.kind.like(f"{PACKED}%"), blobs.c.number > epoch),
+        and_(blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step),
+    )
+    connection.execute(delete(blobs).where(blobs.c.session == key, of_later))
+    risen = update(sessions).where(sessions.c.key == key).values(generation=sessions.c.generation + 1)
+    id: str = connection.execute(risen.returning(sessions.c.id)).scalar_one()
+    return id

@@ -1,0 +1,1 @@
+"""Parts of the store that SQLite alone needs: who owns a file, and what moves its log."""
