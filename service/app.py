@@ -21,7 +21,7 @@ from curation.service.http.middleware import RequestMiddleware
 from curation.service.http.openapi import parameter_schemas, parameters_of_any_method
 from curation.service.logs import AccessLog, logger
 from curation.service.manager.choices import Choices
-from curation.service.manager.parts import Parts
+from curation.service.manager.memory.parts import Parts
 from curation.service.manager.sessions import SessionManager
 from curation.service.manager.trace import Recorder
 from curation.service.manager.upkeep import Upkeep

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.service.errors import Refusal
-from curation.service.manager.parts import Parts
+from curation.service.manager.memory.parts import Parts
 from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart

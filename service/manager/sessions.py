@@ -21,9 +21,9 @@ from curation.service.arrow import write_table
 from curation.service.errors import Refusal
 from curation.service.logs import logger
 from curation.service.manager.group_commit import GroupCommit
+from curation.service.manager.memory.residency import Residency, Tenure
+from curation.service.manager.memory.spool import Spool
 from curation.service.manager.progress import Progress
-from curation.service.manager.residency import Residency, Tenure
-from curation.service.manager.spool import Spool
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method, method_kind

@@ -55,9 +55,11 @@ class Ranks(BaseModel):
     lines: list[RankLine] = Field(description="the furthest behind first, or from the rank asked for")
 
 
-def read_progress(store: Store, entry: Entry) -> tuple[Progress, Mapping[int, int]]:
-    """What a session was asked and told, and how many reports there are of each rank. Blocking."""
-    found = store.progress(entry.row.key)
+def read_progress(
+    store: Store, entry: Entry, found: Mapping[int, tuple[int, int]]
+) -> tuple[Progress, Mapping[int, int]]:
+    """What a session was asked and told, and how many reports there are of each rank, where ``found`` has for each the
+    number of reports and the last step among them. Blocking."""
     progress = _progress(store, entry, {rank: last for rank, (_, last) in found.items()})
     return progress, {rank: count for rank, (count, _) in found.items()}
 

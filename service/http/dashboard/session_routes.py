@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -17,6 +18,7 @@ from curation.service.http.dashboard import sessions as overview
 from curation.service.http.dashboard.losses import Curve, Distribution, Weight, curve, distribution, weights
 from curation.service.http.dependencies import App, AppState, Reader
 from curation.service.http.openapi import SessionId, problems
+from curation.service.manager.progress import RankReports
 from curation.service.manager.sessions import Entry
 from curation.service.routers.epochs import list_epochs
 from curation.service.routers.session_models import EpochState
@@ -109,7 +111,8 @@ async def show_session(
     With ``If-None-Match`` nothing of it is computed, and the answer is 304, until something was asked or reported.
     """
     entry = await app.sessions.current(caller, id)
-    standing, ranks, reported, tag = await asyncio.to_thread(_look, app, entry, rank, request.url.query)
+    found = await entry.progress.by_rank()
+    standing, ranks, reported, tag = await asyncio.to_thread(_look, app, entry, found, rank, request.url.query)
     row, session = entry.row, entry.session
     if _is_known(request, tag):
         return Response(status_code=304, headers=_FRESH | {"ETag": tag})
@@ -198,13 +201,13 @@ def _glance(app: AppState, entry: Entry) -> progress.Standing:
 
 
 def _look(
-    app: AppState, entry: Entry, first_rank: int | None, query: str
+    app: AppState, entry: Entry, found: Mapping[int, RankReports], first_rank: int | None, query: str
 ) -> tuple[progress.Standing, progress.Ranks, int | None, str]:
     """How a session stands, its ranks, the last step reported, and what an answer to this query is known by.
 
     In a thread: a session may have tens of thousands of ranks.
     """
-    told, counts = progress.read_progress(app.store, entry)
+    told, counts = progress.read_progress(app.store, entry, found)
     standing = progress.standing(entry, told, app.started, app.settings.stalled_seconds)
     ranks = progress.ranks_of(entry, told, counts, first_rank)
     row, reported = entry.row, max(told.reported.values(), default=None)

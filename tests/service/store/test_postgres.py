@@ -318,5 +318,5 @@ def test_the_dashboard_and_the_flight_recorder_read_it(replicas: list[str]) -> N
             after = {"search": "shown_", "limit": 2, "sort": "name", "after": page.json()["next"]}
             second = httpx.get(f"{client.url}/dashboard/sessions", params=after).json()
             assert [line["id"] for line in second["sessions"]] == ["Shown_2"]
-            assert page["sessions"][0]["standing"]["step"] == 3
+            assert page.json()["sessions"][0]["standing"]["step"] == 3
             assert httpx.get(f"{client.url}/dashboard/sessions/Shown_0").json()["losses"]["points"][-1]["step"] == 3

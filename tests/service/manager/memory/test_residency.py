@@ -10,8 +10,8 @@ import pytest
 
 from curation.service.client import Client, ServiceError
 from curation.service.errors import Refusal
-from curation.service.manager import residency
-from curation.service.manager.residency import Residency, Tenure
+from curation.service.manager.memory import residency
+from curation.service.manager.memory.residency import Residency, Tenure
 
 
 class Held:
