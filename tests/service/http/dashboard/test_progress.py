@@ -65,6 +65,7 @@ def test_many_ranks_are_aggregated_and_laggards_come_first(server: Any, world_si
     losses = np.ones(1, np.float32)
     told = [Report(rank, step, losses) for rank in range(world_size) for step in range(reported.get(rank, 4))]
     server.app.state.service.store.add_reports([Write(entry.row.key, entry.row.generation, told)])
+    server.app.state.service.sessions.evict(id)  # its reports were stored past the server
     ranks = views(server.url, id)[1]["ranks"]
     assert (ranks["total"], ranks["started"], ranks["behind"], ranks["per_cell"]) == (
         world_size,
@@ -85,5 +86,5 @@ def test_large_parameters_are_cut_short(server: Any) -> None:
     with Client(server.url) as client:
         client.create_session("plan", size=10_000, batch_size=2, id="large", parameters={"batches": batches})
     answer = httpx.get(f"{server.url}/dashboard/sessions/large")
-    assert answer.json()["parameters"]["batches"] == "5,000 items"
+    assert "batches" not in answer.json()["parameters"]  # stored as the table it is
     assert len(answer.content) < 5000
