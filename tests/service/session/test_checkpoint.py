@@ -251,6 +251,7 @@ def mutations(rows: list[Row], rng: np.random.Generator) -> Iterator[list[Row]]:
         yield changed
 
 
+@pytest.mark.filterwarnings("ignore:.*the first report counts")
 @pytest.mark.parametrize("method", SPECS)
 def test_a_changed_cell_is_refused_or_gives_a_session_that_could_be(
     method: str, exported: dict[str, bytes], send: Callable[[bytes], httpx.Response], client: Client
