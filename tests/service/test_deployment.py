@@ -18,7 +18,7 @@ from curation.service.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-DOCS = (ROOT / "docs" / "operations.md").read_text()
+DOCS = (ROOT / "docs" / "service" / "operations.md").read_text()
 BOARD = json.loads((CONFIGS / "grafana" / "curation.json").read_text())
 ALERTS = yaml.safe_load((CONFIGS / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
 MANIFESTS = {
