@@ -30,19 +30,17 @@ from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
 from curation.service.routers import (
-    audit,
     batches,
     capabilities,
     choices,
     operations,
-    owners,
     resizing,
     select,
     sessions,
-    tokens,
     trace,
 )
 from curation.service.routers import epochs as progress
+from curation.service.routers.access import audit, owners, tokens
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
 from curation.service.store import Store
