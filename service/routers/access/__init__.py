@@ -1,1 +1,1 @@
-"""Routers of who may use the service: tokens, owners and their quotas, the audit trail."""
+"""Routers of tokens, owners and the audit trail, for admin tokens."""
