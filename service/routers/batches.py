@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
-from curation.service.http.arrays import read_arrays
+from curation.service.http.arrays import check_count, read_arrays
 from curation.service.http.bodies import ARROW, JSON, wants_arrow
 from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
@@ -84,7 +84,9 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     """
     arrow = wants_arrow(request)
     body, columns = await read_arrays(request, BatchesBody, _COLUMNS, app.settings.max_body_bytes)
-    asked = BatchesRequest(body.ranks, body.step, body.steps, _reports(body, columns), body.generation)
+    asked = BatchesRequest(
+        body.ranks, body.step, body.steps, _reports(body, columns, app.settings.max_reports), body.generation
+    )
     batches, generation = await take_batches(
         app.sessions, caller, id, asked, max_rows=app.settings.max_body_bytes // _ROW_BYTES
     )
@@ -94,7 +96,9 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     return _write(batches, generation, arrow)
 
 
-def _reports(body: BatchesBody, columns: dict[str, pa.Array]) -> list[Report]:
+def _reports(body: BatchesBody, columns: dict[str, pa.Array], limit: int) -> list[Report]:
+    for name in _COLUMNS:
+        check_count("reports", len(columns.get(name, getattr(body, name))), limit)
     ranks, steps = (_integers(name, columns, getattr(body, name)) for name in ("report_ranks", "report_steps"))
     losses: list[Any] = _lists(columns["losses"]) if "losses" in columns else body.losses
     if not len(ranks) == len(steps) == len(losses):

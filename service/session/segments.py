@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from curation.selectors.samplers.split import ElasticSplit, Spans
 from curation.service.errors import Refusal
@@ -21,6 +22,14 @@ from curation.service.session.epochs import Ordered, visits_of
 from curation.service.session.protocols import Indices, Visit, Weights
 
 MAX_WORLD_SIZE = 65_536
+
+
+class _SegmentLine(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    steps: int = Field(ge=0, lt=1 << 62)
+    world_size: int = Field(ge=1, le=MAX_WORLD_SIZE)
+    left: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +62,10 @@ class Segment:
 
     @classmethod
     def unpack(cls, epoch: int, first_step: int, data: bytes) -> "Segment":
-        """The inverse of :meth:`pack`; raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is not one."""
-        values = json.loads(data)
-        left = np.array(values["left"], np.int64).reshape(-1, 2)
-        steps, world_size = int(values["steps"]), int(values["world_size"])
-        if steps < 0 or not 1 <= world_size <= MAX_WORLD_SIZE:
-            raise ValueError(f"the segment at step {first_step} has {steps} steps of {world_size} ranks")
-        return cls(epoch, first_step, steps, world_size, left, replaced=-1)
+        """The inverse of :meth:`pack`; raises ``ValueError`` where it is not one."""
+        line = _SegmentLine.model_validate_json(data)
+        left = np.array(line.left, np.int64).reshape(-1, 2)
+        return cls(epoch, first_step, line.steps, line.world_size, left, replaced=-1)
 
 
 class Run(NamedTuple):

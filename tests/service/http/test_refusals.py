@@ -330,6 +330,9 @@ def test_reports_are_counted_before_they_are_read(
     for codec in (None, "zstd"):
         answer = http.post(path, content=stream(table, codec), headers={"Content-Type": ARROW})
         assert "5000 rows" in assert_problem(answer, 413, "too-large")["detail"]
+    several = {"report_ranks": [0] * 5000, "report_steps": [0] * 5000, "losses": [[]] * 5000}
+    answer = http.post(f"/v1/sessions/{session}/batches", json=several)
+    assert "5000 reports" in assert_problem(answer, 413, "too-large")["detail"]
 
 
 def test_an_unknown_dataset_is_not_found(http: httpx.Client, assert_problem: Problem) -> None:
