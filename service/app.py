@@ -40,9 +40,9 @@ from curation.service.routers import (
     select,
     sessions,
     tokens,
-    trace,
 )
 from curation.service.routers import epochs as progress
+from curation.service.routers.trace import routes as trace
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
 from curation.service.store import Store
