@@ -38,10 +38,10 @@ from curation.service.routers import (
     resizing,
     select,
     sessions,
-    trace,
 )
 from curation.service.routers import epochs as progress
 from curation.service.routers.access import audit, owners, tokens
+from curation.service.routers.trace import routes as trace
 from curation.service.routers.steps import Shortcut, StepEndpoint
 from curation.service.settings import Settings
 from curation.service.store import Store

@@ -293,15 +293,18 @@ def test_the_dashboard_and_the_flight_recorder_read_it(replicas: list[str]) -> N
             visits = [(visit["epoch"], visit["step"], visit["rank"], 7) for visit in client.row_visits("Shown_0", 7)]
             assert [visit for visit in visits if visit[1] < 4] == [row for row in rows if row[3] == 7]
             assert client.spikes("Shown_0") == []
-            page = httpx.get(
-                f"{client.url}/dashboard/sessions", params={"search": "shown_", "limit": 2, "sort": "name"}
-            )
-            assert ([line["id"] for line in page.json()["sessions"]], page.json()["total"]) == (
-                ["Shown_0", "Shown_1"],
-                3,
-            )
-            after = {"search": "shown_", "limit": 2, "sort": "name", "after": page.json()["next"]}
-            second = httpx.get(f"{client.url}/dashboard/sessions", params=after).json()
+            query = {"search": "shown_", "limit": 2, "sort": "name"}
+            page = httpx.get(f"{client.url}/dashboard/sessions", params=query).json()
+            assert ([line["id"] for line in page["sessions"]], page["total"]) == (["Shown_0", "Shown_1"], 3)
+            second = httpx.get(f"{client.url}/dashboard/sessions", params={**query, "after": page["next"]}).json()
             assert [line["id"] for line in second["sessions"]] == ["Shown_2"]
             assert page["sessions"][0]["standing"]["step"] == 3
             assert httpx.get(f"{client.url}/dashboard/sessions/Shown_0").json()["losses"]["points"][-1]["step"] == 3
+        step, batch = 4, None
+        while batch is None or not batch.end_of_session:  # epochs that the other replica knows nothing of
+            for rank in range(2):
+                batch = clients[0].step("Shown_0", step, rank=rank)
+                clients[0].report("Shown_0", [(step, loss(batch.indices))], rank=rank)
+            step += 1
+        line = httpx.get(f"{clients[1].url}/dashboard/sessions?search=Shown_0").json()["sessions"][0]
+        assert (line["standing"]["status"], line["standing"]["done"]) == ("finished", 1)
