@@ -32,7 +32,6 @@ from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,
-    Rewind,
     SegmentState,
     SessionList,
     SessionState,
@@ -143,15 +142,6 @@ async def take_step(id: SessionId, request: Request) -> Response:
     app: AppState = request.app.state.service
     answer = await step(app, caller, id, await request.body(), is_arrow(request), arrow)
     return Response(answer, media_type=ARROW if arrow else JSON)
-
-
-@router.post("/{id}/rewind", responses=problems(400, 401, 403, 404, 409, 410, 422, 503))
-async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selector) -> SessionState:
-    """Go back to a step, for a training that resumes from an older checkpoint.
-
-    The generation rises: a request that names the old one is refused.
-    """
-    return await session_state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.get(

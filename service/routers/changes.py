@@ -1,4 +1,4 @@
-"""``/v1/sessions/{id}/resize``: ranks die and join."""
+"""``/v1/sessions/{id}``, changed: rewound to a step, or resized to other ranks."""
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
@@ -8,10 +8,19 @@ from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import SessionId, problems
 from curation.service.http.problems import invalid_model
 from curation.service.manager.resizing import Resize, resize
-from curation.service.routers.session_models import Resizing, SessionState
+from curation.service.routers.session_models import Resizing, Rewind, SessionState
 from curation.service.routers.sessions import session_state
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+
+@router.post("/{id}/rewind", responses=problems(400, 401, 403, 404, 409, 410, 422, 503))
+async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selector) -> SessionState:
+    """Go back to a step, for a training that resumes from an older checkpoint.
+
+    The generation rises: a request that names the old one is refused.
+    """
+    return await session_state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.post(
