@@ -41,8 +41,8 @@ from curation.service.routers import (
 )
 from curation.service.routers import epochs as progress
 from curation.service.routers.access import audit, owners, tokens
-from curation.service.routers.trace import routes as trace
 from curation.service.routers.steps import Shortcut, StepEndpoint
+from curation.service.routers.trace import routes as trace
 from curation.service.settings import Settings
 from curation.service.store import Store
 from curation.service.store.audit import prune_audit

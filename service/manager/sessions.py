@@ -67,7 +67,7 @@ class Entry:
         if self.waiting(now):
             return "waiting"
         asked = list(self.asked.values())
-        if len(asked) == self.row.spec.world_size and min(asked) + 1 == self.session.total_steps:
+        if len(asked) == self.session.world_size and min(asked) + 1 == self.session.total_steps:
             return "finished"
         return "running" if now - self.used < RECENT_SECONDS else "idle"
 
