@@ -85,6 +85,18 @@ def test_a_checkpoint_is_what_it_was(method: str, exported: dict[str, bytes], cl
     _walk(client, copy.id, 2, first=copy.open_steps - 2)
 
 
+def test_a_checkpoint_of_an_older_release_is_read(client: Client, send: Callable[[bytes], httpx.Response]) -> None:
+    """It has a state for a first epoch, too: what every session begins with."""
+    session = client.create_session("infobatch", size=40, batch_size=4, epochs=3).id
+    first = client.step(session, 0)
+    metadata, rows = rows_of(client.checkpoint(session))
+    start = stream({"scores": scores([np.nan] * 40)})
+    rows.insert(1, {"kind": "state", "number": 0, "rank": 0, "data": start})
+    answer = send(packed({**metadata, b"format": b"1"}, rows))
+    assert answer.status_code == 201, answer.text
+    assert np.array_equal(client.step(answer.json()["id"], 0).indices, first.indices)
+
+
 def json_cell(lines: list[Row], epoch: int, **changes: Any) -> None:
     row = next(row for row in lines if row["kind"] == "epoch" and row["number"] == epoch)
     row["data"] = json.dumps(json.loads(row["data"]) | changes).encode()
