@@ -42,8 +42,8 @@ async def take_batches(
         Refusal: as :meth:`SessionManager.step`; or more was asked for than ``max_rows`` rows, or 4,096 batches.
     """
     entry = await sessions.entry(caller, id)
-    for report in asked.reports:
-        entry.session.check_rank(report.rank)
+    for rank in {*asked.ranks, *(report.rank for report in asked.reports)}:
+        entry.session.check_rank(rank)
     rows = len(asked.ranks) * asked.steps * entry.row.spec.batch_size
     if asked.step is not None and (len(asked.ranks) * asked.steps > MAX_BATCHES or rows > max_rows):
         raise Refusal(

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.selectors.samplers.split import ElasticSplit, Spans
-from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered, visits_of
 from curation.service.session.protocols import Indices, Visit, Weights
 
@@ -184,13 +183,8 @@ class Layout:
         return next(part for part in reversed(self.parts) if part.first_step <= step)
 
     def length(self, rank: int, step: int) -> int:
-        """Rows of a rank's batch at a step of the session.
-
-        Raises:
-            Refusal: the step has no such rank.
-        """
+        """Rows of a rank's batch at a step of the session."""
         part = self.part(step)
-        _check_rank(part, rank, step)
         start, stop = part.split.span(rank, step - part.first_step)
         return stop - start
 
@@ -213,7 +207,6 @@ class LaidOut(Ordered):
     def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
         step += self._layout.first_step
         part = self._layout.part(step)
-        _check_rank(part, rank, step)
         taken = [self.take(start, stop) for start, stop in part.pieces(rank, step).tolist()] or [self.take(0, 0)]
         indices = np.concatenate([rows for rows, _ in taken])
         weights = np.concatenate([weights for _, weights in taken])
@@ -278,10 +271,3 @@ def runs(segments: Sequence[Segment], world_size: int, steps: Callable[[int], in
         yield Run(segment.epoch, first, segment.end - first)
         run = Run(segment.epoch + 1, segment.end, steps(segment.world_size))
         yield run
-
-
-def _check_rank(part: Part, rank: int, step: int) -> None:
-    if not 0 <= rank < part.split.world_size:
-        raise Refusal(
-            "bad-rank", f"rank {rank} is unknown at step {step}: it has ranks 0 to {part.split.world_size - 1}"
-        )

@@ -201,11 +201,14 @@ class Session(Generic[E]):
         first = run.first_step + (epoch - run.epoch) * run.steps
         return first, first + run.steps
 
-    def check_rank(self, rank: int) -> None:
-        """Refuse a rank that the session does not have and never had; of a step that was resized see :meth:`length`."""
-        ranks = max((self.spec.world_size, *(segment.world_size for segment in self.segments)))
+    def check_rank(self, rank: int, step: int | None = None) -> None:
+        """Refuse a rank that the session does not have and never had; that an open step does not have, where one is
+        named."""
+        worlds = (segment.world_size for segment in self.segments)
+        ranks = max((self.spec.world_size, *worlds)) if step is None else self.ranks_at(step)
         if not 0 <= rank < ranks:
-            raise Refusal("bad-rank", f"rank {rank} is unknown: the session has ranks 0 to {ranks - 1}")
+            where = "" if step is None else f" at step {step}"
+            raise Refusal("bad-rank", f"rank {rank} is unknown{where}: the session has ranks 0 to {ranks - 1}{where}")
 
     def due_from(self, epoch: int) -> int:
         """The first step of an open epoch whose reports are still taken."""
@@ -249,6 +252,8 @@ class Session(Generic[E]):
     def length(self, rank: int, step: int) -> int:
         """Rows of the batch of a rank at an open step."""
         epoch = self.epoch_of(step)
+        if self.segments:
+            self.check_rank(rank, step)
         if self.method.stateful:
             record = self.records[epoch]
             if self.segments:
@@ -265,6 +270,8 @@ class Session(Generic[E]):
         """The batch of a rank at a step of an open epoch; a stateful method's epoch is given, or in memory."""
         number = self.epoch_of(step)
         first, end = self.span_of(number)
+        if self.segments:
+            self.check_rank(rank, step)
         indices, weights = (epoch or self._epoch(number)).batch(rank, step - first)
         return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
