@@ -13,7 +13,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.http import problems
-from curation.service.http.arrays import compute
 from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dashboard import session_routes as dashboard_sessions
 from curation.service.http.dependencies import AppState
@@ -47,6 +46,9 @@ from curation.service.settings import Settings
 from curation.service.store import Store
 from curation.service.store.audit import prune_audit
 from curation.service.store.opening import open_store
+from curation.service.workers.fairness import FairSlots
+from curation.service.workers.processes import Processes
+from curation.service.workers.threads import FairThreads
 
 ROUTERS = (
     sessions.router,
@@ -96,9 +98,13 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     failures = Failures(metrics)
     readiness = Readiness(store.ping, seconds=settings.ready_seconds)
     log = AccessLog(settings.access_log, settings.slow_seconds)
+    large_bodies = FairSlots(settings.large_bodies, max(1, settings.large_bodies - 1))
+    processes = Processes(settings.workers, settings.worker_bytes)
+    choosers = FairThreads(settings.select_threads, "curation-choices")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(FairThreads(settings.threads, "curation"))
         await asyncio.to_thread(store.own)
         lag = asyncio.create_task(measure_lag(metrics))
         pruning = asyncio.create_task(_prune_audit(store, settings.audit_days))
@@ -109,6 +115,8 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
             pruning.cancel()
             readiness.close()
             scrape.close()
+            processes.stop()
+            choosers.shutdown(wait=False)
             await authenticator.close()
             await asyncio.to_thread(manager.group_commit.stop)
             await asyncio.to_thread(recorder.stop)
@@ -124,24 +132,25 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         # /metrics and the logs tell what happens; looking for OpenTelemetry's providers costs each request more.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    slots = asyncio.Semaphore(settings.select_threads)
     app.state.service = AppState(
         settings=settings,
         store=store,
         sessions=manager,
-        choices=Choices(manager, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        choices=Choices(manager, choosers, max_rows=settings.max_pairs),
         recorder=recorder,
         authenticator=authenticator,
         metrics=metrics,
         scrape=scrape,
         readiness=readiness,
         all_datasets=Datasets(settings.datasets, settings.dataset_owners),
-        select_slots=slots,
+        processes=processes,
+        large_bodies=large_bodies,
     )
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app, failures.take)
     watched: dict[str, Any] = {"settings": settings, "metrics": metrics, "log": log, "failures": failures}
+    watched |= {"authenticator": authenticator, "large_bodies": large_bodies}
     app.add_middleware(RequestMiddleware, **watched)
     step = RequestMiddleware(StepEndpoint(app.state.service), **watched)
     app.middleware_stack = Shortcut(step, app.build_middleware_stack())

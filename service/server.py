@@ -10,6 +10,7 @@ import uvicorn
 from curation.errors import CurationError
 from curation.service.app import create_app
 from curation.service.auth import check_exposure
+from curation.service.http.admission import connections
 from curation.service.http.dependencies import AppState
 from curation.service.logs import configure, logger
 from curation.service.settings import Settings
@@ -53,17 +54,7 @@ def run(settings: Settings) -> None:
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     logger.info("listening", extra={"fields": {"host": host, "port": port, "store": store.safe_url}})
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    server = _Server(config)
+    server = _Server(connections.configure(app, settings))
     with listener:
         server.run(sockets=[listener])
     if not server.started:

@@ -5,7 +5,7 @@ A choice that was answered is on disk. With one rank nothing waits, and what it 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
 from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights
 from curation.service.session.spec import SessionSpec
+from curation.service.store import SessionRow
 from curation.service.store import choices as choice_store
 from curation.service.store.choices import StepKey
 
@@ -68,10 +69,6 @@ class _Begun:
         self.poll: asyncio.Task[None] | None = None
 
 
-Compute = Callable[[Callable[[], Choice]], Awaitable[Choice]]
-"""Runs blocking work elsewhere, few at once."""
-
-
 @dataclass(frozen=True)
 class _Step:
     """A step of a session, found and checked; ``local`` counts within its epoch."""
@@ -94,12 +91,12 @@ class Choices:
 
     Args:
         sessions: those that the choices belong to.
-        compute: runs the selection itself.
+        threads: run the selection itself.
         max_rows: larger super-batches are refused.
     """
 
-    def __init__(self, sessions: SessionManager, compute: Compute, *, max_rows: int) -> None:
-        self._sessions, self._compute, self._max_rows = sessions, compute, max_rows
+    def __init__(self, sessions: SessionManager, threads: Executor, *, max_rows: int) -> None:
+        self._sessions, self._threads, self._max_rows = sessions, threads, max_rows
         self._tasks: dict[StepKey, asyncio.Task[Choice]] = {}
         self._begun: dict[StepKey, _Begun] = {}
 
@@ -207,21 +204,28 @@ class Choices:
             return step.method.choose(choice_store.read_parts(store, key, step.spec.world_size), step.seed)
 
         try:
-            choice = await self._compute(work)
+            choice = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except Refusal as refusal:
             if only_part is None and refusal.kind == "bad-report":
                 await asyncio.to_thread(choice_store.delete_parts, store, key)
             raise
+        except (ValueError, TypeError) as error:
+            raise Refusal("bad-body", str(error)) from error
         return await asyncio.to_thread(choice_store.put_choice, store, key, choice)
+
+
+def no_choice(row: SessionRow) -> Refusal:
+    """A session whose method does not choose."""
+    return Refusal(
+        "other-method",
+        f"session {row.id!r} is one of {row.spec.method}, whose batches are trained on whole: there is no choice",
+    )
 
 
 def _find_step(entry: Entry, request: ChoiceRequest) -> _Step:
     session, row, method = entry.session, entry.row, entry.session.method.choosing
     if method is None:
-        raise Refusal(
-            "other-method",
-            f"session {row.id!r} is one of {row.spec.method}, whose batches are trained on whole: there is no choice",
-        )
+        raise no_choice(row)
     session.check_rank(request.rank)
     check_generation(row, request.generation)
     number = session.epoch_of(request.step)

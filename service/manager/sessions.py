@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation.service.errors import Refusal
-from curation.service.manager.group_commit import GroupCommit
+from curation.service.manager.group_commit import PIECE_BYTES, GroupCommit, pieces, size_of
 from curation.service.manager.identity import check_alike, digest_of, first_generation
 from curation.service.manager.waiting import EpochWait, EpochWaits
 from curation.service.monitoring.metrics import Metrics
@@ -24,7 +24,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method
 from curation.service.session.protocols import Epoch, Indices, Losses, State
 from curation.service.session.segments import Segment
-from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
+from curation.service.session.session import Batch, EpochRecord, Report, Session, StepRequest
 from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
 from curation.service.store.reports import Ignored
@@ -310,10 +310,11 @@ class SessionManager:
                     rank=report.rank,
                     step=report.step,
                 )
-            session.check_report(report)
-            session.check_due(report)
+        await self._check_reports(session, request.reports)
         if request.reports or self.store.shared:
-            differing = await self.group_commit.submit(row.key, row.generation, request.reports)
+            differing: list[int] = []
+            for reports in pieces(request.reports):
+                differing += await self.group_commit.submit(row.key, row.generation, reports)
             if request.reports:
                 ignored[:] = differing
         if request.step is None:
@@ -393,6 +394,17 @@ class SessionManager:
         wait = self.waits.of(entry.row.key)
         if wait is not None:
             wait.doubt()
+
+    async def _check_reports(self, session: Session[Any], reports: Sequence[Report]) -> None:
+        def check() -> None:
+            for report in reports:
+                session.check_report(report)
+                session.check_due(report)
+
+        if size_of(reports) <= PIECE_BYTES:
+            check()
+        else:
+            await asyncio.to_thread(check)
 
     async def _load(self, id: str) -> Entry:
         entry = await asyncio.to_thread(self._from_store, id)

@@ -10,11 +10,13 @@ from pydantic_core import to_json
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import body_of, read_body
 from curation.service.http.arrays import Matrix, matrix_of, read_arrays
-from curation.service.http.bodies import ARROW, JSON, wants_arrow
+from curation.service.http.bodies import ARROW, JSON, is_arrow, wants_arrow
 from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
-from curation.service.manager.choices import ChoiceRequest, ChosenBatch
+from curation.service.manager.choices import ChoiceRequest, ChosenBatch, no_choice
 from curation.service.session.choice import FACTORS, SIDES, RankPart
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -80,11 +82,20 @@ async def choose(id: SessionId, request: Request, app: App, caller: Selector) ->
     schema's metadata, under ``request``.
     """
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, ChoiceBody, (*SIDES, "scores"), app.settings.max_body_bytes)
-    asked = ChoiceRequest(body.rank, body.step, _part(body, columns), body.generation, body.wait)
+    sent, most = is_arrow(request), app.settings.max_body_bytes
+    entry = await app.sessions.entry(caller, id)
+    if entry.session.method.choosing is None:
+        raise no_choice(entry.row)
+    asked = await parse(app, _read, await read_body(request, app.settings), sent, most)
+    body_of(request).parsed()
     batch, generation = await app.choices.choose(caller, id, asked)
     app.metrics.reports += asked.part is not None
     return _write(batch, generation, arrow)
+
+
+def _read(body: bytes, arrow: bool, max_bytes: int) -> ChoiceRequest:
+    asked, columns = read_arrays(body, arrow, ChoiceBody, (*SIDES, "scores"), max_bytes)
+    return ChoiceRequest(asked.rank, asked.step, _part(asked, columns), asked.generation, asked.wait)
 
 
 def _part(body: ChoiceBody, columns: dict[str, pa.Array]) -> RankPart | None:

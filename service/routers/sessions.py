@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import body_of, read_body
 from curation.service.http.bodies import (
     ARROW,
     JSON,
@@ -64,16 +66,9 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     method takes, such as a plan (a column ``indices`` of lists) or a score of each candidate (a column ``scores``).
     """
     arrow = is_arrow(request)
-    body = await request.body()
-    table: pa.Table | None = None
-    if arrow:
-        given, table = await asyncio.to_thread(read_tables, body, app.settings.max_body_bytes)
-    else:
-        given = read_json(body)
-    try:
-        asked = Created.model_validate(given)
-    except ValidationError as error:
-        raise invalid_model(error) from error
+    body = await read_body(request, app.settings)
+    asked, table = await parse(app, _read_created, body, arrow, app.settings.max_body_bytes)
+    body_of(request).parsed()
     spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
     size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
@@ -141,7 +136,7 @@ async def take_step(id: SessionId, request: Request) -> Response:
     caller = await identify(request, "select")
     arrow = wants_arrow(request)
     app: AppState = request.app.state.service
-    answer = await step(app, caller, id, await request.body(), is_arrow(request), arrow)
+    answer = await step(app, caller, id, body_of(request), is_arrow(request), arrow)
     return Response(answer, media_type=ARROW if arrow else JSON)
 
 
@@ -205,6 +200,14 @@ def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
     with pa.memory_map(file) as mapped:
         body, datasets = mapped.read_buffer(), app.datasets(caller)
         return checkpoints.restore(app.store, caller, id, body, app.settings, datasets)
+
+
+def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[Created, pa.Table | None]:
+    given, table = read_tables(body, max_bytes) if arrow else (read_json(body), None)
+    try:
+        return Created.model_validate(given), table
+    except ValidationError as error:
+        raise invalid_model(error) from error
 
 
 def _candidates(

@@ -227,8 +227,8 @@ class Session(Generic[E]):
         length = self.length(report.rank, report.step)
         if len(report.losses) != length:
             raise _bad_report(report, f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
-        low = report.losses.astype(np.float64) < self.method.lowest_loss
-        if low.any():
+        bounded = self.method.lowest_loss > -np.inf
+        if bounded and (low := report.losses.astype(np.float64) < self.method.lowest_loss).any():
             row = int(np.argmax(low))
             lowest = "negative scores" if self.method.lowest_loss == 0 else f"score below {self.method.lowest_loss:g}"
             raise _bad_report(report, f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}")

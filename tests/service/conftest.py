@@ -22,6 +22,7 @@ from curation.dataset.manifest import Manifest, now
 from curation.plan import BatchPlan
 from curation.service.app import create_app
 from curation.service.client import Client
+from curation.service.http.admission.connections import configure
 from curation.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,7 @@ class Live:
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
+        self.server = uvicorn.Server(configure(self.app, self.settings))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         while not self.server.started:
