@@ -60,7 +60,7 @@ class Elastic(RuleBasedStateMachine):
 
     def ask(self, rank: int, step: int | None, reports: list[Report] | None = None) -> Any:
         request = StepRequest(rank, step, reports or [], self.generation)
-        batch, generation = self.run(self.manager.step(ANYONE, "s", request))
+        batch, generation, _ = self.run(self.manager.step(ANYONE, "s", request))
         assert generation == self.generation
         return batch
 
