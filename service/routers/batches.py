@@ -42,6 +42,7 @@ class BatchesBody(BaseModel):
     generation: Annotated[int, Field(strict=True)] | None = Field(
         default=None, description="refuse if the session was rewound or resized since this one"
     )
+    wait: float = Field(default=0, ge=0, description="as in /steps: seconds to wait for other ranks at an epoch's end")
     report_ranks: list[Whole] = []
     report_steps: list[Whole] = []
     losses: list[list[float | None]] = Field(default=[], description="of each report, in the order of its indices")
@@ -85,7 +86,7 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     arrow = wants_arrow(request)
     body, columns = await read_arrays(request, BatchesBody, _COLUMNS, app.settings.max_body_bytes)
     asked = BatchesRequest(
-        body.ranks, body.step, body.steps, _reports(body, columns, app.settings.max_reports), body.generation
+        body.ranks, body.step, body.steps, _reports(body, columns, app.settings.max_reports), body.generation, body.wait
     )
     batches, generation = await take_batches(
         app.sessions, caller, id, asked, max_rows=app.settings.max_body_bytes // _ROW_BYTES
