@@ -147,7 +147,8 @@ class Requests:
         reports: Mapping[int, Sequence[Report]],
         generation: int | None,
     ) -> Request[dict[int, list[StepBatch]]]:
-        fields = {"ranks": list(ranks), "step": step, "steps": steps, "generation": generation}
+        fields: dict[str, Any] = {"ranks": list(ranks), "step": step, "steps": steps, "generation": generation}
+        fields |= {"wait": self._wait} if self._wait else {}
         flat = [(rank, number, np.asarray(values, np.float32)) for rank in reports for number, values in reports[rank]]
         offsets = np.cumsum([0, *(len(values) for _, _, values in flat)], dtype=np.int32)
         losses = np.concatenate([*(values for _, _, values in flat), np.empty(0, np.float32)])

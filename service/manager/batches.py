@@ -22,6 +22,7 @@ class BatchesRequest(NamedTuple):
     steps: int
     reports: Sequence[Report]
     generation: int | None
+    wait: float = 0.0
 
 
 class RankBatch(NamedTuple):
@@ -51,7 +52,7 @@ async def take_batches(
             f"{len(asked.ranks)} ranks × {asked.steps} steps of {entry.row.spec.batch_size} rows are more than this "
             f"server answers at once, {MAX_BATCHES} batches or {max_rows} rows: ask for fewer steps",
         )
-    request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation)
+    request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation, asked.wait)
     first, generation, *_ = await sessions.step(caller, id, request)
     if asked.step is None or first is None:
         return [], generation

@@ -44,6 +44,7 @@ class BatchesBody(BaseModel):
     generation: Annotated[int, Field(strict=True)] | None = Field(
         default=None, description="refuse if the session was rewound or resized since this one"
     )
+    wait: float = Field(default=0, ge=0, description="as in /steps: seconds to wait for other ranks at an epoch's end")
     report_ranks: list[Whole] = []
     report_steps: list[Whole] = []
     losses: list[list[float | None]] = Field(default=[], description="of each report, in the order of its indices")
@@ -100,7 +101,8 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
 
 def _read(body: bytes, arrow: bool, max_bytes: int, max_reports: int) -> BatchesRequest:
     asked, columns = read_arrays(body, arrow, BatchesBody, _COLUMNS, max_bytes)
-    return BatchesRequest(asked.ranks, asked.step, asked.steps, _reports(asked, columns, max_reports), asked.generation)
+    reports = _reports(asked, columns, max_reports)
+    return BatchesRequest(asked.ranks, asked.step, asked.steps, reports, asked.generation, asked.wait)
 
 
 def _reports(body: BatchesBody, columns: dict[str, pa.Array], limit: int) -> list[Report]:

@@ -77,6 +77,17 @@ def test_ranks_that_wait_ask_once_and_are_answered_when_the_last_one_reports(url
     assert [network.count for network in networks[1:]] == [1] * (ranks - 1)
 
 
+def test_ranks_of_a_host_wait_together(url: str) -> None:
+    session, network = new_session(url, 3), Counting()
+    with Client(url) as client, Client(url, transport=network) as host, ThreadPoolExecutor(1) as pool:
+        reports = {rank: [(0, ONES)] for rank in (0, 1)}
+        work = pool.submit(host.batches, session, 1, ranks=(0, 1), reports=reports)
+        assert waits(work, network)
+        client.report(session, [(0, ONES)], rank=2)
+        assert {batch.epoch for batches in work.result(20).values() for batch in batches} == {1}
+    assert network.count == 1
+
+
 def test_a_request_waits_no_longer_than_requests_may_take(live: Callable[..., Any]) -> None:
     server = live(request_seconds=1)
     session = new_session(server.url)
