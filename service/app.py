@@ -13,7 +13,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.http import problems
-from curation.service.http.arrays import compute
 from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dashboard import session_routes as dashboard_sessions
 from curation.service.http.dependencies import AppState
@@ -32,27 +31,30 @@ from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
 from curation.service.routers import (
-    audit,
     batches,
     capabilities,
+    changes,
     choices,
     operations,
-    owners,
     resizing,
     select,
     sessions,
-    tokens,
-    trace,
 )
 from curation.service.routers import epochs as progress
+from curation.service.routers.access import audit, owners, tokens
 from curation.service.routers.steps import Shortcut, StepEndpoint
+from curation.service.routers.trace import routes as trace
 from curation.service.settings import Settings
 from curation.service.store import Store
 from curation.service.store.audit import prune_audit
 from curation.service.store.opening import open_store
+from curation.service.workers.fairness import FairSlots
+from curation.service.workers.processes import Processes
+from curation.service.workers.threads import FairThreads
 
 ROUTERS = (
     sessions.router,
+    changes.router,
     choices.router,
     batches.router,
     resizing.router,
@@ -68,6 +70,8 @@ ROUTERS = (
     dashboard.router,
     dashboard.pages,
 )
+_WAITING_SHARE = 0.5
+"""Of the time for a request, what it may wait for other ranks: the answer takes some, too."""
 
 
 def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> FastAPI:
@@ -83,7 +87,12 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     """
     store = open_store(settings.store)
     metrics = Metrics()
-    manager = SessionManager(store, resident_bytes=settings.resident_bytes, metrics=metrics)
+    manager = SessionManager(
+        store,
+        resident_bytes=settings.resident_bytes,
+        max_wait=settings.request_seconds * _WAITING_SHARE,
+        metrics=metrics,
+    )
     recorder = Recorder(manager)
     authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store))
@@ -91,9 +100,13 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     failures = Failures(metrics)
     readiness = Readiness(store.ping, seconds=settings.ready_seconds)
     log = AccessLog(settings.access_log, settings.slow_seconds)
+    large_bodies = FairSlots(settings.large_bodies, max(1, settings.large_bodies - 1))
+    processes = Processes(settings.workers, settings.worker_bytes)
+    choosers = FairThreads(settings.select_threads, "curation-choices")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(FairThreads(settings.threads, "curation"))
         await asyncio.to_thread(store.own)
         lag = asyncio.create_task(measure_lag(metrics))
         pruning = asyncio.create_task(_prune_audit(store, settings.audit_days))
@@ -108,6 +121,8 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
             upkeep.cancel()
             readiness.close()
             scrape.close()
+            processes.stop()
+            choosers.shutdown(wait=False)
             await authenticator.close()
             await asyncio.to_thread(manager.group_commit.stop)
             await asyncio.to_thread(recorder.stop)
@@ -123,25 +138,26 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         # /metrics and the logs tell what happens; looking for OpenTelemetry's providers costs each request more.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    slots = asyncio.Semaphore(settings.select_threads)
     parts = Parts(store, settings.part_bytes)
     app.state.service = AppState(
         settings=settings,
         store=store,
         sessions=manager,
-        choices=Choices(manager, parts, lambda work: compute(slots, work), max_rows=settings.max_pairs),
+        choices=Choices(manager, parts, choosers, max_rows=settings.max_pairs),
         recorder=recorder,
         authenticator=authenticator,
         metrics=metrics,
         scrape=scrape,
         readiness=readiness,
         all_datasets=Datasets(settings.datasets, settings.dataset_owners),
-        select_slots=slots,
+        processes=processes,
+        large_bodies=large_bodies,
     )
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app, failures.take)
     watched: dict[str, Any] = {"settings": settings, "metrics": metrics, "log": log, "failures": failures}
+    watched |= {"authenticator": authenticator, "large_bodies": large_bodies}
     app.add_middleware(RequestMiddleware, **watched)
     step = RequestMiddleware(StepEndpoint(app.state.service), **watched)
     app.middleware_stack = Shortcut(step, app.build_middleware_stack())

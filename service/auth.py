@@ -10,6 +10,7 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Iterable, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,6 +27,9 @@ from curation.service.store import Store, Token
 from curation.service.store.owners import read_quotas
 from curation.service.store.tokens import note_use, read_tokens
 
+STALE_SECONDS = 30.0
+"""For how long after ``token_seconds`` old tokens count while the store does not answer."""
+_PATIENCE = 0.5
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _BEARER = re.compile(rb"(?i:bearer) +cur_([0-9a-f]{16})_([A-Za-z0-9_-]{43}) *")
 USE_SECONDS = 60.0
@@ -82,8 +86,11 @@ class Authenticator:
         self._tokens: dict[str, Token] = {}
         self._first_token: float | None = None
         self._known: dict[bytes, _Known] = {}
-        self._read_at = self._fresh_until = float("-inf")
+        self._read_at = self._due = float("-inf")
         self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        # Its own: whatever else waits for a thread, who calls can be told.
+        self._thread = ThreadPoolExecutor(1, "curation-tokens")
         self._used: dict[str, float] = {}
         self._noted: dict[str, float] = {}
         self._noting: asyncio.Task[None] | None = None
@@ -100,8 +107,8 @@ class Authenticator:
             Refusal: no token where one is needed, or a wrong one.
         """
         now = time.monotonic()
-        if now >= self._fresh_until:
-            await self._refresh()
+        if now >= self._due:
+            await self._renew(now - self._read_at)
         if authorization is None:
             return self._without_token(host)
         digest = hashlib.sha256(authorization).digest()
@@ -118,6 +125,7 @@ class Authenticator:
         if self._noting is not None:
             self._noting.cancel()
         await self._note_uses()
+        self._thread.shutdown(wait=False)
 
     async def _look_up(self, authorization: bytes) -> tuple[Token, bool]:
         match = _BEARER.fullmatch(authorization)
@@ -179,14 +187,28 @@ class Authenticator:
         now = time.monotonic()
         await asyncio.sleep(self._read_at + _EARLY_SECONDS - now)
         if self._read_at <= now:
-            self._fresh_until = now
+            self._due = now
             await self._refresh()
+
+    async def _renew(self, age: float) -> None:
+        """Read the tokens anew: nobody waits for it until they are ``token_seconds`` old, and then not for long.
+
+        Tokens older than that by ``STALE_SECONDS`` do not count: then everybody waits.
+        """
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._refresh())
+            self._reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if age >= self._settings.token_seconds + STALE_SECONDS:
+            await asyncio.shield(self._reading)
+        elif age >= self._settings.token_seconds:
+            await asyncio.wait({self._reading}, timeout=_PATIENCE)
 
     async def _refresh(self) -> None:
         async with self._lock:
-            if time.monotonic() < self._fresh_until:
+            started = time.monotonic()
+            if started < self._due:
                 return
-            stored, quotas = await asyncio.to_thread(self._read)
+            stored, quotas = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
             for owner in {token.owner for token in stored}:
                 quota = _with_default(quotas.get(owner, Quota()), self._default)
                 if owner not in self._accounts:
@@ -204,8 +226,8 @@ class Authenticator:
             if first is not None and self._first_token is None and self._read_at > 0:
                 logger.warning("the store has its first token: from now on requests without one are refused")
             self._first_token = first
-            self._read_at = time.monotonic()
-            self._fresh_until = self._read_at + self._settings.token_seconds
+            self._read_at = started
+            self._due = started + self._settings.token_seconds / 2
 
     def _read(self) -> tuple[list[Token], dict[str, Quota]]:
         return read_tokens(self._store), read_quotas(self._store)

@@ -10,6 +10,8 @@ import uvicorn
 from curation.errors import CurationError
 from curation.service.app import create_app
 from curation.service.auth import check_exposure
+from curation.service.http.admission import connections
+from curation.service.http.dependencies import AppState
 from curation.service.logs import configure, logger
 from curation.service.settings import Settings
 from curation.service.store.opening import explained
@@ -19,6 +21,16 @@ SWITCH_SECONDS = 0.0005
 
 class ListenError(CurationError):
     """The address of the server cannot be listened on."""
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which at shutdown would wait for requests that wait for other ranks."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state: AppState = self.config.app.state.service  # type: ignore[union-attr]
+        state.sessions.let_go()
+        state.choices.let_go()
+        await super().shutdown(sockets)
 
 
 def run(settings: Settings) -> None:
@@ -42,17 +54,7 @@ def run(settings: Settings) -> None:
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     logger.info("listening", extra={"fields": {"host": host, "port": port, "store": store.safe_url}})
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    server = uvicorn.Server(config)
+    server = _Server(connections.configure(app, settings))
     with listener:
         server.run(sockets=[listener])
     if not server.started:

@@ -50,6 +50,18 @@ class Settings(BaseSettings):
     allowed_hosts: list[str] = Field(
         default=[], description="further names for the Host header while no token is needed, such as a proxy's"
     )
+    max_connections: int = Field(
+        default=4096, ge=1, description="connections at once; over that, one without a request in work makes room"
+    )
+    max_peer_connections: int = Field(
+        default=2048, ge=1, description="connections of one address; behind a proxy all are of one"
+    )
+    max_head_bytes: int = Field(default=32 << 10, ge=1024, description="a request's URL and headers")
+    head_seconds: float = Field(default=10, gt=0, description="a URL and headers that take longer to arrive get 408")
+    idle_seconds: int = Field(default=5, ge=1, description="how long a connection may wait for its next request")
+    send_seconds: float = Field(
+        default=30, gt=0, description="a connection whose peer takes nothing of an answer for so long is dropped"
+    )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="larger request bodies are refused")
     max_reports: int = Field(default=4096, ge=1, description="reports in one request for a step")
     max_checkpoint_bytes: int = Field(
@@ -57,6 +69,9 @@ class Settings(BaseSettings):
     )
     request_seconds: float = Field(default=60, gt=0, description="a request that takes longer gets 503")
     body_seconds: float = Field(default=30, gt=0, description="a body that takes longer to arrive gets 408")
+    large_bodies: int = Field(
+        default=8, ge=1, description="bodies above 1 MiB that are read and parsed at once; of one owner all but one"
+    )
     token_seconds: float = Field(default=2, ge=0, description="how long a token's revocation may go unnoticed")
     resident_bytes: int = Field(default=4 << 30, ge=1, description="memory for epochs of open sessions; older ones go")
     part_bytes: int = Field(
@@ -73,11 +88,19 @@ class Settings(BaseSettings):
     )
     max_texts: int = Field(default=100_000, ge=1, description="texts in one /v1/select/zipfit")
     max_text_pairs: int = Field(default=20_000_000, ge=1, description="texts times targets in one /v1/select/zipfit")
+    max_text_bytes: int = Field(
+        default=32 << 30, ge=1, description="bytes that one /v1/select/zipfit has to compress: each pair's, added up"
+    )
     max_rows: int = Field(default=2_000_000, ge=1, description="scores in one /v1/select/acquire")
     max_pairs: int = Field(
         default=65_536, ge=1, description="pairs in one /v1/select/jest or /b3, and in a session's super-batch"
     )
-    select_threads: int = Field(default=2, ge=1, description="/v1/select requests computed at once")
+    select_threads: int = Field(default=2, ge=1, description="choices of sessions of jest computed at once")
+    workers: int = Field(default=2, ge=1, description="processes that compute /v1/select and parse JSON above 128 KiB")
+    worker_bytes: int = Field(default=4 << 30, ge=64 << 20, description="memory for one piece of such work")
+    threads: int = Field(
+        default=8, ge=2, description="threads for work on the store and in O(N); of one owner all but one at most"
+    )
     stalled_seconds: float = Field(default=300, gt=0, description="how long nobody asks until a session is 'stalled'")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: AccessMode = Field(

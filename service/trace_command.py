@@ -96,7 +96,7 @@ async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[s
     from curation.service.http.rows import read_rows
     from curation.service.manager.sessions import SessionManager
     from curation.service.manager.trace import Recorder
-    from curation.service.routers import trace_models as models
+    from curation.service.routers.trace import models
     from curation.service.session.caller import ANYONE
     from curation.service.settings import Settings
     from curation.service.store.opening import open_store

@@ -49,6 +49,7 @@ SEVERAL = {
     "service/test_conformance.py": "examples/conformance, and the client in JavaScript",
     "service/test_crashes.py": "servers that are killed, with clients that go on",
     "service/test_deployment.py": "the files of configs/ that an operator deploys",
+    "service/test_hostile.py": "one token's attacks beside another's steps",
     "service/test_docs.py": "the commands of docs/service.md",
     "service/test_parameters.py": "every body's and session's parameters beside its method's",
     "test_contributing.py": "the walks of CONTRIBUTING.md",

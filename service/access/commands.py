@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ _TokenId = Annotated[str, typer.Argument(help="The token's id, as `list` shows i
 _Owner = Annotated[str, typer.Argument(help="The owner's name, such as a team's.")]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _DEFAULT = "default"
+_WIDE = 1000  # a file or a pipe has no width to keep to
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -281,7 +283,9 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(value) for value in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

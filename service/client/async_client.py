@@ -26,6 +26,7 @@ from curation.service.client.requests import (
     httpx_arguments,
     new_id,
     next_attempt,
+    wait_seconds,
 )
 from curation.service.client.responses import ChosenBatch, ServiceError, SessionInfo, StepBatch, StepRows
 from curation.service.client.waiting import Backoff, async_wait
@@ -39,8 +40,10 @@ class AsyncClient:
     Args:
         url: where the service is, such as ``http://127.0.0.1:8765``.
         token: a bearer token, where the service asks for one.
-        patience: seconds for which a request without an answer, or one that must wait, is sent again.
+        patience: seconds for which a request is sent again while the service cannot answer it.
         timeout: seconds to wait for one answer.
+        wait_patience: seconds for which the service may say that other ranks are missing, which is logged each minute;
+            None: without end, or not at all where ``patience`` is 0.
         transport: httpx's, for tests; a copy of the client in another process does without it.
 
     Raises:
@@ -57,11 +60,13 @@ class AsyncClient:
         token: str | None = None,
         patience: float = 120,
         timeout: float = 60,
+        wait_patience: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = check_url(url)
         self._token, self._patience, self._timeout = token, patience, timeout
-        self._requests = Requests()
+        self._wait_patience = 0.0 if wait_patience is None and patience == 0 else wait_patience
+        self._requests = Requests(wait_seconds(timeout, self._wait_patience))
         self._http = httpx.AsyncClient(base_url=url, headers=auth_headers(token), timeout=timeout, transport=transport)
         self._answered = False
 
@@ -74,7 +79,13 @@ class AsyncClient:
         await self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "token": self._token, "patience": self._patience, "timeout": self._timeout}
+        return {
+            "url": self.url,
+            "token": self._token,
+            "patience": self._patience,
+            "timeout": self._timeout,
+            "wait_patience": self._wait_patience,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -105,7 +116,10 @@ class AsyncClient:
         reports: Sequence[Report] = (),
         generation: int | None = None,
     ) -> StepBatch:
-        """The batch of a rank at a step, counted from 0 over the session; reports of earlier steps go along."""
+        """The batch of a rank at a step, counted from 0 over the session; reports of earlier steps go along.
+
+        Waits for other ranks' reports at an epoch's end, for as long as ``wait_patience``.
+        """
         request = self._requests.step(session, step=step, rank=rank, reports=reports, generation=generation)
         return await self._send(request)
 
@@ -167,7 +181,7 @@ class AsyncClient:
             generation: refuse if the session was rewound since this one.
 
         Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
-        ranks' parts for as long as ``patience``.
+        ranks' parts for as long as ``wait_patience``.
         """
         request = self._requests.choose(
             session,
@@ -275,6 +289,14 @@ class AsyncClient:
         """A dataset's manifest."""
         return await self._send(self._requests.dataset(name))
 
+    async def close_epoch(self, session: str, epoch: int) -> SessionInfo:
+        """Go on from an epoch without the reports that are missing of it, as of a rank that will not come back."""
+        return await self._send(self._requests.close_epoch(session, epoch))
+
+    async def change(self, session: str, **changes: Any) -> SessionInfo:
+        """Change ``on_missing``, ``non_finite`` or (upwards) ``epochs`` of a session that runs."""
+        return await self._send(self._requests.change(session, **changes))
+
     async def checkpoint(self, session: str) -> bytes:
         """The session as bytes for a training checkpoint."""
         return await self._send(self._requests.checkpoint(session))
@@ -342,7 +364,8 @@ class AsyncClient:
         return answer
 
     async def _send(self, request: Request[T]) -> T:
-        backoff, sent = Backoff(self._patience, f"{request.method} {self.url}{request.path}"), request
+        what = f"{request.method} {self.url}{request.path}"
+        backoff, sent = Backoff(self._patience, what, self._wait_patience), request
         while True:
             try:
                 outcome: httpx.Response | httpx.TransportError = await self._answer(sent)

@@ -6,8 +6,10 @@ import re
 import secrets
 import socket
 import ssl
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -41,7 +43,8 @@ from curation.service.client.waiting import Backoff
 
 ARROW = "application/vnd.apache.arrow.stream"
 _RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
-_RETRIED_KINDS = frozenset({"missing-reports", "session-changed"})
+_RETRIED_KINDS = frozenset({"session-changed"})
+_MAX_WAIT = 30.0
 _UNKNOWN_HOST_SECONDS = 10.0
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 T = TypeVar("T")
@@ -57,7 +60,8 @@ class Request(Generic[T]):
     """A request, and how its answer reads.
 
     ``poll``: what to send instead once the server has stored its body. ``content`` may be a file. ``into``: the file
-    that a good answer is written into.
+    that a good answer is written into. ``done``: the kind of refusal that tells of a repeated request that an earlier
+    try was carried out.
     """
 
     method: str
@@ -68,10 +72,19 @@ class Request(Generic[T]):
     query: Mapping[str, str | int | float] | None = None
     poll: "Request[T] | None" = None
     into: Path | None = None
+    done: str | None = None
 
 
 class Requests:
-    """Every request that the service answers, as a client's methods name them."""
+    """Every request that the service answers, as a client's methods name them.
+
+    Args:
+        wait: seconds for which the service may hold a request that waits for other ranks.
+    """
+
+    def __init__(self, wait: float = 0) -> None:
+        self._wait = wait
+        self._warned: set[str] = set()
 
     def create(
         self,
@@ -99,7 +112,8 @@ class Requests:
     def step(
         self, session: str, *, step: int | None, rank: int, reports: Sequence[Report], generation: int | None
     ) -> Request[StepBatch]:
-        metadata = {"rank": str(rank)}
+        metadata = {"rank": str(rank)} | ({"wait": str(self._wait)} if self._wait else {})
+        read = partial(self._read_step, session, rank)
         if step is not None:
             metadata["step"] = str(step)
         if generation is not None:
@@ -109,7 +123,7 @@ class Requests:
             return Request(
                 "POST",
                 f"/v1/sessions/{session}/steps",
-                read_step,
+                read,
                 schema.serialize().to_pybytes() + _END_OF_STREAM,
                 ARROW,
             )
@@ -121,7 +135,7 @@ class Requests:
         }
         rows = pa.record_batch(columns, metadata=metadata)
         body = b"".join((rows.schema.serialize(), rows.serialize(), _END_OF_STREAM))
-        return Request("POST", f"/v1/sessions/{session}/steps", read_step, body, ARROW)
+        return Request("POST", f"/v1/sessions/{session}/steps", read, body, ARROW)
 
     def batches(
         self,
@@ -133,7 +147,8 @@ class Requests:
         reports: Mapping[int, Sequence[Report]],
         generation: int | None,
     ) -> Request[dict[int, list[StepBatch]]]:
-        fields = {"ranks": list(ranks), "step": step, "steps": steps, "generation": generation}
+        fields: dict[str, Any] = {"ranks": list(ranks), "step": step, "steps": steps, "generation": generation}
+        fields |= {"wait": self._wait} if self._wait else {}
         flat = [(rank, number, np.asarray(values, np.float32)) for rank in reports for number, values in reports[rank]]
         offsets = np.cumsum([0, *(len(values) for _, _, values in flat)], dtype=np.int32)
         losses = np.concatenate([*(values for _, _, values in flat), np.empty(0, np.float32)])
@@ -157,7 +172,9 @@ class Requests:
         rank: int,
         generation: int | None,
     ) -> Request[ChosenBatch]:
-        path, fields = f"/v1/sessions/{session}/choices", {"rank": rank, "step": step, "generation": generation}
+        path = f"/v1/sessions/{session}/choices"
+        fields: dict[str, Any] = {"rank": rank, "step": step, "generation": generation}
+        fields |= {"wait": self._wait} if self._wait else {}
         poll = Request("POST", path, read_chosen, json.dumps(fields).encode())
         columns, factors = _pairs(learner, reference)
         if scores is not None:
@@ -184,10 +201,18 @@ class Requests:
         return Request("GET", f"/v1/sessions/{session}/spikes", read_json, query=options)
 
     def delete(self, session: str) -> Request[None]:
-        return Request("DELETE", f"/v1/sessions/{session}", lambda answer: None)
+        return Request("DELETE", f"/v1/sessions/{session}", lambda answer: None, done="not-found")
 
     def rewind(self, session: str, step: int) -> Request[SessionInfo]:
-        return Request("POST", f"/v1/sessions/{session}/rewind", read_info, json.dumps({"step": step}).encode())
+        content = json.dumps({"step": step, "request": new_id()}).encode()
+        return Request("POST", f"/v1/sessions/{session}/rewind", read_info, content)
+
+    def close_epoch(self, session: str, epoch: int) -> Request[SessionInfo]:
+        content = json.dumps({"epoch": epoch}).encode()
+        return Request("POST", f"/v1/sessions/{session}/close-epoch", read_info, content)
+
+    def change(self, session: str, **changes: Any) -> Request[SessionInfo]:
+        return Request("PATCH", f"/v1/sessions/{session}", read_info, json.dumps(changes).encode())
 
     def resize(
         self, session: str, *, world_size: int, generation: int, from_step: int | None, trained: str
@@ -237,6 +262,17 @@ class Requests:
         table = pa.table({"queries": _matrix(queries), "positives": _matrix(positives)})
         return Request("POST", "/v1/select/b3", read_plan, _stream(table, options), ARROW)
 
+    def _read_step(self, session: str, rank: int, answer: httpx.Response) -> StepBatch:
+        batch = read_step(answer)
+        if batch.ignored and session not in self._warned:
+            self._warned.add(session)
+            warnings.warn(
+                f"session {session!r} has other losses of rank {rank} for step {batch.ignored[0]}, and the first "
+                "report counts. Either training began anew without load_state_dict, or two processes are that rank",
+                stacklevel=2,
+            )
+        return batch
+
 
 def next_attempt(
     outcome: httpx.Response | httpx.TransportError, backoff: Backoff, request: Request[T], *, answered: bool
@@ -265,13 +301,20 @@ def next_attempt(
     if outcome.is_success:
         return None
     error = read_error(outcome)
+    if error.kind == request.done and backoff.repeated:
+        return None
+    if error.kind == "missing-reports":
+        pause = backoff.wait(error.detail)
+        if pause is None:
+            raise error
+        return pause, request.poll or request
     discarded = error.kind == "not-sent" and request.poll is not None
     if outcome.status_code in _RETRIED_STATUSES or error.kind in _RETRIED_KINDS or discarded:
         expected = error.kind in _RETRIED_KINDS
         least = 0.0 if expected else _retry_after(outcome)
         pause = backoff.pause(str(error), least=least, expected=expected)
         if pause is not None:
-            return pause, request.poll if request.poll is not None and error.kind == "missing-reports" else request
+            return pause, request
     raise error
 
 
@@ -298,6 +341,11 @@ def _cause(error: BaseException, kind: type[E]) -> E | None:
     while found is not None and not isinstance(found, kind):
         found = found.__cause__ or found.__context__
     return found
+
+
+def wait_seconds(timeout: float, wait_patience: float | None) -> float:
+    """How long the service may hold a request of a client with this timeout and patience."""
+    return min(_MAX_WAIT, timeout / 2, _MAX_WAIT if wait_patience is None else wait_patience)
 
 
 def new_id() -> str:

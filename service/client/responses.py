@@ -1,5 +1,6 @@
 """Responses of the service, as its clients read them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,7 +41,8 @@ class ServiceError(CurationError):
 class StepBatch(NamedTuple):
     """What a rank trains on at a step: ``indices`` int64[n], ``weights`` float32[n].
 
-    ``epoch_end`` is the step after the epoch's last. ``step`` None: it was only a report.
+    ``epoch_end`` is the step after the epoch's last. ``step`` None: it was only a report. ``ignored``: steps that were
+    reported before, with other losses, which count.
     """
 
     indices: npt.NDArray[np.int64]
@@ -51,6 +53,7 @@ class StepBatch(NamedTuple):
     end_of_epoch: bool
     end_of_session: bool
     generation: int
+    ignored: tuple[int, ...] = ()
 
 
 class ChosenBatch(NamedTuple):
@@ -147,6 +150,7 @@ def read_step(answer: httpx.Response) -> StepBatch:
         metadata["end_of_epoch"] == "1",
         metadata["end_of_session"] == "1",
         int(metadata["generation"]),
+        tuple(json.loads(metadata.get("ignored", "[]"))),
     )
 
 

@@ -15,7 +15,7 @@ from curation.service.client.client import Client
 from curation.service.client.elastic import Place, choose_rank, is_elastic, rejoin
 from curation.service.client.prefetch import Prefetch
 from curation.service.client.requests import Report
-from curation.service.client.responses import StepBatch
+from curation.service.client.responses import ServiceError, StepBatch
 
 
 class RemoteBatchSampler(Sampler[list[int]]):
@@ -66,7 +66,9 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self.client, self.session, self._prefetch = client, session, prefetch
         self.elastic = is_elastic(rank, elastic)
         self.rank = choose_rank() if rank is None else rank
-        self.generation = client.session(session, ranks=0).generation
+        info = client.session(session, ranks=0)
+        self.generation, self._digest = info.generation, info.raw.get("digest")
+        self._rejects = info.raw["spec"]["non_finite"] == "reject"
         self._joined = not self.elastic
         self._loaded: int | None = None
         self._run = 0
@@ -127,16 +129,24 @@ class RemoteBatchSampler(Sampler[list[int]]):
             [n], losses · weights.
 
         Raises:
-            ValueError: no batch that was handed out and not updated has these indices, or the losses are not one a row.
+            ValueError: no batch that was handed out and not updated has these indices, the losses are not one a row, or
+                one is NaN or infinite in a session that rejects those: then the batch still waits for its losses.
         """
         step, batch = self._find(indices)
         if tuple(losses.shape) != batch.indices.shape:
             raise ValueError(
                 f"losses has shape {tuple(losses.shape)}, but the batch has {len(batch.indices)} rows: one a row"
             )
+        values = losses.detach().float().cpu().numpy()
+        if self._rejects and not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise ValueError(
+                f"loss {row} of step {step} is {values[row]}, and session {self.session!r} rejects those: update with "
+                'finite losses, or give the session "non_finite": "keep", which takes such a loss as unknown'
+            )
         del self._pending[step]
         with self._lock:
-            self._reports.append((step, losses.detach().float().cpu().numpy()))
+            self._reports.append((step, values))
         if batch.end_of_epoch:
             self.flush()
         return losses * torch.from_numpy(batch.weights.copy()).to(losses.device)
@@ -160,7 +170,8 @@ class RemoteBatchSampler(Sampler[list[int]]):
             raise RuntimeError("where training stands is not known before the first batch: save after it")
         self.flush()
         step = next(iter(self._pending), self._step)
-        return {"version": 1, "session": self.session, "rank": self.rank, "step": step}
+        state = {"version": 1, "session": self.session, "rank": self.rank, "step": step}
+        return state if self._digest is None else {**state, "digest": self._digest}
 
     def load_state_dict(self, state: dict[str, Any], *, rewind: bool = False) -> None:
         """Go on from a state.
@@ -174,11 +185,16 @@ class RemoteBatchSampler(Sampler[list[int]]):
                 Let one rank do it, and the others load after it.
 
         Raises:
-            ValueError: the state is another session's or rank's.
+            ValueError: the state is another session's or rank's, or of one that had this id and other parameters.
         """
         identity = {"version": 1, "session": self.session, "rank": state.get("rank") if self.elastic else self.rank}
-        if set(state) != {*identity, "step"} or any(state[name] != value for name, value in identity.items()):
+        if set(state) - {"digest"} != {*identity, "step"} or any(state[name] != identity[name] for name in identity):
             raise ValueError(f"not a state of rank {self.rank} in session {self.session!r}: {state}")
+        if self._digest is not None and state.get("digest", self._digest) != self._digest:
+            raise ValueError(
+                f"session {self.session!r} was created anew, from other parameters or tables than the one that the "
+                "state is of: start from step 0, or restore that session from its checkpoint"
+            )
         if self.elastic:
             self._loaded, self._joined = state["step"], False
             self._go_on(Place(self.generation, state["step"], None))
@@ -227,7 +243,8 @@ class RemoteBatchSampler(Sampler[list[int]]):
 
     @contextmanager
     def _reporting(self) -> Iterator[list[Report]]:
-        """Takes the reports noted so far; puts them back where sending fails, unless another state was loaded since.
+        """Takes the reports noted so far; puts them back where sending fails, but for one that was refused, and
+        unless another state was loaded since.
 
         One request at a time: what this returns after was sent, with what others took before.
         """
@@ -239,7 +256,11 @@ class RemoteBatchSampler(Sampler[list[int]]):
             run, reports, self._reports = self._run, self._reports, []
         try:
             yield reports
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ServiceError) and error.kind == "bad-report":
+                refused = error.members.get("step")
+                reports = [report for report in reports if refused is not None and report[0] != refused]
+                error.add_note("It was dropped, and is not sent again.")
             with self._lock:
                 if run == self._run:
                     self._reports = reports + self._reports

@@ -17,6 +17,8 @@ LOGGER = logging.getLogger("curation.client")
 LONGEST = 5.0
 """Seconds, of the bound below which a pause is drawn."""
 LOG_EVERY = 60.0
+_HELD = 1.0
+"""Seconds after which an answer was waited for: then the request goes again at once, and else within as many."""
 
 _stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
@@ -31,12 +33,16 @@ class Backoff:
     Args:
         seconds: how long to go on; 0 sends nothing again.
         what: the request, as the log names it.
+        wait_seconds: how long the server may say that other ranks are missing; None: without end.
     """
 
-    def __init__(self, seconds: float, what: str) -> None:
+    def __init__(self, seconds: float, what: str, wait_seconds: float | None = None) -> None:
         self._start, self._seconds, self._what = time.monotonic(), seconds, what
+        self._begin = self._sent = self._told = self._start
+        self._wait_seconds = wait_seconds
         self._bound = 0.05
         self._logged: float | None = None
+        self.repeated = False
 
     def pause(
         self, why: str, *, least: float = 0.0, expected: bool = False, most: float = float("inf")
@@ -59,6 +65,22 @@ class Backoff:
             LOGGER.log(level, "%s is sent again, for %.0f s more at most: %s", self._what, left, why)
         wait = min(least + random.uniform(0, self._bound), left)
         self._bound = min(2 * self._bound, LONGEST)
+        return self._again(wait)
+
+    def wait(self, why: str) -> float | None:
+        """As :meth:`pause`, where the server lives and waits for other ranks; this takes no patience."""
+        now = time.monotonic()
+        if self._wait_seconds is not None and now - self._begin >= self._wait_seconds:
+            return None
+        if now - self._told >= LOG_EVERY:
+            self._told = now
+            LOGGER.warning("%s waits for %.0f s now: %s", self._what, now - self._begin, why)
+        held = now - self._sent >= _HELD
+        self._start, self._bound = now, 0.05
+        return self._again(0.0 if held else random.uniform(0, _HELD))
+
+    def _again(self, wait: float) -> float:
+        self.repeated, self._sent = True, time.monotonic() + wait
         return wait
 
 

@@ -1,32 +1,30 @@
-"""Arrays of a request, columns in Arrow and lists in JSON; and the work on them, in threads."""
+"""Arrays of a request: columns in Arrow, lists in JSON."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from curation.service.errors import Refusal
-from curation.service.http.bodies import is_arrow, read_json, read_tables
+from curation.service.http.bodies import read_json, read_tables
 from curation.service.http.problems import invalid_model
 
 B = TypeVar("B", bound=BaseModel)
-T = TypeVar("T")
 Matrix = list[list[float]]
 
 
-async def read_arrays(
-    request: Request, model: type[B], arrays: tuple[str, ...], max_bytes: int
+def read_arrays(
+    body: bytes, arrow: bool, model: type[B], arrays: tuple[str, ...], max_bytes: int
 ) -> tuple[B, dict[str, pa.Array]]:
-    """The request, and its Arrow columns; with JSON the arrays are in the model instead."""
-    arrow = is_arrow(request)
-    body = await request.body()
+    """The request, and its Arrow columns; with JSON the arrays are in the model instead.
+
+    Raises:
+        Refusal: says what does not fit.
+    """
     columns: dict[str, pa.Array] = {}
     if arrow:
-        fields, table = await asyncio.to_thread(read_tables, body, max_bytes)
+        fields, table = read_tables(body, max_bytes)
         unknown = sorted((set(table.column_names) | set(fields)) - set(model.model_fields))
         both = sorted(set(fields) & set(arrays))
         if unknown or both or not set(table.column_names) <= set(arrays):
@@ -37,9 +35,9 @@ async def read_arrays(
             raise Refusal("bad-body", "a column holds nulls")
         fields |= {name: [] for name in columns}
     else:
-        fields = await asyncio.to_thread(read_json, body)
+        fields = read_json(body)
     try:
-        return await asyncio.to_thread(model.model_validate, fields), columns
+        return model.model_validate(fields), columns
     except ValidationError as error:
         raise invalid_model(error) from error
 
@@ -72,18 +70,3 @@ def check_count(name: str, count: int, limit: int) -> None:
     """Refuse more than this server takes in one request."""
     if count > limit:
         raise Refusal("too-large", f"{count} {name} are more than this server takes at once, {limit}")
-
-
-async def compute(slots: asyncio.Semaphore, work: Callable[[], T]) -> T:
-    """Run in a thread, few at once. A request that gives up does not free its thread, and so not its slot either."""
-
-    async def in_a_slot() -> T:
-        async with slots:
-            return await asyncio.to_thread(work)
-
-    task = asyncio.create_task(in_a_slot())
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        return await asyncio.shield(task)
-    except (ValueError, TypeError) as error:
-        raise Refusal("bad-body", str(error)) from error

@@ -1,5 +1,7 @@
 """Bodies of requests and answers: JSON for people, Arrow IPC streams for machines, as the headers ask."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -50,6 +52,12 @@ class StepBody(BaseModel):
     step: int | None = Field(default=None, description="counted from 0 over the session; null only reports")
     reports: list[ReportBody] = []
     generation: int | None = Field(default=None, description="refuse if the session was rewound since this one")
+    wait: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds to wait for other ranks at an epoch's end, before 409 missing-reports",
+    )
 
 
 class StepAnswer(BaseModel):
@@ -63,6 +71,10 @@ class StepAnswer(BaseModel):
     end_of_epoch: bool
     end_of_session: bool
     generation: int
+    ignored: list[int] = Field(
+        description="steps that were reported before with other losses; the first report counts. In Arrow's metadata "
+        "a list in JSON, and only where there are some"
+    )
 
 
 def is_arrow(request: Request) -> bool:
@@ -134,8 +146,9 @@ def read_step(body: bytes, arrow: bool, max_bytes: int, max_reports: int) -> Ste
     return _step_from_arrow(body, max_bytes, max_reports) if arrow else _step_from_json(body, max_reports)
 
 
-def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
-    """The answer to a step request; without a batch where none was asked for."""
+def write_step(batch: Batch | None, generation: int, arrow: bool, ignored: Sequence[int] = ()) -> bytes:
+    """The answer to a step request; without a batch where none was asked for. ``ignored``: steps whose report was
+    another one than that which counts."""
     if batch is None:
         batch = _NO_BATCH
     indices, weights, epoch, step, epoch_end, end_of_session = batch
@@ -149,16 +162,23 @@ def write_step(batch: Batch | None, generation: int, arrow: bool) -> bytes:
             "end_of_epoch": batch.end_of_epoch,
             "end_of_session": end_of_session,
             "generation": generation,
+            "ignored": list(ignored),
         }
         return to_json(answer)
-    schema = _schema_message(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation)
+    schema = _schema_message(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation, tuple(ignored))
     parts = (schema, _batch_message(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
     return b"".join((*parts, _padding(weights), _END_OF_STREAM))
 
 
 @lru_cache(maxsize=1024)
 def _schema_message(
-    epoch: int, step: int, epoch_end: int, end_of_epoch: bool, end_of_session: bool, generation: int
+    epoch: int,
+    step: int,
+    epoch_end: int,
+    end_of_epoch: bool,
+    end_of_session: bool,
+    generation: int,
+    ignored: tuple[int, ...],
 ) -> bytes:
     """The message that a step's answer begins with: the same for all of its ranks."""
     metadata = {
@@ -168,6 +188,7 @@ def _schema_message(
         "end_of_epoch": str(int(end_of_epoch)),
         "end_of_session": str(int(end_of_session)),
         "generation": str(generation),
+        **({"ignored": json.dumps(ignored)} if ignored else {}),
     }
     return pa.schema(_STEP_FIELDS, metadata).serialize().to_pybytes()  # type: ignore[no-any-return]
 
@@ -260,7 +281,7 @@ def _step_from_json(body: bytes, max_reports: int) -> StepRequest:
     except ValidationError as error:
         raise invalid_model(error) from error
     reports = [Report(asked.rank, report.step, _losses(report.losses)) for report in asked.reports]
-    return StepRequest(asked.rank, asked.step, reports, asked.generation)
+    return StepRequest(asked.rank, asked.step, reports, asked.generation, asked.wait)
 
 
 def _losses(values: Sequence[float | None]) -> Losses:
@@ -276,7 +297,7 @@ def _step_from_arrow(body: bytes, max_bytes: int, max_reports: int) -> StepReque
         if names and name not in names:
             raise Refusal("bad-body", f"the Arrow body has columns {names}, but not {name!r}")
     reports = [report for batch in batches for report in _reports(rank or 0, batch)]
-    return StepRequest(rank or 0, step, reports, generation)
+    return StepRequest(rank or 0, step, reports, generation, _seconds(metadata.get(b"wait")))
 
 
 def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
@@ -292,6 +313,18 @@ def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
     return [Report(rank, step, values[offsets[row] : offsets[row + 1]]) for row, step in enumerate(steps.to_pylist())]
+
+
+def _seconds(text: bytes | None) -> float:
+    if not text:
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise Refusal("bad-body", "the schema's metadata 'wait' must be a number of seconds, 0 or more")
+    return seconds
 
 
 def _integer(metadata: Mapping[bytes, bytes], name: bytes) -> int | None:

@@ -1,11 +1,11 @@
 """Dependencies of the routes: the state of the app, and who is calling."""
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
@@ -18,6 +18,8 @@ from curation.service.monitoring.scrape import Scrape
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
 from curation.service.store import Store
+from curation.service.workers.fairness import TENANT, FairSlots, Tenant
+from curation.service.workers.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class AppState:
     scrape: Scrape
     readiness: Readiness
     all_datasets: Datasets
-    select_slots: asyncio.Semaphore
+    processes: Processes
+    large_bodies: FairSlots
     started: float = field(default_factory=time.time)
 
     def datasets(self, caller: Caller) -> Datasets:
@@ -65,17 +68,22 @@ async def administrator(request: Request) -> Caller:
 
 async def identify(request: Request, scope: str) -> Caller:
     """Who makes a request; raises ``Refusal`` unless they may do what ``scope`` names."""
-    authorization = host = None
-    for name, value in request.scope["headers"]:
-        if name == b"authorization":
-            authorization = value
-        elif name == b"host":
-            host = value
-    caller = await (await app_state(request)).authenticator.caller(authorization, host)
-    state = request.scope.setdefault("state", {})
-    state["caller"] = caller
+    caller = await caller_of(request.scope, (await app_state(request)).authenticator)
     caller.need(scope)
-    return caller.asking(scope, request.client.host if request.client else None, state.get("request_id"))
+    return caller.asking(scope, request.client.host if request.client else None, request.scope["state"]["request_id"])
+
+
+async def caller_of(scope: Scope, authenticator: Authenticator) -> Caller:
+    """Who makes a request. Looked up once: from then on its work counts as the caller's."""
+    about = scope["state"]
+    caller: Caller | None = about.get("caller")
+    if caller is None:
+        headers = about["headers"]
+        caller = await authenticator.caller(headers.get(b"authorization"), headers.get(b"host"))
+        about["caller"] = caller
+        path = scope["path"].split("/", 4)
+        TENANT.set(Tenant(caller.owner, path[3] if len(path) > 3 and path[2] == "sessions" else None))
+    return caller
 
 
 App = Annotated[AppState, Depends(app_state)]

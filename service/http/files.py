@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from curation.service.errors import Refusal
+from curation.service.http.admission.request_body import body_of
 from curation.service.http.bodies import ARROW
 from curation.service.settings import Settings
 
@@ -40,6 +41,7 @@ async def receive_file(request: Request, settings: Settings, file: IO[bytes]) ->
         Refusal: the disk is full.
     """
     deadline, pieces, waiting = request.state.deadline, [], 0
+    body_of(request).allow(settings.max_checkpoint_bytes, "max_checkpoint_bytes", kept=False)
     with _room():
         async for piece in request.stream():
             pieces.append(piece)

@@ -1,26 +1,30 @@
 """Middleware that every request passes: its id, limits on its body and time, a line in the log, its metrics."""
 
-import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from curation.service.auth import Authenticator
 from curation.service.errors import Refusal
+from curation.service.http.admission.deadline import Deadline
+from curation.service.http.admission.request_body import BodyLimits, RequestBody
 from curation.service.http.problems import problem, refusal_of
 from curation.service.logs import AccessLog
 from curation.service.monitoring.failures import Failures
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
+from curation.service.workers.fairness import FairSlots
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-_BODY_LIMITS: Mapping[str, str] = {"/v1/sessions/import": "max_checkpoint_bytes"}
 _ONCE = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"x-request-id"})
+_PROCESS, _NUMBERS = secrets.token_hex(6).encode(), count()
 _CLIENT_LEFT = 499  # for the log only: its body was not whole yet
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -33,13 +37,23 @@ class RequestMiddleware:
     """Pure ASGI middleware, because a step costs about as much as a ``BaseHTTPMiddleware`` would add."""
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, metrics: Metrics, log: AccessLog, failures: Failures
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        log: AccessLog,
+        failures: Failures,
+        authenticator: Authenticator,
+        large_bodies: FairSlots,
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._log = log
         self._failures = failures
+        self._limits = BodyLimits(settings, large_bodies, authenticator)
+        self._least = min(settings.body_seconds, settings.request_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,8 +62,9 @@ class RequestMiddleware:
         start = time.perf_counter()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         client_id = headers.get(b"x-request-id", b"")
-        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(8).encode()
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        # A random number of its own would cost each request a call of the system.
+        own_id = b"%s-%x" % (_PROCESS, next(_NUMBERS))
+        request_id = client_id if client_id and _REQUEST_ID.fullmatch(client_id) else own_id
         status = 0
 
         async def answer(message: Message) -> None:
@@ -60,10 +75,11 @@ class RequestMiddleware:
             await send(message)
 
         self._metrics.open += 1
-        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        deadline = Deadline(self._settings.body_seconds if has_body else self._settings.request_seconds)
-        scope["state"]["deadline"] = deadline
-        body = _LimitedBody(self._settings, _body_limit(scope), headers, receive, deadline, whole=not has_body)
+        deadline = Deadline(self._settings.request_seconds, least=self._least)
+        body = RequestBody(scope, headers, receive, deadline, self._limits)
+        about = scope.setdefault("state", {})
+        about["request_id"], about["headers"] = request_id.decode(), headers
+        about["deadline"], about["body"] = deadline, body
         try:
             if len(headers) < len(scope["headers"]):
                 _check_repeated(scope["headers"])
@@ -73,11 +89,12 @@ class RequestMiddleware:
         except Exception as error:
             if status:
                 raise
-            slow = isinstance(error, TimeoutError) and not body.whole
-            refusal = _too_slow(self._settings.body_seconds) if slow else refusal_of(error)
+            late = isinstance(error, TimeoutError) and body.late
+            refusal = _too_slow(self._settings.body_seconds) if late else refusal_of(error)
             self._failures.take(refusal, error, scope)
             await problem(refusal, request_id.decode())(scope, receive, answer)
         finally:
+            body.parsed()
             self._metrics.open -= 1
             self._account(scope, status, time.perf_counter() - start, request_id, body.seen)
 
@@ -99,92 +116,6 @@ def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
     for name in set(names):
         if names.count(name) > 1:
             raise Refusal("bad-request", f"the header {name.decode().title()} stands there twice: send it once")
-
-
-class Deadline:
-    """A time limit that may be set anew. ``asyncio.timeout`` does the same at five times the cost for each request."""
-
-    def __init__(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + seconds
-        self._timer = self._loop.call_at(self._end, self._check)
-        self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._expired = False
-
-    def set(self, seconds: float) -> None:
-        """From now on, so many seconds. A later end waits for the timer that runs; an earlier one needs its own."""
-        end = self._loop.time() + seconds
-        if end < self._end:
-            self._timer.cancel()
-            self._timer = self._loop.call_at(end, self._check)
-        self._end = end
-
-    async def run(self, work: Awaitable[None]) -> None:
-        """Raises ``TimeoutError`` where it takes too long."""
-        task = self._task
-        assert task is not None
-        cancelled = task.cancelling()
-        try:
-            await work
-        except asyncio.CancelledError:
-            if self._expired and task.uncancel() <= cancelled:
-                raise TimeoutError from None
-            raise
-        finally:
-            self._task = None
-            self._timer.cancel()
-
-    def _check(self) -> None:
-        if self._task is None:
-            return
-        if self._loop.time() < self._end:
-            self._timer = self._loop.call_at(self._end, self._check)
-        else:
-            self._expired = True
-            self._task.cancel()
-
-
-class _LimitedBody:
-    """A ``receive`` that counts bytes. Once the body is whole, the time limit becomes that of the answer."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        limit: str,
-        headers: Mapping[bytes, bytes],
-        receive: Receive,
-        deadline: Deadline,
-        *,
-        whole: bool,
-    ) -> None:
-        self._settings, self._receive, self._deadline = settings, receive, deadline
-        declared = headers.get(b"content-length", b"0")
-        self._limit, self._max_bytes = limit, getattr(settings, limit)
-        self._refused = declared.isdigit() and int(declared) > self._max_bytes
-        self.seen = 0
-        self.whole = whole
-
-    async def __call__(self) -> Message:
-        if self._refused:
-            raise _too_large(self._limit, self._max_bytes)
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            if not self.whole:
-                self._deadline.set(self._settings.request_seconds)
-            self.whole = True
-        self.seen += len(message.get("body", b""))
-        if self.seen > self._max_bytes:
-            raise _too_large(self._limit, self._max_bytes)
-        return message
-
-
-def _body_limit(scope: Scope) -> str:
-    """The setting that says how large the body may be."""
-    return _BODY_LIMITS.get(scope["path"].removeprefix(scope.get("root_path", "")), "max_body_bytes")
-
-
-def _too_large(limit: str, max_bytes: int) -> Refusal:
-    return Refusal("too-large", f"the body is larger than {max_bytes} bytes, this server's limit ({limit})")
 
 
 def _too_slow(seconds: float) -> Refusal:

@@ -36,6 +36,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "stale-generation": (409, "The session was rewound since"),
     "before-base": (410, "The step lies before the imported checkpoint"),
     "too-large": (413, "The body is too large"),
+    "url-too-long": (414, "The URL is too long"),
     "bad-media-type": (415, "The body's type is not understood"),
     "bad-body": (422, "The body does not fit"),
     "bad-parameters": (422, "The session's parameters are wrong"),
@@ -46,8 +47,10 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "other-method": (422, "The session's method does not do this"),
     "bad-dataset": (422, "The dataset cannot be used"),
     "quota": (429, "The owner has used up its quota"),
+    "head-too-large": (431, "The request's headers are too large"),
     "internal": (500, "The server failed"),
     "busy": (503, "The server is still working on it"),
+    "too-many-connections": (503, "The server has no room for the connection"),
     "store-unavailable": (503, "The store cannot be reached"),
 }
 """Kind -> (status, title). The ``type`` of a document is ``urn:curation:problem:<kind>``."""

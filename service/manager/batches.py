@@ -22,6 +22,7 @@ class BatchesRequest(NamedTuple):
     steps: int
     reports: Sequence[Report]
     generation: int | None
+    wait: float = 0.0
 
 
 class RankBatch(NamedTuple):
@@ -42,8 +43,8 @@ async def take_batches(
         Refusal: as :meth:`SessionManager.step`; or more was asked for than ``max_rows`` rows, or 4,096 batches.
     """
     entry = await sessions.entry(caller, id)
-    for report in asked.reports:
-        entry.session.check_rank(report.rank)
+    for rank in {*asked.ranks, *(report.rank for report in asked.reports)}:
+        entry.session.check_rank(rank)
     rows = len(asked.ranks) * asked.steps * entry.row.spec.batch_size
     if asked.step is not None and (len(asked.ranks) * asked.steps > MAX_BATCHES or rows > max_rows):
         raise Refusal(
@@ -51,7 +52,7 @@ async def take_batches(
             f"{len(asked.ranks)} ranks × {asked.steps} steps of {entry.row.spec.batch_size} rows are more than this "
             f"server answers at once, {MAX_BATCHES} batches or {max_rows} rows: ask for fewer steps",
         )
-    request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation)
+    request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation, asked.wait)
     first, generation, *_ = await sessions.step(caller, id, request)
     if asked.step is None or first is None:
         return [], generation

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
+from curation.service.manager.identity import first_generation
 from curation.service.manager.sessions import Entry, SessionManager
 from curation.service.session.caller import Caller
 from curation.service.session.checkpoint import FORMAT, SCHEMA, Checkpoint
@@ -38,6 +39,7 @@ def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]
     """
     row, session = entry.row, entry.session
     metadata = {"format": FORMAT, "spec": row.spec.model_dump_json(), "size": str(row.size)}
+    metadata |= {"digest": row.digest} if row.digest else {}
     schema = SCHEMA.with_metadata(metadata)
     records = list(session.records)
     with pa.ipc.new_stream(pa.PythonFile(file, "w"), schema) as stream:
@@ -81,7 +83,8 @@ def restore(store: Store, caller: Caller, id: str, body: pa.Buffer, settings: Se
     session = Session(spec, make_method(spec, size, checkpoint.open_tables()), segments=checkpoint.segments)
     base = checkpoint.check(session)
     parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
-    return store.restore(id, caller, spec, size, *parts, checkpoint.choices, checkpoint.segments) is not None
+    about = (checkpoint.choices, checkpoint.segments, first_generation(), checkpoint.digest)
+    return store.restore(id, caller, spec, size, *parts, *about) is not None
 
 
 @contextmanager

@@ -5,31 +5,34 @@ A choice that was answered is on disk. With one rank nothing waits, and what it 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy.exc import SQLAlchemyError
 
 from curation.service.errors import Refusal
 from curation.service.manager.memory.parts import Parts
-from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
+from curation.service.manager.sessions import POLL_SECONDS, Entry, SessionManager, check_base, check_generation
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
 from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights
 from curation.service.session.spec import SessionSpec
+from curation.service.store import SessionRow
 from curation.service.store import choices as choice_store
 from curation.service.store.choices import StepKey
 
 
 class ChoiceRequest(NamedTuple):
-    """A rank's part of a step's super-batch; ``part`` None: it only asks."""
+    """A rank's part of a step's super-batch; ``part`` None: it only asks. ``wait``: seconds to wait for other ranks."""
 
     rank: int
     step: int
     part: RankPart | None
     generation: int | None
+    wait: float = 0.0
 
 
 class ChosenBatch(NamedTuple):
@@ -54,8 +57,17 @@ class ChosenBatch(NamedTuple):
         return self.step == self.epoch_end - 1
 
 
-Compute = Callable[[Callable[[], Choice]], Awaitable[Choice]]
-"""Runs blocking work elsewhere, few at once."""
+_RARELY = 1.0
+"""Between two looks at a store that no other server changes, for a session that was rewound or deleted meanwhile."""
+
+
+class _Begun:
+    """A step whose choice waits for ranks, and the requests that wait with it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.signal = asyncio.Event()
+        self.poll: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,14 @@ class Choices:
     Args:
         sessions: those that the choices belong to.
         parts: where what the ranks sent is kept.
-        compute: runs the selection itself.
+        threads: run the selection itself.
         max_rows: larger super-batches are refused.
     """
 
-    def __init__(self, sessions: SessionManager, parts: Parts, compute: Compute, *, max_rows: int) -> None:
-        self._sessions, self._parts, self._compute, self._max_rows = sessions, parts, compute, max_rows
+    def __init__(self, sessions: SessionManager, parts: Parts, threads: Executor, *, max_rows: int) -> None:
+        self._sessions, self._parts, self._threads, self._max_rows = sessions, parts, threads, max_rows
         self._tasks: dict[StepKey, asyncio.Task[Choice]] = {}
+        self._begun: dict[StepKey, _Begun] = {}
 
     async def choose(self, caller: Caller, id: str, request: ChoiceRequest) -> tuple[ChosenBatch, int]:
         """A rank's share of what is chosen at a step, and the session's generation.
@@ -101,11 +114,25 @@ class Choices:
         entry.seen[request.rank] = time.time()
         if request.part is not None:
             await asyncio.to_thread(_check_part, step, request.rank, request.part, self._max_rows)
-        choice = await self._choice(step, request.rank, request.part)
+        deadline = time.monotonic() + min(request.wait, self._sessions.max_wait)
+        part = request.part
+        while True:
+            try:
+                choice = await self._choice(step, request.rank, part)
+                break
+            except Refusal as refusal:
+                if refusal.kind != "missing-reports" or not request.wait or not await self._wait(step, deadline):
+                    raise
+                part = None  # it is stored
         if request.part is not None and choice.digests[request.rank] != request.part.digest:
             raise choice_store.part_differs(request.rank, request.step)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
         return _share(step, choice, request.rank), step.key.generation
+
+    def let_go(self) -> None:
+        """Answer all requests that wait for other ranks, because the server stops."""
+        for key in list(self._begun):
+            self._let_go(key)
 
     async def _choice(self, step: _Step, rank: int, part: RankPart | None) -> Choice:
         key, world_size = step.key, step.spec.world_size
@@ -122,7 +149,52 @@ class Choices:
             if key not in self._tasks:
                 task = self._tasks[key] = asyncio.create_task(self._compute_choice(step, only_part))
                 task.add_done_callback(lambda done: (self._tasks.pop(key), done.cancelled() or done.exception()))
+                self._let_go(key)
         return await asyncio.shield(self._tasks[key])
+
+    async def _wait(self, step: _Step, deadline: float) -> bool:
+        """Wait until the choice of a step may be under way; False where time is over."""
+        seconds = min(deadline - time.monotonic(), self._sessions.max_wait)
+        if seconds <= 0:
+            return False
+        begun = self._begun.get(step.key)
+        if begun is None:
+            begun = self._begun[step.key] = _Begun()
+            begun.poll = asyncio.create_task(self._poll(step, begun))
+        begun.waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await begun.signal.wait()
+        except TimeoutError:
+            return False
+        finally:
+            begun.waiting -= 1
+        return True
+
+    async def _poll(self, step: _Step, begun: _Begun) -> None:
+        """Let those go who wait once another replica has what they wait for, or the session has changed."""
+        seconds = POLL_SECONDS if self._sessions.store.shared else _RARELY
+        while True:
+            await asyncio.sleep(seconds)
+            if begun.signal.is_set():
+                return
+            if not begun.waiting or not await asyncio.to_thread(self._must_wait, step):
+                break
+        self._let_go(step.key)
+
+    def _must_wait(self, step: _Step) -> bool:
+        store, key = self._sessions.store, step.key
+        try:
+            store.check_generation(key.session, key.generation)
+            stored = self._parts.read(key)
+        except (Refusal, SQLAlchemyError):
+            return False  # those who wait look themselves, and are told
+        return not isinstance(stored, Choice) and len(stored.ranks) < step.spec.world_size
+
+    def _let_go(self, key: StepKey) -> None:
+        begun = self._begun.pop(key, None)
+        if begun is not None:
+            begun.signal.set()
 
     async def _compute_choice(self, step: _Step, only_part: RankPart | None) -> Choice:
         store, key = self._sessions.store, step.key
@@ -133,24 +205,31 @@ class Choices:
             return step.method.choose(self._parts.all(key, step.spec.world_size), step.seed)
 
         try:
-            choice = await self._compute(work)
+            choice = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except Refusal as refusal:
             if only_part is None and refusal.kind == "bad-report":
                 self._parts.forget(key)
                 await asyncio.to_thread(choice_store.delete_parts, store, key)
             raise
+        except (ValueError, TypeError) as error:
+            raise Refusal("bad-body", str(error)) from error
         choice = await asyncio.to_thread(choice_store.put_choice, store, key, choice)
         self._parts.forget(key)
         return choice
 
 
+def no_choice(row: SessionRow) -> Refusal:
+    """A session whose method does not choose."""
+    return Refusal(
+        "other-method",
+        f"session {row.id!r} is one of {row.spec.method}, whose batches are trained on whole: there is no choice",
+    )
+
+
 def _find_step(entry: Entry, request: ChoiceRequest) -> _Step:
     session, row, method = entry.session, entry.row, entry.session.method.choosing
     if method is None:
-        raise Refusal(
-            "other-method",
-            f"session {row.id!r} is one of {row.spec.method}, whose batches are trained on whole: there is no choice",
-        )
+        raise no_choice(row)
     session.check_rank(request.rank)
     check_generation(row, request.generation)
     number = session.epoch_of(request.step)
@@ -197,4 +276,5 @@ def _missing_parts(step: int, rank: int, ranks: set[int]) -> Refusal:
         "this request sent is stored: ask again, without sending it",
         retry_after=1,
         **facts,
+        missing_ranks=[place["rank"] for place in facts["missing"]],
     )

@@ -15,8 +15,6 @@ import numpy.typing as npt
 from curation.service.session.session import EpochRecord, Report
 from curation.service.store import Store
 
-POINTS = 512
-"""So many outstanding reports are looked up one by one; of more, all that came since are read."""
 _PAUSE = 10
 
 
@@ -42,12 +40,9 @@ class Progress:
         self._since: list[Report] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._count_again = 0.0
-        self._outstanding: Outstanding | None = None
 
     def stored(self, reports: Sequence[Report]) -> None:
         """Take note of reports that are on disk now, new or not."""
-        if self._outstanding is not None:
-            self._outstanding.stored(reports)
         if self._since is not None:
             self._since.extend(reports)
         elif self._ranks is not None:
@@ -65,21 +60,6 @@ class Progress:
                 self._counting.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(self._counting)
         return self._ranks or {}
-
-    def missing(self, record: EpochRecord) -> npt.NDArray[np.int64]:
-        """int64[m, 2]: (rank, step), by step, of the reports of an epoch that are not stored. Blocking."""
-        outstanding = self._outstanding
-        if outstanding is None or outstanding.record.number != record.number:
-            outstanding = Outstanding(record)
-            self._outstanding = outstanding  # before reading: what is stored meanwhile is noted or read
-            try:
-                outstanding.read(self._store, self._key, record.due_from)
-            except BaseException:
-                self._outstanding = None
-                raise
-        elif self._store.shared:
-            outstanding.catch_up(self._store, self._key)
-        return outstanding.pairs()
 
     async def _count(self) -> None:
         begin, self._since = time.monotonic(), []
@@ -103,42 +83,13 @@ class Progress:
                 self._unsure = True  # one that was late, or one sent again
 
 
-class Outstanding:
-    """Reports of one epoch that are not stored yet.
-
-    Args:
-        record: the epoch.
-    """
-
-    def __init__(self, record: EpochRecord) -> None:
-        self.record = record
-        self._due = record.expected()
-
-    def stored(self, reports: Sequence[Report]) -> None:
-        """Take note of reports, of whichever epochs."""
-        for report in reports:
-            step = report.step - self.record.due_from
-            if 0 <= step < len(self._due):
-                self._due[step, report.rank] = False
-
-    def read(self, store: Store, key: int, first: int) -> None:
-        """Take note of what is stored of the steps from ``first`` on."""
-        for ranks, steps in store.reported(key, first, self.record.end):
-            self._due[steps - self.record.due_from, ranks] = False
-
-    def catch_up(self, store: Store, key: int) -> None:
-        """Take note of what other replicas stored."""
-        pairs = self.pairs()
-        if len(pairs) > POINTS:
-            self.read(store, key, int(pairs[0, 1]))
-        elif len(pairs):
-            for rank, step in store.which_reported(key, pairs.tolist()):
-                self._due[step - self.record.due_from, rank] = False
-
-    def pairs(self) -> npt.NDArray[np.int64]:
-        """int64[m, 2]: (rank, step), by step."""
-        due = np.argwhere(self._due)
-        return np.stack([due[:, 1], due[:, 0] + self.record.due_from], axis=1)
+def missing_reports(store: Store, key: int, record: EpochRecord) -> npt.NDArray[np.int64]:
+    """int64[m, 2]: (rank, step), by step, of the reports of an epoch that are not stored. Blocking."""
+    due = record.expected()
+    for ranks, steps in store.reported(key, record.due_from, record.end):
+        due[steps - record.due_from, ranks] = False
+    places = np.argwhere(due)
+    return np.stack([places[:, 1], places[:, 0] + record.due_from], axis=1)
 
 
 def page(

@@ -62,7 +62,7 @@ async def resize(sessions: SessionManager, caller: Caller, id: str, asked: Resiz
         await sessions.epoch(entry, 0)
     places = await asyncio.to_thread(_places, sessions.store, entry, asked)
     segment = await asyncio.to_thread(_resize, sessions.store, caller, entry, asked, *places)
-    sessions.evict(id)
+    sessions.forget(entry)
     return await sessions.entry(caller, id), segment
 
 

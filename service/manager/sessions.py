@@ -6,6 +6,7 @@ threads, once for all requests that wait for it, and goes on when they give up.
 
 import asyncio
 import math
+import secrets
 import tempfile
 import time
 from collections import OrderedDict
@@ -17,26 +18,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation.service.arrow import write_table
 from curation.service.errors import Refusal
 from curation.service.logs import logger
-from curation.service.manager.group_commit import GroupCommit
+from curation.service.manager.group_commit import PIECE_BYTES, GroupCommit, pieces, size_of
+from curation.service.manager.identity import check_alike, digest_of, first_generation
 from curation.service.manager.memory.residency import Residency, Tenure
 from curation.service.manager.memory.spool import Spool
-from curation.service.manager.progress import Progress
+from curation.service.manager.progress import Progress, missing_reports
+from curation.service.manager.waiting import EpochWait, EpochWaits
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import make_method, method_kind
 from curation.service.session.protocols import Epoch, Indices, Losses, State
 from curation.service.session.segments import Segment
-from curation.service.session.session import Batch, EpochRecord, Session, StepRequest
-from curation.service.session.spec import SessionSpec
+from curation.service.session.session import Batch, EpochRecord, Report, Session, StepRequest
+from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
-from curation.service.store.reports import Write
+from curation.service.store.reports import Ignored, Write
 
 MAX_SESSIONS = 4096
 RECENT_SECONDS = 60.0
 """A session is at work, and a rank waits, if it asked so short a time ago."""
+TRIES = 3
+POLL_SECONDS = 0.1
+"""Between two looks at a shared store for what other replicas were sent."""
+_POLLED = 500
 
 
 @dataclass
@@ -45,7 +51,8 @@ class Entry:
 
     ``asked``: the last step that each rank asked this server for; ``seen``: when it last sent anything, in seconds
     since 1970; ``waits``: when it was last told to wait for others; ``used``: when a rank was last answered. The last
-    two are of :func:`time.monotonic`.
+    two are of :func:`time.monotonic`. ``outdated``:
+    the store has it otherwise.
     """
 
     row: SessionRow
@@ -54,6 +61,8 @@ class Entry:
     asked: dict[int, int] = field(default_factory=dict)
     seen: dict[int, float] = field(default_factory=dict)
     tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
+    look: "asyncio.Task[None] | None" = None
+    outdated: bool = False
     waits: dict[int, float] = field(default_factory=dict)
     used: float = float("-inf")
     tenure: Tenure = field(default_factory=Tenure)
@@ -83,7 +92,7 @@ class Entry:
         if self.waiting(now):
             return "waiting"
         asked = list(self.asked.values())
-        if len(asked) == self.row.spec.world_size and min(asked) + 1 == self.session.total_steps:
+        if len(asked) == self.session.world_size and min(asked) + 1 == self.session.total_steps:
             return "finished"
         return "running" if now - self.used < RECENT_SECONDS else "idle"
 
@@ -94,16 +103,22 @@ class SessionManager:
     Args:
         store: where they are kept.
         resident_bytes: what their epochs may take in memory; those unused for longest go.
+        max_wait: seconds for which a request may wait for other ranks.
         metrics: takes in commits, epochs and evictions.
     """
 
-    def __init__(self, store: Store, *, resident_bytes: int, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, store: Store, *, resident_bytes: int, max_wait: float = 30, metrics: Metrics | None = None
+    ) -> None:
         self.store = store
+        self.waits = EpochWaits()
+        self.max_wait = max_wait
         self._metrics = metrics or Metrics()
-        self.group_commit = GroupCommit(store, self._metrics, self._stored)
+        self.group_commit = GroupCommit(store, self._metrics, self._committed)
+        self._rewinds: dict[tuple[int, str], asyncio.Task[Entry]] = {}
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._by_key: dict[int, Entry] = {}
         self._loading: dict[str, asyncio.Task[Entry]] = {}
+        self._by_key: dict[int, Entry] = {}
         self.residency = Residency(resident_bytes)
 
     @property
@@ -120,28 +135,23 @@ class SessionManager:
             Refusal: the parameters are wrong, or the id belongs to another session.
         """
         session = await asyncio.to_thread(_build_session, spec, size, tables, [])
-        row = await asyncio.to_thread(self.store.create, id, caller, spec, size, tables)
+        digest = await asyncio.to_thread(digest_of, spec, size, tables)
+        about = (spec, size, tables, first_generation(), digest)
+        row = await asyncio.to_thread(self.store.create, id, caller, *about)
         if row is None:
-            taken = Refusal("id-taken", f"there is another session {id!r}: leave the id out, or choose another")
             try:
-                entry = await self.entry(caller, id)
+                entry = await self.current(caller, id)
             except Refusal as refusal:
-                raise (taken if refusal.kind == "not-found" else refusal) from None
-            if entry.row.size != size or not await asyncio.to_thread(self._alike, entry.row, spec, tables):
-                raise taken
+                if refusal.kind != "not-found":
+                    raise
+                raise Refusal(
+                    "id-taken", f"there is another session {id!r}: leave the id out, or choose another"
+                ) from None
+            await asyncio.to_thread(check_alike, self.store, entry.row, spec, size, tables)
             return entry, False
         entry = Entry(row, session, Progress(self.store, row.key))
         self._insert(entry)
         return entry, True
-
-    def _alike(self, row: SessionRow, spec: SessionSpec, tables: dict[str, bytes]) -> bool:
-        """Whether a session was created of the same; release 0.1 kept tables that came as JSON in the spec."""
-        stored = self.store.tables(row.key)
-        kind = method_kind(row.spec.method)
-        inline = kind.to_table(row.spec) if kind.table is not None and not stored else None
-        if inline is not None and kind.table is not None:
-            return inline[0] == spec and {kind.table: write_table(inline[1])} == tables
-        return row.spec == spec and stored == tables
 
     async def entry(self, caller: Caller, id: str) -> Entry:
         """A session that the caller may use.
@@ -180,76 +190,136 @@ class SessionManager:
         for id in [id for id, entry in self._entries.items() if entry.row.owner in owners]:
             self.evict(id)
 
-    async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int]:
-        """Store the reports, then answer with the batch asked for (None where none was) and the generation.
+    async def step(self, caller: Caller, id: str, request: StepRequest) -> tuple[Batch | None, int, Ignored]:
+        """Store the reports, then answer with the batch asked for (None where none was), the generation, and the steps
+        whose report is not the one that came first.
+
+        Where other ranks' reports are missing, it waits for them for as long as the request says.
 
         Raises:
             Refusal: nothing was changed, unless the kind is ``missing-reports``: then the reports are stored.
         """
-        changed: Refusal | None = None
-        for _ in range(3):
-            entry = await self.entry(caller, id)
+        deadline = time.monotonic() + min(request.wait, self.max_wait)
+        tries, ignored = 0, list[int]()
+        while True:
+            entry = self._entries.get(id)
+            open_epochs = entry.session.open_epochs if entry else 0
             try:
-                batch = await self._step(entry, request)
+                entry = await self.entry(caller, id)
+                open_epochs = entry.session.open_epochs
+                batch = await self._step(entry, request, ignored)
+                ends = self.store.shared and batch is not None and batch.end_of_session
+                if not ends or not await self._has_changed(entry, open_epochs):
+                    entry.used = time.monotonic()
+                    entry.waits.pop(request.rank, None)
+                    return batch, entry.row.generation, ignored
             except Refusal as refusal:
-                if refusal.kind == "missing-reports":
+                if refusal.kind == "missing-reports" and entry is not None:
                     entry.waits[request.rank] = time.monotonic()
-                if refusal.kind != "session-changed":
+                    if not request.wait or not await self._wait(entry, deadline):
+                        raise
+                    request = request._replace(reports=())  # they are stored
+                    continue
+                tries += 1
+                if refusal.kind == "session-changed":
+                    self.evict(id)
+                # What is in memory may refuse only what the store, as it is now, refuses as well.
+                elif entry is None or not self.store.shared or not await self._has_changed(entry, open_epochs):
                     raise
-                self.evict(id)
-                changed = refusal
-            else:
-                entry.used = time.monotonic()
-                entry.waits.pop(request.rank, None)
-                return batch, entry.row.generation
-        assert changed is not None
-        raise changed
+                if tries == TRIES:
+                    raise
 
     async def current(self, caller: Caller, id: str) -> Entry:
         """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
-        entry = await self.entry(caller, id)
-        if self.store.shared:
-            row = await asyncio.to_thread(self.store.session, id)
-            if row is None or row != entry.row:
-                self.evict(id)
-                return await self.entry(caller, id)
-            await self._catch_up(entry)
-        return entry
+        known = self._entries.get(id)
+        if self.store.shared and known is not None:
+            await self._look(known)
+        return await self.entry(caller, id)
 
-    async def rewind(self, caller: Caller, id: str, step: int) -> Entry:
+    async def rewind(self, caller: Caller, id: str, step: int, request: str | None = None) -> Entry:
         """Go back to a step: what was reported for it and for later ones is forgotten.
+
+        ``request`` names this rewind: of several that name the same, one is carried out.
 
         Raises:
             Refusal: the step's epoch was never open.
         """
+        entry, name = await self.current(caller, id), request or secrets.token_hex(8)
+        place = entry.row.key, name
+        task = self._rewinds.get(place)
+        if task is None:
+            task = self._rewinds[place] = asyncio.create_task(self._rewind(caller, id, step, name))
+            task.add_done_callback(lambda done: (self._rewinds.pop(place), done.cancelled() or done.exception()))
+        return await asyncio.shield(task)
+
+    async def change(self, caller: Caller, id: str, change: SpecChange) -> Entry:
+        """Give a session other parameters, of those that may change.
+
+        Raises:
+            Refusal: they are wrong, or take away what was handed out.
+        """
+        for _ in range(TRIES):
+            entry = await self.current(caller, id)
+            row = entry.row
+            try:
+                spec = row.spec.changed(change)
+            except ValueError as error:
+                raise Refusal("bad-parameters", str(error)) from error
+            if spec == row.spec:
+                return entry
+            try:
+                await asyncio.to_thread(self._change, row, spec, caller)
+            except Refusal as refusal:
+                if refusal.kind != "session-changed":
+                    raise
+            self.forget(entry)
+        return await self.current(caller, id)
+
+    async def close_epoch(self, caller: Caller, id: str, epoch: int) -> Entry:
+        """Go on from an epoch without the reports that are missing of it; nothing to do where the next one is open.
+
+        Raises:
+            Refusal: the epoch is not open, or is the last one, or the method needs no reports.
+        """
         entry = await self.current(caller, id)
         session, row = entry.session, entry.row
-        if step < 0 or step > session.known_steps:
-            raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
-        last = max(session.open_epochs - 1, 0)
-        epoch = session.epoch_of(step) if step < session.known_steps else last
-        check_base(row, epoch)
-        await asyncio.shield(asyncio.create_task(self._rewind(row, step, epoch, caller)))
-        return await self.entry(caller, id)
+        if not session.method.stateful:
+            raise Refusal("other-method", f"epochs of {row.spec.method} wait for no reports: there is nothing to close")
+        if epoch < 0 or epoch >= session.open_epochs:
+            raise Refusal("epoch-not-open", f"epoch {epoch} is not open yet: {session.open_epochs} epochs are")
+        if epoch + 1 == row.spec.epochs:
+            raise Refusal("bad-step", f"epoch {epoch} is the session's last: nothing waits for its reports")
+        if epoch + 1 == session.open_epochs:
+            await asyncio.to_thread(self.store.note, row, caller, "session.close-epoch", epoch=epoch)
+        while epoch + 1 >= session.open_epochs:
+            wait = self.waits.begin(row, epoch + 1)
+            wait.closed = True
+            wait.let_go()
+            try:
+                await self._ensure_epoch(entry, epoch + 1)
+            except Refusal as refusal:
+                if refusal.kind != "missing-reports":  # of an opening that began before this
+                    raise
+        return entry
 
     async def delete(self, caller: Caller, id: str) -> None:
         """Forget a session for good."""
-        entry = await self.entry(caller, id)
+        entry = await self.current(caller, id)
         await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
-        self.evict(id)
+        self.forget(entry)
+        self.waits.end(entry.row.key)
 
-    async def _rewind(self, row: SessionRow, step: int, epoch: int, caller: Caller) -> None:
-        """To its end, even where the client gives up: what is in memory must not outlive it."""
-        try:
-            await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller)
-        finally:
-            self.evict(row.id)
+    def let_go(self) -> None:
+        """Answer all requests that wait for other ranks, because the server stops."""
+        self.max_wait = 0
+        for wait in self.waits:
+            wait.let_go()
 
     async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """An open epoch's order, computed again where needed."""
         return await self._ensure_epoch(entry, number)
 
-    async def _step(self, entry: Entry, request: StepRequest) -> Batch | None:
+    async def _step(self, entry: Entry, request: StepRequest, ignored: list[int]) -> Batch | None:
         session, row = entry.session, entry.row
         session.check_rank(request.rank)
         entry.seen[request.rank] = time.time()
@@ -257,7 +327,7 @@ class SessionManager:
             await self._ensure_epoch(entry, 0)
         newest = max((report.step for report in request.reports), default=-1)
         if self.store.shared and max(newest, -1 if request.step is None else request.step) >= session.known_steps:
-            await self._catch_up(entry)
+            await self._look(entry)
         check_generation(row, request.generation)
         if request.step is not None:
             check_base(row, session.epoch_of(request.step))
@@ -266,11 +336,16 @@ class SessionManager:
                 raise Refusal(
                     "bad-report",
                     f"step {report.step} is reported, but is not earlier than {request.step}, the one asked for",
+                    rank=report.rank,
+                    step=report.step,
                 )
-            session.check_report(report)
-            session.check_due(report)
+        await self._check_reports(session, request.reports)
         if request.reports or self.store.shared:
-            await self.group_commit.submit(row.key, row.generation, request.reports)
+            differing: list[int] = []
+            for reports in pieces(request.reports):
+                differing += await self.group_commit.submit(row.key, row.generation, reports)
+            if request.reports:
+                ignored[:] = differing
         if request.step is None:
             return None
         number = session.epoch_of(request.step)
@@ -279,6 +354,85 @@ class SessionManager:
             epoch = await self._ensure_epoch(entry, number)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
         return session.batch(request.rank, request.step, epoch)
+
+    async def _wait(self, entry: Entry, deadline: float) -> bool:
+        """Wait for the reports that an epoch waits for; False where time is over."""
+        while True:
+            wait = self.waits.of(entry.row.key)
+            if wait is None or not wait.known or wait.generation != entry.row.generation:
+                return True
+            opens_in = wait.opens_in()
+            left = min(deadline, time.monotonic() + self.max_wait) - time.monotonic()
+            if opens_in == 0 or left <= 0:
+                return opens_in == 0
+            if self.store.shared and (wait.poll is None or wait.poll.done()):
+                wait.poll = asyncio.create_task(self._poll(entry, wait))
+            await wait.wait(min(left, opens_in))
+
+    async def _poll(self, entry: Entry, wait: EpochWait) -> None:
+        """Look for what other replicas were sent, for as long as requests wait for it."""
+        await asyncio.sleep(POLL_SECONDS)
+        try:
+            while wait.waiting and not await self._cross_out(entry, wait):
+                await asyncio.sleep(POLL_SECONDS)
+        except Exception:
+            wait.doubt()  # those who wait look themselves, and are told
+
+    async def _cross_out(self, entry: Entry, wait: EpochWait) -> bool:
+        """Cross out the reports that other replicas stored; whether there is no need to look again."""
+        await self._look(entry)
+        if entry.outdated or entry.session.open_epochs > wait.number:
+            self.waits.end(entry.row.key)
+            return True
+        while wait.known and wait.left:
+            arrived = await asyncio.to_thread(self.store.arrived, entry.row.key, wait.missing(_POLLED))
+            wait.arrived(arrived)
+            if not arrived:
+                return False
+        return True
+
+    async def _rewind(self, caller: Caller, id: str, step: int, request: str) -> Entry:
+        for _ in range(TRIES):
+            entry = await self.current(caller, id)
+            session, row = entry.session, entry.row
+            if row.last_rewind == request:
+                return entry
+            if step < 0 or step > session.known_steps:
+                raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
+            last = max(session.open_epochs - 1, 0)
+            epoch = session.epoch_of(step) if step < session.known_steps else last
+            check_base(row, epoch)
+            try:
+                await asyncio.to_thread(self.store.rewind, row.key, row.generation, step, epoch, caller, request)
+            except Refusal as refusal:
+                if refusal.kind != "session-changed":
+                    raise
+            finally:
+                self.forget(entry)
+        raise Refusal("session-changed", "the session is rewound by others again and again", retry_after=1)
+
+    def _change(self, row: SessionRow, spec: SessionSpec, caller: Caller) -> None:
+        _build_session(spec, row.size, self.store.tables(row.key), [])
+        self.store.change(row, spec, caller)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop what is in memory of a session that was changed; who waits for its epoch looks again."""
+        entry.outdated = True
+        self.evict(entry.row.id)
+        wait = self.waits.of(entry.row.key)
+        if wait is not None:
+            wait.doubt()
+
+    async def _check_reports(self, session: Session[Any], reports: Sequence[Report]) -> None:
+        def check() -> None:
+            for report in reports:
+                session.check_report(report)
+                session.check_due(report)
+
+        if size_of(reports) <= PIECE_BYTES:
+            check()
+        else:
+            await asyncio.to_thread(check)
 
     async def _load(self, id: str) -> Entry:
         entry = await asyncio.to_thread(self._from_store, id)
@@ -301,22 +455,49 @@ class SessionManager:
         self._entries[entry.row.id] = self._by_key[entry.row.key] = entry
         if not entry.session.method.stateful:
             entry.tenure.until = math.inf  # what it has in memory is made with the session
-        self._evict_oldest(entry)
-
-    def _stored(self, write: Write) -> None:
-        entry = self._by_key.get(write.key)
-        if entry is not None and write.reports and entry.row.generation == write.generation:
-            entry.progress.stored(write.reports)
-
-    def _evict_oldest(self, entry: Entry) -> None:
         self.residency.make_room(entry, entry.nbytes, self.in_memory)
         while len(self._entries) > MAX_SESSIONS:
+            key = next(iter(self._entries.values())).row.key
             self.evict(next(iter(self._entries)))
+            wait = self.waits.of(key)
+            if wait is not None and not wait.waiting:
+                self.waits.end(key)
 
-    async def _catch_up(self, entry: Entry) -> None:
-        records = await asyncio.to_thread(self.store.records, entry.row, len(entry.session.records))
+    def _committed(self, writes: Sequence[Write], outcomes: Sequence[Ignored | Exception]) -> None:
+        self.waits.committed(writes, outcomes)
+        for write, outcome in zip(writes, outcomes, strict=True):
+            entry = self._by_key.get(write.key)
+            stored = write.reports and not isinstance(outcome, Exception)
+            if stored and entry is not None and entry.row.generation == write.generation:
+                entry.progress.stored(write.reports)
+
+    async def _has_changed(self, entry: Entry, open_epochs: int) -> bool:
+        """Whether the store has a session otherwise than it was judged by."""
+        await self._look(entry)
+        return entry.outdated or entry.session.open_epochs != open_epochs
+
+    async def _look(self, entry: Entry) -> None:
+        """Take in what other replicas did to a session; one look, begun from now on, for all that ask."""
+        before = entry.look
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        if entry.look is before:
+            entry.look = asyncio.create_task(self._look_once(entry))
+        assert entry.look is not None
+        await asyncio.shield(entry.look)
+
+    async def _look_once(self, entry: Entry) -> None:
+        row, records = await asyncio.to_thread(self._newer, entry.row, entry.session.open_epochs)
         for record in records:
             entry.session.opened(record)
+        if row != entry.row:
+            self.forget(entry)
+            if row is None or row.key != entry.row.key:
+                self.waits.end(entry.row.key)
+
+    def _newer(self, row: SessionRow, first: int) -> tuple[SessionRow | None, Sequence[EpochRecord]]:
+        stored = self.store.session(row.id)
+        return stored, self.store.records(row, first) if stored == row else ()
 
     async def _ensure_epoch(self, entry: Entry, number: int) -> Epoch | None:
         """Open an epoch, or compute it again; None where the method makes it on the spot.
@@ -340,11 +521,12 @@ class SessionManager:
                     session.put(number, epoch)
                 self._metrics.computed_again.observe(time.perf_counter() - start)
         else:
-            missing = await asyncio.to_thread(self._missing, entry, number)
+            missing = await self._missing(entry, number) if number else np.empty((0, 2), np.int64)
             async with self._making(entry):
                 record, epoch = await asyncio.to_thread(self._open, row, session, number, missing)
                 session.opened(record, epoch)
             self._metrics.opened.observe(time.perf_counter() - start)
+            self.waits.end(row.key)
         return epoch
 
     @asynccontextmanager
@@ -358,13 +540,22 @@ class SessionManager:
             finally:
                 entry.making -= 1
 
-    def _missing(self, entry: Entry, number: int) -> np.ndarray[Any, Any]:
-        """Reports that an epoch is opened without; raises ``Refusal`` where it has to wait for them."""
-        if number == 0:
-            return np.empty((0, 2), np.int64)
-        missing = entry.progress.missing(entry.session.records[number - 1])
-        if len(missing) and entry.row.spec.on_missing == "wait":
-            raise _missing_reports(number, missing)
+    async def _missing(self, entry: Entry, number: int) -> np.ndarray[Any, Any]:
+        """int64[m, 2]: (rank, step) of the epoch before that an epoch opens without.
+
+        Raises:
+            Refusal: it waits for them.
+        """
+        wait = self.waits.begin(entry.row, number)
+        if wait.known and self.store.shared:
+            await self._cross_out(entry, wait)
+        if wait.known and wait.opens_in() > 0:
+            raise wait.refusal()
+        before = entry.session.records[number - 1]
+        missing = await asyncio.to_thread(missing_reports, self.store, entry.row.key, before)
+        wait.looked(missing)
+        if wait.opens_in() > 0:
+            raise wait.refusal()
         return missing
 
     def _open(
@@ -374,7 +565,7 @@ class SessionManager:
         if number == 0:
             state = session.method.start()
         else:
-            if session.method.stateful and session.epoch(number - 1) is None:
+            if session.epoch(number - 1) is None:
                 session.put(number - 1, self._compute(row, session, number - 1))
             self._make_way(session)
             state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
@@ -403,6 +594,7 @@ class SessionManager:
         epoch: Epoch = session.make_epoch(number, state)
         del state
         epoch.prepare()
+        self.store.check_generation(row.key, row.generation)  # or the reports it was computed from may be others'
         return epoch
 
     def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
@@ -473,16 +665,3 @@ def check_base(row: SessionRow, epoch: int) -> None:
             "before-base",
             f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
         )
-
-
-def _missing_reports(number: int, missing: np.ndarray[Any, Any]) -> Refusal:
-    first = [{"rank": int(rank), "step": int(step)} for rank, step in missing[:100]]
-    return Refusal(
-        "missing-reports",
-        f"epoch {number} waits for {len(missing)} reports of epoch {number - 1}, the first of rank {first[0]['rank']}, "
-        f"step {first[0]['step']}. What this request reported is stored. Ask again, or create sessions with "
-        '"on_missing": "skip"',
-        retry_after=1,
-        missing=first,
-        missing_count=len(missing),
-    )

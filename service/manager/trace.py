@@ -174,7 +174,7 @@ class Recorder:
 
     def _spikes(self, entry: Entry, top: int, threshold: float, first: int | None, limit: int) -> Spikes:
         session, row, deadline = entry.session, entry.row, time.monotonic() + SECONDS
-        last = last_reported(self._store, row.key)
+        last = self._last_reported(entry)
         base = session.span_of(row.base)[0] if row.base < session.open_epochs else 0
         if last is None:
             return Spikes([], base, base, None)
@@ -201,9 +201,14 @@ class Recorder:
 
     def _reached_epoch(self, entry: Entry, first: int) -> int:
         """The furthest epoch of which a step was asked for or reported; ``first`` before there is one."""
-        last = last_reported(self._store, entry.row.key)
+        last = self._last_reported(entry)
         step = max([*entry.asked.values(), *([] if last is None else [last])], default=None)
         return first if step is None else max(first, entry.session.epoch_of(step))
+
+    def _last_reported(self, entry: Entry) -> int | None:
+        """The furthest step reported, of those known here: another replica may have opened an epoch meanwhile."""
+        last = last_reported(self._store, entry.row.key)
+        return None if last is None else min(last, entry.session.known_steps - 1)
 
     def _choice(self, entry: Entry, step: int) -> Choice | None:
         if entry.session.method.choosing is None:

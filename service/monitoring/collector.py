@@ -83,7 +83,7 @@ def _totals(entries: Sequence[Entry]) -> Iterable[Metric]:
     for entry in entries:
         states[entry.state(now)] += 1
     family = GaugeMetricFamily(
-        "curation_sessions", "Sessions in memory, by what they do: see docs/operations.md", labels=("state",)
+        "curation_sessions", "Sessions in memory, by what they do: see docs/service/operations.md", labels=("state",)
     )
     for state, count in states.items():
         family.add_metric((state,), count)

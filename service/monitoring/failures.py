@@ -59,7 +59,8 @@ class Failures:
             self._metrics.failed_logins.inc()
         if KINDS[refusal.kind][0] < 500:
             return
-        request = scope.get("state", {}).get("request_id", "")
+        about, peer = scope.get("state", {}), scope.get("client")
+        request, caller = about.get("request_id", ""), about.get("caller")
         cause = self._cause(refusal, error)
         repeated = self._causes.get(cause)
         if repeated is not None:
@@ -68,7 +69,8 @@ class Failures:
             return
         self._causes[cause] = _Repeated(self._later(cause))
         trace = error if refusal.kind == "internal" else None
-        fields = {"request": request, "method": scope["method"], "path": scope["path"], **_fields(cause)}
+        who = {"peer": peer and peer[0], "token": caller and caller.token}
+        fields = {"request": request, "method": scope["method"], "path": scope["path"], **who, **_fields(cause)}
         logger.error("request failed", exc_info=trace, extra={"fields": fields})
 
     def close(self) -> None:

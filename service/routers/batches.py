@@ -12,8 +12,10 @@ from pydantic_core import to_json
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
-from curation.service.http.arrays import read_arrays
-from curation.service.http.bodies import ARROW, JSON, wants_arrow
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import body_of, read_body
+from curation.service.http.arrays import check_count, read_arrays
+from curation.service.http.bodies import ARROW, JSON, is_arrow, wants_arrow
 from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.manager.batches import MAX_BATCHES, BatchesRequest, RankBatch, take_batches
@@ -42,6 +44,7 @@ class BatchesBody(BaseModel):
     generation: Annotated[int, Field(strict=True)] | None = Field(
         default=None, description="refuse if the session was rewound or resized since this one"
     )
+    wait: float = Field(default=0, ge=0, description="as in /steps: seconds to wait for other ranks at an epoch's end")
     report_ranks: list[Whole] = []
     report_steps: list[Whole] = []
     losses: list[list[float | None]] = Field(default=[], description="of each report, in the order of its indices")
@@ -82,9 +85,11 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     the other fields a JSON object in the schema's metadata, under ``request``. The answer has the columns ``rank`` and
     ``step`` int64, ``indices`` list of int64, ``weights`` list of float32.
     """
-    arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, BatchesBody, _COLUMNS, app.settings.max_body_bytes)
-    asked = BatchesRequest(body.ranks, body.step, body.steps, _reports(body, columns), body.generation)
+    arrow, sent, settings = wants_arrow(request), is_arrow(request), app.settings
+    await app.sessions.entry(caller, id)
+    body = await read_body(request, settings)
+    asked = await parse(app, _read, body, sent, settings.max_body_bytes, settings.max_reports)
+    body_of(request).parsed()
     batches, generation = await take_batches(
         app.sessions, caller, id, asked, max_rows=app.settings.max_body_bytes // _ROW_BYTES
     )
@@ -94,7 +99,15 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     return _write(batches, generation, arrow)
 
 
-def _reports(body: BatchesBody, columns: dict[str, pa.Array]) -> list[Report]:
+def _read(body: bytes, arrow: bool, max_bytes: int, max_reports: int) -> BatchesRequest:
+    asked, columns = read_arrays(body, arrow, BatchesBody, _COLUMNS, max_bytes)
+    reports = _reports(asked, columns, max_reports)
+    return BatchesRequest(asked.ranks, asked.step, asked.steps, reports, asked.generation, asked.wait)
+
+
+def _reports(body: BatchesBody, columns: dict[str, pa.Array], limit: int) -> list[Report]:
+    for name in _COLUMNS:
+        check_count("reports", len(columns.get(name, getattr(body, name))), limit)
     ranks, steps = (_integers(name, columns, getattr(body, name)) for name in ("report_ranks", "report_steps"))
     losses: list[Any] = _lists(columns["losses"]) if "losses" in columns else body.losses
     if not len(ranks) == len(steps) == len(losses):

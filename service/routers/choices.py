@@ -10,11 +10,13 @@ from pydantic_core import to_json
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import body_of, read_body
 from curation.service.http.arrays import Matrix, matrix_of, read_arrays
-from curation.service.http.bodies import ARROW, JSON, wants_arrow
+from curation.service.http.bodies import ARROW, JSON, is_arrow, wants_arrow
 from curation.service.http.dependencies import App, Selector
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
-from curation.service.manager.choices import ChoiceRequest, ChosenBatch
+from curation.service.manager.choices import ChoiceRequest, ChosenBatch, no_choice
 from curation.service.session.choice import FACTORS, SIDES, RankPart
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -31,6 +33,7 @@ class ChoiceBody(BaseModel):
     rank: int = 0
     step: int = Field(description="counted from 0 over the session")
     generation: int | None = Field(default=None, description="refuse if the session was rewound since this one")
+    wait: float = Field(default=0, ge=0, description="seconds to wait for other ranks, before 409 missing-reports")
     learner_a: Matrix | None = Field(default=None, description="[n, D] embeddings by the model in training")
     learner_b: Matrix | None = None
     learner_scale: float = 1.0
@@ -72,18 +75,27 @@ async def choose(id: SessionId, request: Request, app: App, caller: Selector) ->
     """Send what JEST needs of a step's super-batch, and get the rows to train on: safe to repeat.
 
     A step of a session of jest hands each rank ``batch_size`` rows; together they are the super-batch. Once every rank
-    has sent its part, each gets its share of the rows chosen; until then the answer is 409 ``missing-reports``, and the
-    part is stored: ask again without sending it. A choice stands until the session is rewound: the same report again
-    gets the same answer, another one 409 ``report-differs``. With Arrow, ``learner_a`` and so on are columns of
-    fixed-size lists, ``scores`` one of floats, and the other fields a JSON object in the schema's metadata, under
-    ``request``.
+    has sent its part, each gets its share of the rows chosen; until then the answer, after ``wait`` seconds, is 409
+    ``missing-reports``, and the part is stored: ask again without sending it. A choice stands until the session is
+    rewound: the same report again gets the same answer, another one 409 ``report-differs``. With Arrow, ``learner_a``
+    and so on are columns of fixed-size lists, ``scores`` one of floats, and the other fields a JSON object in the
+    schema's metadata, under ``request``.
     """
     arrow = wants_arrow(request)
-    body, columns = await read_arrays(request, ChoiceBody, (*SIDES, "scores"), app.settings.max_body_bytes)
-    asked = ChoiceRequest(body.rank, body.step, _part(body, columns), body.generation)
+    sent, most = is_arrow(request), app.settings.max_body_bytes
+    entry = await app.sessions.entry(caller, id)
+    if entry.session.method.choosing is None:
+        raise no_choice(entry.row)
+    asked = await parse(app, _read, await read_body(request, app.settings), sent, most)
+    body_of(request).parsed()
     batch, generation = await app.choices.choose(caller, id, asked)
     app.metrics.reports += asked.part is not None
     return _write(batch, generation, arrow)
+
+
+def _read(body: bytes, arrow: bool, max_bytes: int) -> ChoiceRequest:
+    asked, columns = read_arrays(body, arrow, ChoiceBody, (*SIDES, "scores"), max_bytes)
+    return ChoiceRequest(asked.rank, asked.step, _part(asked, columns), asked.generation, asked.wait)
 
 
 def _part(body: ChoiceBody, columns: dict[str, pa.Array]) -> RankPart | None:

@@ -45,6 +45,9 @@ class SessionState(BaseModel):
     created: float = Field(description="seconds since 1970, UTC")
     size: int
     spec: SessionSpec
+    digest: str | None = Field(
+        description="of what the session was created from: the same for one of the same batches; null: older releases"
+    )
     stateful: bool = Field(description="whether epochs depend on reports")
     open_epochs: int
     open_steps: int = Field(description="steps of the open epochs: the first that is not open yet")
@@ -80,6 +83,20 @@ class Rewind(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     step: int = Field(description="the next step that will be asked for; reports from it on are forgotten")
+    request: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="any name for this rewind, with which it may be repeated: it is carried out once",
+    )
+
+
+class Closing(BaseModel):
+    """Which epoch to go on from."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    epoch: int = Field(description="the epoch whose missing reports are not waited for any longer")
 
 
 class Resizing(BaseModel):

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from curation.service.arrow import write_table
 from curation.service.errors import Refusal
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import body_of, read_body
 from curation.service.http.bodies import (
     ARROW,
     JSON,
@@ -33,7 +35,6 @@ from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,
-    Rewind,
     SegmentState,
     SessionList,
     SessionState,
@@ -66,17 +67,10 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     method takes, such as a plan (a column ``indices`` of lists) or a score of each candidate (a column ``scores``).
     """
     arrow = is_arrow(request)
-    body = await request.body()
-    table: pa.Table | None = None
-    if arrow:
-        given, table = await asyncio.to_thread(read_tables, body, app.settings.max_body_bytes)
-    else:
-        given = read_json(body)
-    try:
-        asked = Created.model_validate(given)
-    except ValidationError as error:
-        raise invalid_model(error) from error
-    spec = SessionSpec(**asked.model_dump(exclude={"id"}))
+    body = await read_body(request, app.settings)
+    asked, table = await parse(app, _read_created, body, arrow, app.settings.max_body_bytes)
+    body_of(request).parsed()
+    spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
     spec, size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
     id = asked.id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
@@ -141,24 +135,16 @@ async def take_step(id: SessionId, request: Request) -> Response:
     Where the method chooses from super-batches, the batch is the rank's part of one: ``/choices`` says which of it to
     train on, and that is what losses are reported of.
 
-    A report that was answered with 200 is on disk; reporting it again changes nothing. With Arrow, ``rank``, ``step``
-    and ``generation`` stand in the schema's metadata, and the table has a row for each report: ``step`` int64,
-    ``losses`` list of float32. Without reports the schema has no columns.
+    A report that was answered with 200 is on disk; reporting it again changes nothing, and where the losses differ
+    ``ignored`` in the answer names the step. With Arrow, ``rank``, ``step``, ``generation`` and ``wait`` stand in the
+    schema's metadata, and the table has a row for each report: ``step`` int64, ``losses`` list of float32. Without
+    reports the schema has no columns.
     """
     caller = await identify(request, "select")
     arrow = wants_arrow(request)
     app: AppState = request.app.state.service
-    answer = await step(app, caller, id, await request.body(), is_arrow(request), arrow)
+    answer = await step(app, caller, id, body_of(request), is_arrow(request), arrow)
     return Response(answer, media_type=ARROW if arrow else JSON)
-
-
-@router.post("/{id}/rewind", responses=problems(400, 401, 403, 404, 409, 410, 422, 503))
-async def rewind_session(id: SessionId, asked: Rewind, app: App, caller: Selector) -> SessionState:
-    """Go back to a step, for a training that resumes from an older checkpoint.
-
-    The generation rises: a request that names the old one is refused.
-    """
-    return await session_state(app, await app.sessions.rewind(caller, id, asked.step))
 
 
 @router.get(
@@ -223,6 +209,14 @@ def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
         return checkpoints.restore(app.store, caller, id, body, app.settings, datasets)
 
 
+def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[Created, pa.Table | None]:
+    given, table = read_tables(body, max_bytes) if arrow else (read_json(body), None)
+    try:
+        return Created.model_validate(given), table
+    except ValidationError as error:
+        raise invalid_model(error) from error
+
+
 def _candidates(
     app: AppState, caller: Caller, spec: SessionSpec, table: pa.Table | None
 ) -> tuple[SessionSpec, int, dict[str, bytes]]:
@@ -254,6 +248,7 @@ async def session_state(app: AppState, entry: Entry, first_rank: int = 0, limit:
         created=row.created,
         size=row.size,
         spec=row.spec,
+        digest=row.digest,
         stateful=session.method.stateful,
         open_epochs=session.open_epochs,
         open_steps=session.known_steps,

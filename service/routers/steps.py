@@ -1,32 +1,42 @@
 """Step requests, which trainers send all day, answered past FastAPI, which would cost more than the step itself."""
 
 import re
+from functools import lru_cache
 from types import SimpleNamespace
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from curation.service.http.admission.parsing import parse
+from curation.service.http.admission.request_body import RequestBody
 from curation.service.http.bodies import ARROW, JSON, accepts_arrow, is_arrow_kind, read_step, write_step
-from curation.service.http.dependencies import AppState
+from curation.service.http.dependencies import AppState, caller_of
+from curation.service.manager.sessions import Entry
 from curation.service.session.caller import Caller
+from curation.service.settings import Settings
 
 _PATH = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{1,64})/steps")
 """With an id as ``SESSION_ID`` has it: the app refuses all others."""
+_LOSS_BYTES, _REPORT_BYTES = 32, 1024  # the most that any encoding takes
 
 
-async def step(app: AppState, caller: Caller, id: str, body: bytes, is_arrow: bool, wants_arrow: bool) -> bytes:
+async def step(app: AppState, caller: Caller, id: str, body: RequestBody, is_arrow: bool, wants_arrow: bool) -> bytes:
     """Store what a rank reports, and the body of the answer with the batch it asks for.
+
+    The body is read once the caller may use the session, and no more of it than one to that session can have.
 
     Raises:
         Refusal: see :meth:`curation.service.manager.sessions.SessionManager.step`.
     """
-    asked = read_step(body, is_arrow, app.settings.max_body_bytes, app.settings.max_reports)
-    batch, generation = await app.sessions.step(caller, id, asked)
+    most = _most_bytes(await app.sessions.entry(caller, id), app.settings)
+    body.allow(most, "max_body_bytes" if most == app.settings.max_body_bytes else "")
+    asked = await parse(app, read_step, await body.read(), is_arrow, most, app.settings.max_reports)
+    body.parsed()
+    batch, generation, ignored = await app.sessions.step(caller, id, asked)
     app.metrics.reports += len(asked.reports)
     if batch is not None:
         app.metrics.batches += 1
         app.metrics.rows += len(batch.indices)
-    return write_step(batch, generation, wants_arrow)
+    return write_step(batch, generation, wants_arrow, ignored)
 
 
 class StepEndpoint:
@@ -37,17 +47,14 @@ class StepEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = _ROUTE
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS}
-        raw = dict(scope["headers"])
-        caller = await self._app.authenticator.caller(raw.get(b"authorization"), raw.get(b"host"))
-        scope["state"]["caller"] = caller
+        about = scope["state"]
+        headers = about["headers"]
+        caller = await caller_of(scope, self._app.authenticator)
         caller.need("select")
-        arrow = accepts_arrow(headers.get(b"accept", ""))
-        sent = is_arrow_kind(headers.get(b"content-type", ""), headers.get(b"content-encoding", ""))
-        answer = await step(self._app, caller, scope["path_params"]["id"], await _read_body(receive), sent, arrow)
-        kind = ARROW if arrow else JSON
-        about = [(b"content-length", b"%d" % len(answer)), (b"content-type", kind.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": about})
+        arrow, sent = _kinds(*map(headers.get, (b"accept", b"content-type", b"content-encoding")))
+        answer = await step(self._app, caller, scope["path_params"]["id"], about["body"], sent, arrow)
+        length = (b"content-length", b"%d" % len(answer))
+        await send({"type": "http.response.start", "status": 200, "headers": [length, _KIND_HEADERS[arrow]]})
         await send({"type": "http.response.body", "body": answer})
 
 
@@ -71,17 +78,21 @@ class Shortcut:
         await self._app(scope, receive, send)
 
 
-_HEADERS = frozenset({b"accept", b"content-type", b"content-encoding"})
+_KIND_HEADERS = {arrow: (b"content-type", (ARROW if arrow else JSON).encode()) for arrow in (True, False)}
 _ROUTE = SimpleNamespace(path="/v1/sessions/{id}/steps")
 """What metrics call it."""
 
 
-async def _read_body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+@lru_cache(maxsize=256)
+def _kinds(accept: bytes | None, kind: bytes | None, encoding: bytes | None) -> tuple[bool, bool]:
+    """Whether the answer shall be Arrow, and whether the body is."""
+    accept_, kind_, encoding_ = ((value or b"").decode("latin-1") for value in (accept, kind, encoding))
+    return accepts_arrow(accept_), is_arrow_kind(kind_, encoding_)
+
+
+def _most_bytes(entry: Entry, settings: Settings) -> int:
+    """The largest body that a step of a session can have."""
+    session = entry.session
+    # A last batch may have taken up one that was too short; those of a plan are as long as they are.
+    rows = 2 * session.spec.batch_size if session.method.plan is None else session.rows
+    return min(settings.max_body_bytes, settings.max_reports * (_REPORT_BYTES + _LOSS_BYTES * rows))

@@ -55,6 +55,7 @@ class Checkpoint:
         records: the epochs opened.
         state: an Arrow IPC stream of what the last of them began with; None before and at the first.
         choices: by step, each an Arrow IPC stream.
+        digest: that of the session, as :class:`curation.service.store.SessionRow` has it.
     """
 
     body: pa.Buffer
@@ -66,6 +67,7 @@ class Checkpoint:
     records: list[EpochRecord] = field(default_factory=list)
     state: pa.Buffer | None = None
     choices: dict[int, pa.Buffer] = field(default_factory=dict)
+    digest: str | None = None
 
     @classmethod
     def read(cls, body: pa.Buffer, max_bytes: int) -> "Checkpoint":
@@ -83,6 +85,7 @@ class Checkpoint:
             if not metadata[b"size"].isdigit() or not 1 <= int(metadata[b"size"][:20]) <= MAX_SIZE:
                 raise ValueError(f"its size is {metadata[b'size'][:40]!r}")
             checkpoint = cls(body, max_bytes, spec, int(metadata[b"size"]))
+            checkpoint.digest = metadata.get(b"digest", b"").decode("latin-1")[:32] or None
             if spec.size not in (None, checkpoint.size):
                 raise ValueError(f"its size is {checkpoint.size}, and its parameters say {spec.size}")
             for batch in stream:
@@ -168,23 +171,24 @@ class Checkpoint:
         if not line.reweighted <= line.rows <= self.size:
             raise ValueError(f"epoch {number} has {line.rows} rows, {line.reweighted} reweighted, of {self.size}")
         missing = np.array(line.missing, np.int64).reshape(-1, 2)
-        self._check_missing(number, missing)
         return record_of(self.spec, self.segments, number, line.first_step, line.rows, line.reweighted, missing)
 
-    def _check_missing(self, number: int, missing: np.ndarray[Any, Any]) -> None:
-        if not len(missing):
+    def _check_missing(self, before: EpochRecord | None, record: EpochRecord) -> None:
+        if not len(record.missing):
             return
-        ranks, steps = missing.T
-        before = self.records[-1] if self.records else None
+        ranks, steps = record.missing.T
         if before is None or steps.min() < before.due_from or steps.max() >= before.end or ranks.min() < 0:
-            raise ValueError(f"what epoch {number} went without is not of the epoch before")
+            raise ValueError(f"what epoch {record.number} went without is not of the epoch before")
+        part = before.laid_out.parts[-1]
         rising = np.diff(steps) > 0
         rising |= (np.diff(steps) == 0) & (np.diff(ranks) > 0)
-        due = before.expected()
-        if ranks.max() >= due.shape[1] or not rising.all():
-            raise ValueError(f"what epoch {number} went without is not by step and rank, or of ranks that are unknown")
-        if not due[steps - before.due_from, ranks].all():
-            raise ValueError(f"epoch {number} went without the report of a batch that has no rows")
+        if ranks.max() >= part.split.world_size or not rising.all():
+            raise ValueError(
+                f"what epoch {record.number} went without is not by step and rank, or of ranks that are unknown"
+            )
+        spans = (part.split.span(int(rank), part.split.steps - 1) for rank in ranks[steps == before.end - 1])
+        if any(start == stop for start, stop in spans):
+            raise ValueError(f"epoch {record.number} went without the report of a batch that has no rows")
 
     def _check_segments(self, session: Session[Any]) -> None:
         """Refuse segments that are not of open epochs, in their order."""
@@ -206,6 +210,8 @@ class Checkpoint:
             if self.state is not None:
                 raise ValueError("it has a state, but no epoch")
             return
+        for before, record in zip((None, *self.records), self.records, strict=False):
+            self._check_missing(before, record)
         state, last = session.method.start(), self.records[-1]
         if last.number:
             expected = {name: (values.dtype, values.shape) for name, values in state.items()}

@@ -14,13 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from curation.selectors.samplers.split import ElasticSplit, Spans
-from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered, visits_of
 from curation.service.session.protocols import Indices, Visit, Weights
 
 MAX_WORLD_SIZE = 65_536
+
+
+class _SegmentLine(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    steps: int = Field(ge=0, lt=1 << 62)
+    world_size: int = Field(ge=1, le=MAX_WORLD_SIZE)
+    left: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +61,10 @@ class Segment:
 
     @classmethod
     def unpack(cls, epoch: int, first_step: int, data: bytes) -> "Segment":
-        """The inverse of :meth:`pack`; raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is not one."""
-        values = json.loads(data)
-        left = np.array(values["left"], np.int64).reshape(-1, 2)
-        steps, world_size = int(values["steps"]), int(values["world_size"])
-        if steps < 0 or not 1 <= world_size <= MAX_WORLD_SIZE:
-            raise ValueError(f"the segment at step {first_step} has {steps} steps of {world_size} ranks")
-        return cls(epoch, first_step, steps, world_size, left, replaced=-1)
+        """The inverse of :meth:`pack`; raises ``ValueError`` where it is not one."""
+        line = _SegmentLine.model_validate_json(data)
+        left = np.array(line.left, np.int64).reshape(-1, 2)
+        return cls(epoch, first_step, line.steps, line.world_size, left, replaced=-1)
 
 
 class Run(NamedTuple):
@@ -178,13 +183,8 @@ class Layout:
         return next(part for part in reversed(self.parts) if part.first_step <= step)
 
     def length(self, rank: int, step: int) -> int:
-        """Rows of a rank's batch at a step of the session.
-
-        Raises:
-            Refusal: the step has no such rank.
-        """
+        """Rows of a rank's batch at a step of the session."""
         part = self.part(step)
-        _check_rank(part, rank, step)
         start, stop = part.split.span(rank, step - part.first_step)
         return stop - start
 
@@ -207,7 +207,6 @@ class LaidOut(Ordered):
     def batch(self, rank: int, step: int) -> tuple[Indices, Weights]:
         step += self._layout.first_step
         part = self._layout.part(step)
-        _check_rank(part, rank, step)
         taken = [self.take(start, stop) for start, stop in part.pieces(rank, step).tolist()] or [self.take(0, 0)]
         indices = np.concatenate([rows for rows, _ in taken])
         weights = np.concatenate([weights for _, weights in taken])
@@ -272,10 +271,3 @@ def runs(segments: Sequence[Segment], world_size: int, steps: Callable[[int], in
         yield Run(segment.epoch, first, segment.end - first)
         run = Run(segment.epoch + 1, segment.end, steps(segment.world_size))
         yield run
-
-
-def _check_rank(part: Part, rank: int, step: int) -> None:
-    if not 0 <= rank < part.split.world_size:
-        raise Refusal(
-            "bad-rank", f"rank {rank} is unknown at step {step}: it has ranks 0 to {part.split.world_size - 1}"
-        )

@@ -51,12 +51,13 @@ class Report(NamedTuple):
 
 
 class StepRequest(NamedTuple):
-    """A step request, however it came."""
+    """A step request, however it came. ``wait``: seconds to wait for other ranks at an epoch's end."""
 
     rank: int
     step: int | None
     reports: Sequence[Report]
     generation: int | None
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,14 @@ class Session(Generic[E]):
         first = run.first_step + (epoch - run.epoch) * run.steps
         return first, first + run.steps
 
-    def check_rank(self, rank: int) -> None:
-        """Refuse a rank that the session does not have and never had; of a step that was resized see :meth:`length`."""
-        ranks = max((self.spec.world_size, *(segment.world_size for segment in self.segments)))
+    def check_rank(self, rank: int, step: int | None = None) -> None:
+        """Refuse a rank that the session does not have and never had; that an open step does not have, where one is
+        named."""
+        worlds = (segment.world_size for segment in self.segments)
+        ranks = max((self.spec.world_size, *worlds)) if step is None else self.ranks_at(step)
         if not 0 <= rank < ranks:
-            raise Refusal("bad-rank", f"rank {rank} is unknown: the session has ranks 0 to {ranks - 1}")
+            where = "" if step is None else f" at step {step}"
+            raise Refusal("bad-rank", f"rank {rank} is unknown{where}: the session has ranks 0 to {ranks - 1}{where}")
 
     def due_from(self, epoch: int) -> int:
         """The first step of an open epoch whose reports are still taken."""
@@ -221,23 +225,21 @@ class Session(Generic[E]):
         """
         where = f"the report of rank {report.rank}, step {report.step}"
         if not 0 <= report.step < self.known_steps:
-            raise Refusal("bad-report", f"{where}: no such step was handed out; {self.open_range}")
+            raise _bad_report(report, f"{where}: no such step was handed out; {self.open_range}")
         length = self.length(report.rank, report.step)
         if len(report.losses) != length:
-            raise Refusal("bad-report", f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
-        low = report.losses.astype(np.float64) < self.method.lowest_loss
-        if low.any():
+            raise _bad_report(report, f"{where} has {len(report.losses)} losses, but the batch had {length} rows")
+        bounded = self.method.lowest_loss > -np.inf
+        if bounded and (low := report.losses.astype(np.float64) < self.method.lowest_loss).any():
             row = int(np.argmax(low))
             lowest = "negative scores" if self.method.lowest_loss == 0 else f"score below {self.method.lowest_loss:g}"
-            raise Refusal(
-                "bad-report", f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}"
-            )
+            raise _bad_report(report, f"{where}: loss {row} is {report.losses[row]}, and this method takes no {lowest}")
         if self.spec.non_finite == "reject" and not np.isfinite(report.losses).all():
             row = int(np.argmin(np.isfinite(report.losses)))
-            raise Refusal(
-                "bad-report",
-                f"{where}: loss {row} is {report.losses[row]} as float32. Send finite losses, or create the session "
-                'with "non_finite": "keep", which takes such a loss as unknown',
+            raise _bad_report(
+                report,
+                f"{where}: loss {row} is {report.losses[row]} as float32, and this session rejects those. Send finite "
+                'losses, or give the session "non_finite": "keep", which takes such a loss as unknown',
             )
 
     def check_due(self, report: Report) -> None:
@@ -252,6 +254,8 @@ class Session(Generic[E]):
     def length(self, rank: int, step: int) -> int:
         """Rows of the batch of a rank at an open step."""
         epoch = self.epoch_of(step)
+        if self.segments:
+            self.check_rank(rank, step)
         if self.method.stateful:
             record = self.records[epoch]
             if self.segments:
@@ -268,6 +272,8 @@ class Session(Generic[E]):
         """The batch of a rank at a step of an open epoch; a stateful method's epoch is given, or in memory."""
         number = self.epoch_of(step)
         first, end = self.span_of(number)
+        if self.segments:
+            self.check_rank(rank, step)
         indices, weights = (epoch or self._epoch(number)).batch(rank, step - first)
         return Batch(indices, weights, number, step, end, step == end - 1 and number == self.spec.epochs - 1)
 
@@ -358,3 +364,7 @@ class Session(Generic[E]):
 def steps_over(epoch: Epoch, world_size: int) -> int:
     """Steps of a whole epoch over so many ranks; those it has where it cannot be split anew."""
     return epoch.layout.over(world_size).steps if isinstance(epoch, Ordered) else epoch.steps
+
+
+def _bad_report(report: Report, detail: str) -> Refusal:
+    return Refusal("bad-report", detail, rank=report.rank, step=report.step)

@@ -12,7 +12,7 @@ const LINES = 50;
 const at = (id) => document.getElementById(id);
 
 function sessions() {
-  let pages = [null], page = 0, found = null, clock = 0, typing = 0;
+  let pages = [null], page = 0, found = null, clock = 0, typing = 0, latest = 0;
   const now = () => Date.now() / 1000 + clock;
   const grid = new Grid("Sessions", [
     ["session", (s) => el("a", { href: `#/sessions/${part(s.id)}` }, s.id)],
@@ -49,8 +49,9 @@ function sessions() {
     title: "Sessions",
     nodes: [el("h1", { tabindex: -1 }, "Sessions"), controls, note, grid.node, paging],
     async load() {
-      const asked = new URLSearchParams({ search: search.value, sort: sort.value, limit: LINES, ...(pages[page] == null ? {} : { after: pages[page] }) });
+      const mine = ++latest, asked = new URLSearchParams({ search: search.value, sort: sort.value, limit: LINES, ...(pages[page] == null ? {} : { after: pages[page] }) });
       const next = await ask(`dashboard/sessions?${asked}`);
+      if (mine !== latest) return;
       if (next !== found) clock = next.now - Date.now() / 1000;
       found = next;
       grid.update(found.sessions);
@@ -60,7 +61,7 @@ function sessions() {
         ? `${count(first)} to ${count(first + found.sessions.length - 1)} of ${many(found.total, "session")}.`
         : search.value ? `No session of yours has “${search.value}” in its name, owner or method.`
         : sessionStorage.getItem(TOKEN) == null ? "There is no session yet. POST /v1/sessions makes one; it shows up here by itself."
-        : "Your token sees no session: it sees those of its owner alone, unless its scope is admin. New ones show up here by themselves.";
+        : "Your token sees no session: it sees those of its owner alone, unless its scope is read-all or admin. New ones show up here by themselves.";
       grid.node.hidden = !found.sessions.length;
       controls.hidden = !found.total && !search.value;
       back.disabled = page === 0;

@@ -59,7 +59,7 @@ export function session(id, step, say) {
   const which = el("input", { type: "number", min: 0, id: "which-rank", placeholder: "the last", onchange: () => again() });
   const lines = el("p", { class: "note" });
   const plan = el("div"), facts = el("div");
-  let last = null, chosen = step, clock = 0, first = true, query = "";
+  let last = null, chosen = step, clock = 0, first = true, latest = 0;
 
   const now = () => Date.now() / 1000 + clock;
 
@@ -73,12 +73,12 @@ export function session(id, step, say) {
     else if (range.value && last?.standing.step != null) asked.set("first", Math.max(0, last.standing.step - Number(range.value) + 1));
     if (choose.value !== "") asked.set("of", choose.value);
     if (which.value !== "") asked.set("rank", which.value);
-    query = asked.toString();
-    return query ? `${path}?${query}` : path;
+    return asked.size ? `${path}?${asked}` : path;
   }
 
   async function load() {
-    const view = await ask(address());
+    const mine = ++latest, view = await ask(address());
+    if (mine !== latest) return;
     if (view !== last) clock = view.now - Date.now() / 1000;
     draw(view, false);
   }

@@ -97,7 +97,7 @@ class Database:
             Refusal: the session was rewound or deleted meanwhile.
         """
         with self.writing() as connection:
-            self.check_generation(connection, key, generation)
+            self.lock_generation(connection, key, generation)
             yield connection
 
     @contextmanager
@@ -110,7 +110,14 @@ class Database:
             if not self.shared:
                 self.checkpointer.look()
 
-    def check_generation(self, connection: Connection, key: int, generation: int) -> None:
+    def check_generation(self, key: int, generation: int) -> None:
+        """Refuse a session that was rewound or deleted since it was of this generation."""
+        query = select(sessions.c.generation).where(sessions.c.key == key)
+        with self.engine.connect() as connection:
+            if connection.execute(query).scalar_one_or_none() != generation:
+                raise outdated()
+
+    def lock_generation(self, connection: Connection, key: int, generation: int) -> None:
         """Refuse to go on in a transaction where the session is not of that generation any more."""
         query = select(sessions.c.generation).where(sessions.c.key == key)
         stored = connection.execute(query.with_for_update() if self.shared else query).scalar_one_or_none()

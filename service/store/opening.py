@@ -50,6 +50,6 @@ def explained(url: URL) -> Iterator[None]:
     except (DBAPIError, sqlite3.Error, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         text = " ".join(str(cause).split()) or type(cause).__name__
-        advice = next((advice for said, advice in _ADVICE.items() if said in text), "see docs/operations.md")
+        advice = next((advice for said, advice in _ADVICE.items() if said in text), "see docs/service/operations.md")
         name = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
         raise StoreError(f"{name}: the store cannot be opened: {text[:500].rstrip('.')}. To do: {advice}.") from error

@@ -26,6 +26,10 @@ class Write(NamedTuple):
     reports: Sequence[Report]
 
 
+Ignored = Sequence[int]
+"""Steps whose report is another than the one that came first, which stays."""
+
+
 class ReportWriter:
     """Adds reports to a SQLite file, over a connection of its own; for one thread at a time."""
 
@@ -34,11 +38,11 @@ class ReportWriter:
         self._pooled: PoolProxiedConnection | None = None
         self._checkpointer = checkpointer
 
-    def add(self, writes: Sequence[Write]) -> list[bool]:
+    def add(self, writes: Sequence[Write]) -> list[Ignored | None]:
         """Store reports; on disk when this returns.
 
-        A report that is there already stays as it is. Returns for each write whether its session is (still) of that
-        generation; where not, nothing of it was stored.
+        A report that is there already stays as it is. Returns for each write which of its reports were others than
+        those; None where its session is not of that generation (any more), and nothing of it was stored.
 
         Raises:
             sqlalchemy.exc.OperationalError: nothing was stored.
@@ -53,13 +57,20 @@ class ReportWriter:
             added = _insert(connection, rows)
             self._checkpointer.committed(sum(losses.nbytes for *_, losses in rows))
             if added == len(rows) and all(write.reports for write in writes):
-                return [True] * len(writes)
+                return [()] * len(writes)
             # Some were there already, or their session has changed. Generations only rise, so looking now is safe.
             known = dict(_generations(connection, list({write.key for write in writes})))
+            differing = set(_differing(connection, rows)) if added < len(rows) else set()
         except Error as error:
             self._drop()
             raise OperationalError("INSERT INTO reports", None, error) from error
-        return [known.get(write.key) == write.generation for write in writes]
+        outcomes: list[Ignored | None] = []
+        start = 0
+        for write in writes:
+            ignored = tuple(r.step for place, r in enumerate(write.reports, start) if place in differing)
+            outcomes.append(ignored if known.get(write.key) == write.generation else None)
+            start += len(write.reports)
+        return outcomes
 
     def close(self) -> None:
         """Let go of the file."""
@@ -97,6 +108,23 @@ def _statement(rows: int) -> str:
         "INSERT INTO reports (session, step, rank, losses) SELECT column1, column3, column4, column5 "
         f"FROM (VALUES {values}) "
         "WHERE (SELECT generation FROM sessions WHERE key = column1) = column2 ON CONFLICT DO NOTHING"
+    )
+
+
+def _differing(connection: Connection, rows: list[tuple[Any, ...]]) -> Iterator[int]:
+    """Places of the rows whose report is stored with other losses."""
+    for start in range(0, len(rows), _ROWS):
+        some = [(start + place, key, *rest) for place, (key, _, *rest) in enumerate(rows[start : start + _ROWS])]
+        for (place,) in connection.execute(_comparison(len(some)), [value for row in some for value in row]):
+            yield place
+
+
+@lru_cache(maxsize=_ROWS)
+def _comparison(rows: int) -> str:
+    values = ", ".join(["(?, ?, ?, ?, ?)"] * rows)
+    return (
+        f"SELECT column1 FROM (VALUES {values}) JOIN reports ON session = column2 AND step = column3 "
+        "AND rank = column4 WHERE losses <> column5"
     )
 
 

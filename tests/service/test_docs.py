@@ -27,7 +27,9 @@ def test_every_line_of_the_walk_through_runs(live: Callable[..., Any], tmp_path:
     assert "urn:curation:problem:bad-rank" in answers
     assert '"reports":1,"last_reported":0' in answers
     assert '"id":"copy"' in answers
-    assert '"generation":1' in answers
+    created, *_, rewound = re.findall(r'{"id":"demo","generation":(\d+)', answers)
+    assert int(rewound) == int(created) + 2  # resized, and rewound once
+    assert '"on_missing":{"after_seconds":60.0,"quorum":0.0}' in answers
     assert answers.count('{"indices":[48,81,6]') == 2
     assert "urn:curation:problem:not-sent" in answers
 

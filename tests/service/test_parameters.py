@@ -24,7 +24,7 @@ from curation.selectors.jest.method import Criterion
 from curation.selectors.zipfit import ZipFit
 from curation.selectors.zipfit.codecs import CODECS
 from curation.selectors.zipfit.method import MODES
-from curation.service.routers.select import AcquireBody, B3Body, JestBody, ZipFitBody
+from curation.service.http.selections import AcquireBody, B3Body, JestBody, ZipFitBody
 from curation.service.session.methods.acquisition import AcquisitionParameters
 from curation.service.session.methods.infobatch import InfoBatchParameters
 from curation.service.session.methods.jest import JestParameters

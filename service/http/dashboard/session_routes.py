@@ -179,7 +179,7 @@ async def _line_of(app: AppState, caller: Caller, id: str) -> overview.Line | No
     standing = None
     if entry is not None or not large:
         try:
-            entry = entry or await app.sessions.entry(caller, id)
+            entry = entry or await app.sessions.current(caller, id)
         except Refusal:
             return None
         standing = await asyncio.to_thread(_glance, app, entry)

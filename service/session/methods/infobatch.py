@@ -88,7 +88,7 @@ class InfoBatchMethod(Defaults):
         parameters = self.parameters
         return Rule(
             size=self.size,
-            epochs=self.spec.epochs,
+            epochs=self.spec.planned_epochs or self.spec.epochs,
             prune_ratio=tuple(float(ratio) for ratio in np.atleast_1d(parameters.prune_ratio)),
             delta=parameters.delta,
             quantiles=parameters.quantiles,

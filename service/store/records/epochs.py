@@ -1,10 +1,11 @@
 """Epochs in the store: a row for each that was opened, and the states of the latest. Blocking."""
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, select, update
 
 from curation.service.session.protocols import State
 from curation.service.session.segments import Segment
 from curation.service.session.session import EpochRecord
+from curation.service.store.database import outdated
 from curation.service.store.records.rows import SessionRow, epoch_of, epoch_row
 from curation.service.store.records.sessions import Sessions
 from curation.service.store.records.states import latest_state, put_state
@@ -16,12 +17,23 @@ class Epochs(Sessions):
     """The sessions of a store, with their epochs."""
 
     def records(self, row: SessionRow, first: int = 0) -> list[EpochRecord]:
-        """The epochs opened so far, from number ``first`` on, in order."""
-        query = select(epochs).where(epochs.c.session == row.key, epochs.c.number >= first).order_by(epochs.c.number)
+        """The epochs opened so far, from number ``first`` on, in order.
+
+        Raises:
+            Refusal: the session was rewound or deleted since the row was read.
+        """
+        query = (
+            select(sessions.c.generation, epochs)
+            .outerjoin_from(sessions, epochs, and_(epochs.c.session == sessions.c.key, epochs.c.number >= first))
+            .where(sessions.c.key == row.key)
+            .order_by(epochs.c.number)
+        )
         with self.engine.connect() as connection:
             opened = connection.execute(query).all()
             resized = read_segments(connection, row.key)
-        return [epoch_of(row.spec, resized, epoch) for epoch in opened]
+        if not opened or opened[0].generation != row.generation:
+            raise outdated()
+        return [epoch_of(row.spec, resized, epoch) for epoch in opened if epoch.number is not None]
 
     def segments(self, key: int) -> list[Segment]:
         """How a session was resized, by first step."""

@@ -13,9 +13,11 @@ from curation.service.session.spec import SessionSpec
 
 @dataclass(frozen=True)
 class SessionRow:
-    """A session as it is stored. ``base`` is the first epoch that can still be computed (an import may start later).
+    """A session as it is stored.
 
-    ``generation`` is negative while a rewind is under way.
+    ``generation`` is negative while a rewind is under way; ``base`` is the first epoch that can still be computed (an
+    import may start later), ``digest`` that of what it was created from (None: an older release did), ``last_rewind``
+    the name of the request that rewound it last.
     """
 
     key: int
@@ -26,12 +28,15 @@ class SessionRow:
     size: int
     base: int
     created: float
+    digest: str | None = None
+    last_rewind: str | None = None
 
 
 def session_of(row: Any) -> SessionRow:
     """A row of ``sessions``."""
     spec = SessionSpec.model_validate_json(row.spec)
-    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, row.base, row.created)
+    about = (row.base, row.created, row.digest, row.last_rewind)
+    return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, *about)
 
 
 def epoch_row(key: int, record: EpochRecord, state: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
@@ -13,7 +14,7 @@ from curation.service.session.session import EpochRecord, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
 from curation.service.store.blobs import CHOICE, PACKED, Bytes, get_blob, put_blob
-from curation.service.store.database import Database
+from curation.service.store.database import Database, outdated
 from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
 from curation.service.store.owners import check_quota, lock_quota
 from curation.service.store.records.rows import SessionRow, epoch_row, report_row, session_of
@@ -42,14 +43,22 @@ class Sessions(Database):
         super().close()
 
     def create(
-        self, id: str, caller: Caller, spec: SessionSpec, size: int, tables: Mapping[str, bytes]
+        self,
+        id: str,
+        caller: Caller,
+        spec: SessionSpec,
+        size: int,
+        tables: Mapping[str, bytes],
+        generation: int = 0,
+        digest: str | None = None,
     ) -> SessionRow | None:
         """Store a new session, the caller's; None where the id is taken.
 
         Raises:
             Refusal: the caller's owner has as many sessions as it may.
         """
-        return self.restore(id, caller, spec, size, tables, 0, (), None, (), act="session.create")
+        about: dict[str, Any] = {"generation": generation, "digest": digest, "act": "session.create"}
+        return self.restore(id, caller, spec, size, tables, 0, (), None, (), **about)
 
     def restore(
         self,
@@ -64,6 +73,8 @@ class Sessions(Database):
         restored: Iterable[Report],
         choices: Mapping[int, Bytes] = MappingProxyType({}),
         resized: Sequence[Segment] = (),
+        generation: int = 0,
+        digest: str | None = None,
         *,
         act: str = "session.import",
     ) -> SessionRow | None:
@@ -75,11 +86,11 @@ class Sessions(Database):
             Refusal: the caller's owner has as many sessions as it may.
         """
         created = time.time()
-        values = {"id": id, "owner": caller.owner, "generation": 0, "spec": spec.model_dump_json(), "size": size}
-        query = self.upsert(sessions).values(**values, base=base, created=created).on_conflict_do_nothing()
+        values = {"id": id, "owner": caller.owner, "spec": spec.model_dump_json(), "size": size, "base": base}
+        query = self.upsert(sessions).values(**values, generation=generation, created=created, digest=digest)
         with self.writing() as connection:
             lock_quota(connection, caller)
-            key = connection.execute(query.returning(sessions.c.key)).scalar_one_or_none()
+            key = connection.execute(query.on_conflict_do_nothing().returning(sessions.c.key)).scalar_one_or_none()
             if key is None:
                 return None
             check_quota(connection, caller)
@@ -96,7 +107,7 @@ class Sessions(Database):
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
             record(connection, caller, act, id, method=spec.method, size=size)
-        return SessionRow(key, id, caller.owner, 0, spec, size, base, created)
+        return SessionRow(key, id, caller.owner, generation, spec, size, base, created, digest)
 
     def session(self, id: str) -> SessionRow | None:
         """One session by its id."""
@@ -166,10 +177,38 @@ class Sessions(Database):
         with self.engine.connect() as connection:
             return connection.execute(select(sessions.c.base).where(sessions.c.key == key)).scalar_one_or_none()
 
-    def rewind(self, key: int, generation: int, step: int, epoch: int, caller: Caller) -> int:
+    def note(self, row: SessionRow, caller: Caller, act: str, **detail: Any) -> None:
+        """Write an act on a session to the audit trail.
+
+        Raises:
+            Refusal: the session was rewound or deleted meanwhile.
+        """
+        with self.changing(row.key, row.generation) as connection:
+            record(connection, caller, act, row.id, **detail)
+
+    def change(self, row: SessionRow, spec: SessionSpec, caller: Caller) -> None:
+        """Store what may change of a session's parameters.
+
+        Raises:
+            Refusal: another request rewound, changed or deleted the session meanwhile.
+        """
+        with self.changing(row.key, row.generation) as connection:
+            stored = connection.execute(select(sessions.c.spec).where(sessions.c.key == row.key)).scalar_one()
+            if SessionSpec.model_validate_json(stored) != row.spec:
+                raise outdated()
+            values = {"spec": spec.model_dump_json()}
+            connection.execute(update(sessions).where(sessions.c.key == row.key).values(**values))
+            now, before = spec.model_dump(mode="json"), row.spec.model_dump(mode="json")
+            changed = {name: value for name, value in now.items() if before[name] != value}
+            record(connection, caller, "session.change", row.id, **changed)
+
+    def rewind(
+        self, key: int, generation: int, step: int, epoch: int, caller: Caller, request: str | None = None
+    ) -> int:
         """Forget reports from ``step`` on and epochs after ``epoch``; returns the new generation.
 
-        Until all is removed the session takes nothing, and others' commits go on.
+        ``request`` names this rewind, so that a repeated one is known. Until all is removed the session takes nothing,
+        and others' commits go on.
 
         Raises:
             Refusal: another request rewound or deleted the session meanwhile.
@@ -178,7 +217,7 @@ class Sessions(Database):
         with self.changing(key, generation) as connection:
             forget_segments(connection, key, step, epoch)
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
-            values = {"generation": -following, "cut": step}
+            values = {"generation": -following, "cut": step, "last_rewind": request}
             marked = update(sessions).where(sessions.c.key == key).values(values).returning(sessions.c.id)
             id = connection.execute(marked).scalar_one()
             record(connection, caller, "session.rewind", id, step=step, generation=following)
@@ -198,7 +237,7 @@ class Sessions(Database):
             return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
 
 
-def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
+def forget_from(connection: Connection, key: int, step: int, epoch: int, request: str | None = None) -> str:
     """Forget reports from ``step`` on and epochs after ``epoch``, in a transaction that changes the session; its id."""
     connection.execute(delete(reports).where(reports.c.session == key, reports.c.step >= step))
     forget_segments(connection, key, step, epoch)
@@ -208,6 +247,7 @@ def forget_from(connection: Connection, key: int, step: int, epoch: int) -> str:
         and_(blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step),
     )
     connection.execute(delete(blobs).where(blobs.c.session == key, of_later))
-    risen = update(sessions).where(sessions.c.key == key).values(generation=sessions.c.generation + 1)
+    values = {"generation": sessions.c.generation + 1, "last_rewind": request}
+    risen = update(sessions).where(sessions.c.key == key).values(**values)
     id: str = connection.execute(risen.returning(sessions.c.id)).scalar_one()
     return id

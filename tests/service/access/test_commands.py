@@ -13,7 +13,6 @@ from curation.cli import app
 @pytest.fixture
 def run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("CURATION_STORE", f"sqlite:///{tmp_path}/tokens.db")
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str, code: int = 0) -> Result:
         done = CliRunner().invoke(app, arguments)
@@ -49,7 +48,9 @@ def test_a_token_from_its_making_to_its_end(run: Any) -> None:
         "token.rotate",
         "token.create",
     ]
-    assert "command line of " in run("audit").stdout
+    shown = run("audit").stdout
+    assert "command line of " in shown
+    assert f"id={id}" in shown
 
 
 def test_json_of_a_new_token(run: Any) -> None:

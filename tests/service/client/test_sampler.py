@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from curation.selectors.infobatch import InfoBatch
 from curation.selectors.samplers.base import Indexed
-from curation.service.client import Client
+from curation.service.client import Client, ServiceError
 from curation.service.client.sampler import RemoteBatchSampler
 
 SIZE, BATCH, EPOCHS = 200, 16, 4
@@ -116,3 +117,68 @@ def test_training_survives_the_servers_death(live: Callable[..., Any]) -> None:
                 given += batch
         back.join()
     assert sorted(given) == sorted(2 * list(range(SIZE)))
+
+
+def test_one_unknown_loss_costs_one_example(url: str) -> None:
+    with Client(url) as client:
+        session = client.create_session("infobatch", size=SIZE, batch_size=BATCH, epochs=2).id
+        sampler, unknown = RemoteBatchSampler(client, session, prefetch=0), -1
+        for number, batch in enumerate(sampler):
+            losses = torch.zeros(len(batch))
+            if number == 3:
+                losses[5], unknown = float("nan"), batch[5]
+                losses[6] = float("inf")
+            sampler.update(batch, losses)
+        assert sampler.state_dict()["step"] == number + 1
+        reports = httpx.get(f"{url}/v1/sessions/{session}/losses").json()["reports"]
+        assert [report["unknown"] for report in reports] == [2 * (step == 3) for step in range(number + 1)]
+        assert unknown in [row for batch in sampler for row in batch]
+
+
+def test_a_session_that_rejects_unknown_losses_says_so_at_once_and_goes_on(url: str) -> None:
+    with Client(url) as client:
+        session = client.create_session("infobatch", size=SIZE, batch_size=BATCH, epochs=2, non_finite="reject").id
+        sampler = RemoteBatchSampler(client, session)
+        batches = iter(sampler)
+        batch = next(batches)
+        losses = torch.ones(BATCH)
+        losses[2] = float("nan")
+        with pytest.raises(ValueError, match=r"loss 2 of step 0 is nan, and session .* rejects those"):
+            sampler.update(batch, losses)
+        sampler.update(batch, losses.nan_to_num())
+        sampler.update(next(batches), torch.ones(BATCH))
+        assert sampler.state_dict()["step"] == 2
+
+
+def test_a_report_that_is_refused_is_dropped_and_the_others_are_sent(url: str) -> None:
+    with Client(url) as client:
+        session = client.create_session("infobatch", size=SIZE, batch_size=BATCH, epochs=2).id
+        sampler = RemoteBatchSampler(client, session, prefetch=0)
+        client.change(session, non_finite="reject")
+        batches = iter(sampler)
+        sampler.update(next(batches), torch.ones(BATCH))
+        batch = next(batches)
+        sampler.update(batch, torch.full((BATCH,), float("nan")))
+        with pytest.raises(ServiceError, match="bad-report: the report of rank 0, step 1: loss 0 is nan") as refused:
+            next(batches)
+        assert refused.value.__notes__ == ["It was dropped, and is not sent again."]
+        assert sampler.state_dict()["step"] == 2
+        sampler.update(next(iter(sampler)), torch.ones(BATCH))
+        assert sampler.state_dict()["step"] == 3
+        assert client.session(session).raw["ranks"][0]["reports"] == 2
+
+
+def test_a_state_of_another_session_of_the_same_id_is_refused(url: str) -> None:
+    with Client(url) as client:
+        options: dict[str, Any] = {"size": SIZE, "batch_size": BATCH, "id": "reused"}
+        client.create_session("random", **options)
+        state = RemoteBatchSampler(client, "reused").state_dict()
+        checkpoint = client.checkpoint("reused")
+        client.delete("reused")
+        client.create_session("random", seed=1, **options)
+        with pytest.raises(ValueError, match="created anew, from other parameters or tables"):
+            RemoteBatchSampler(client, "reused").load_state_dict(state)
+        client.delete("reused")
+        client.restore(checkpoint, id="reused")
+        for known in (state, {name: state[name] for name in ("version", "session", "rank", "step")}):
+            RemoteBatchSampler(client, "reused").load_state_dict(known)

@@ -70,6 +70,7 @@ def real_bodies(client: Client) -> list[Case]:
             client.report(session, [(step, losses)])
     losses = pa.array([np.ones(8, np.float32)] * 3, pa.list_(pa.float32()))
     reports = pa.table({"step": [0, 1, 2], "losses": losses})
+    both_ranks = pa.table({"report_ranks": [0, 1, 0], "report_steps": [0, 1, 2], "losses": losses})
     sides = {name: matrix(8) for name in ("learner_a", "learner_b", "reference_a", "reference_b")}
     plan = pa.table({"indices": pa.array([[0, 1, 2], [3, 4], [5]], pa.list_(pa.int64()))})
     scores, vectors = pa.table({"scores": np.arange(64.0)}), pa.table({"queries": matrix(8), "positives": matrix(8)})
@@ -78,6 +79,7 @@ def real_bodies(client: Client) -> list[Case]:
         tables: dict[str, tuple[pa.Table, dict[str, Any]]] = {
             "/v1/sessions": (plan, {"method": "plan", "size": 6, "batch_size": 3, "epochs": 2}),
             "/v1/sessions?": (scores, {"method": "acquisition", "size": 64, "batch_size": 8}),
+            "/v1/sessions/fuzz/batches": (both_ranks, {"ranks": [0, 1], "step": 6, "steps": 2}),
             "/v1/sessions/pairs/choices": (pa.table(sides), {"rank": 0, "step": 0}),
             "/v1/sessions/pairs/choices?": (pa.table({"scores": np.ones(8)}), {"rank": 1, "step": 0}),
             "/v1/select/acquire": (scores, {"k": 3, "seed": 1}),

@@ -207,9 +207,10 @@ def test_what_a_compressed_body_expands_to_is_limited_before_it_is_expanded(
     assert_problem(answer, 413, "too-large")
     huge = pa.table({"step": [0], "losses": pa.array([np.ones(400_000, np.float32)], pa.list_(pa.float32()))})
     assert_problem(send(f"/v1/sessions/{session}/steps", huge, {}), 413, "too-large")
-    assert_problem(
-        send(f"/v1/sessions/{session}/choices", pa.table({"scores": np.ones(200_000)}), {}), 413, "too-large"
-    )
+    scores = pa.table({"scores": np.ones(200_000)})
+    assert_problem(send(f"/v1/sessions/{session}/choices", scores, {}), 422, "other-method")
+    choosing = client.create_session("jest", size=64, batch_size=16, parameters={"chunks": 2, "joint": False}).id
+    assert_problem(send(f"/v1/sessions/{choosing}/choices", scores, {}), 413, "too-large")
     assert send("/v1/select/acquire", large.slice(0, 5000), {"k": 1}).status_code == 200
     eight = pa.table({"step": [0], "losses": pa.array([np.ones(8, np.float32)], pa.list_(pa.float32()))})
     assert send(f"/v1/sessions/{session}/steps", eight, {}).status_code == 200
@@ -330,6 +331,9 @@ def test_reports_are_counted_before_they_are_read(
     for codec in (None, "zstd"):
         answer = http.post(path, content=stream(table, codec), headers={"Content-Type": ARROW})
         assert "5000 rows" in assert_problem(answer, 413, "too-large")["detail"]
+    several = {"report_ranks": [0] * 5000, "report_steps": [0] * 5000, "losses": [[]] * 5000}
+    answer = http.post(f"/v1/sessions/{session}/batches", json=several)
+    assert "5000 reports" in assert_problem(answer, 413, "too-large")["detail"]
 
 
 def test_an_unknown_dataset_is_not_found(http: httpx.Client, assert_problem: Problem) -> None:

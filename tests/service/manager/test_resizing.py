@@ -15,6 +15,7 @@ from curation.plan import BatchPlan
 from curation.service.arrow import write_table
 from curation.service.auth import ANYONE
 from curation.service.errors import Refusal
+from curation.service.manager.batches import BatchesRequest, take_batches
 from curation.service.manager.resizing import Resize, resize
 from curation.service.manager.sessions import SessionManager
 from curation.service.session.session import Report, StepRequest
@@ -59,7 +60,7 @@ class Elastic(RuleBasedStateMachine):
 
     def ask(self, rank: int, step: int | None, reports: list[Report] | None = None) -> Any:
         request = StepRequest(rank, step, reports or [], self.generation)
-        batch, generation = self.run(self.manager.step(ANYONE, "s", request))
+        batch, generation, _ = self.run(self.manager.step(ANYONE, "s", request))
         assert generation == self.generation
         return batch
 
@@ -185,6 +186,18 @@ def test_fewer_rows_than_ranks_go_to_all_and_count_once(method: str) -> None:
     trainers.teardown()
 
 
+def test_many_batches_are_for_ranks_that_there_are() -> None:
+    trainers = Elastic()
+    trainers.begin("random", 2)
+    trainers.train(1)
+    trainers.replace(1, 1)
+    for ranks, step in (([0, 1], 1), ([0, 7], 0), ([0, 1], 40)):
+        asked = BatchesRequest(ranks, step, 1, [], None)
+        with pytest.raises(Refusal, match=f"rank {ranks[1]} is unknown"):
+            trainers.run(take_batches(trainers.manager, ANYONE, "s", asked, max_rows=1000))
+    trainers.teardown()
+
+
 def test_what_cannot_be_resized_says_why() -> None:
     trainers = Elastic()
     trainers.begin("random", 2)
@@ -197,7 +210,7 @@ def test_what_cannot_be_resized_says_why() -> None:
         assert refused.value.kind == kind
     late = StepRequest(1, None, [Report(1, 0, loss_of(trainers.ask(1, 0).indices, 0))], None)
     trainers.replace(1, 1)
-    for rank, step in ((1, 1), (2, 0)):
+    for rank, step in ((1, 1), (2, 0), (1, 40)):
         with pytest.raises(Refusal, match=f"rank {rank} is unknown"):
             trainers.ask(rank, step)
     with pytest.raises(Refusal, match="resized at step 1"):

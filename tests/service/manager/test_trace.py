@@ -77,6 +77,32 @@ def test_it_is_what_trainers_were_handed_over_restarts_and_rewinds(
         assert alone.rows.tolist() == [visit[4] for visit in told if visit[1:3] == (8, 1)]
 
 
+@pytest.mark.parametrize("method", ["random", "infobatch"])
+def test_it_reaches_over_a_change_of_the_world_size(live: Callable[..., Any], method: str) -> None:
+    with Client(live().url) as client:
+        info = client.create_session(method, size=SIZE, batch_size=BATCH, epochs=2, world_size=3)
+        id, told = info.id, []
+        resized = {"from_step": 2, "world_size": 2, "generation": info.generation}
+        step, world_size, done = 0, 3, False
+        while not done:
+            if step == 2:
+                httpx.post(f"{client.url}/v1/sessions/{id}/resize", json=resized).raise_for_status()
+                world_size = 2
+            for rank in range(world_size):
+                batch = client.step(id, step, rank=rank)
+                client.report(id, [(step, np.full(len(batch.indices), step, np.float32))], rank=rank)
+                told += [(step, rank, row) for row in batch.indices.tolist()]
+            step, done = step + 1, batch.end_of_session
+        for number in range(step):
+            rows = client.step_rows(id, number)
+            assert set(rows.losses.tolist()) == {number}
+            found = zip([number] * len(rows.rows), rows.ranks.tolist(), rows.rows.tolist(), strict=True)
+            assert list(found) == [visit for visit in told if visit[0] == number]
+        for row in range(SIZE):
+            visits = [(visit["step"], visit["rank"], row) for visit in client.row_visits(id, row)]
+            assert visits == [visit for visit in told if visit[2] == row]
+
+
 def test_chosen_rows_come_with_their_logits(live: Callable[..., Any]) -> None:
     with Client(live().url) as client:
         id = client.create_session(

@@ -64,6 +64,8 @@ def test_a_full_disk_is_in_the_log_once_and_not_ready(
         assert logged[0] == {
             "message": "request failed",
             "request": "first",
+            "peer": "127.0.0.1",
+            "token": None,
             "method": "POST",
             "path": f"/v1/sessions/{session}/steps",
             "kind": "store-unavailable",

@@ -85,6 +85,18 @@ def test_a_checkpoint_is_what_it_was(method: str, exported: dict[str, bytes], cl
     _walk(client, copy.id, 2, first=copy.open_steps - 2)
 
 
+def test_a_checkpoint_of_an_older_release_is_read(client: Client, send: Callable[[bytes], httpx.Response]) -> None:
+    """It has a state for a first epoch, too: what every session begins with."""
+    session = client.create_session("infobatch", size=40, batch_size=4, epochs=3).id
+    first = client.step(session, 0)
+    metadata, rows = rows_of(client.checkpoint(session))
+    start = stream({"scores": scores([np.nan] * 40)})
+    rows.insert(1, {"kind": "state", "number": 0, "rank": 0, "data": start})
+    answer = send(packed({**metadata, b"format": b"1"}, rows))
+    assert answer.status_code == 201, answer.text
+    assert np.array_equal(client.step(answer.json()["id"], 0).indices, first.indices)
+
+
 def json_cell(lines: list[Row], epoch: int, **changes: Any) -> None:
     row = next(row for row in lines if row["kind"] == "epoch" and row["number"] == epoch)
     row["data"] = json.dumps(json.loads(row["data"]) | changes).encode()
@@ -128,6 +140,10 @@ FALSE: dict[str, tuple[str, Callable[[dict[bytes, bytes], list[Row]], Any]]] = {
     "missing that is no pair": ("infobatch", lambda m, r: json_cell(r, 1, missing=[[0]])),
     "missing beyond numbers": ("infobatch", lambda m, r: json_cell(r, 1, missing=[[0, 2**70]])),
     "a deep record": ("infobatch", lambda m, r: cell(r, "epoch", data=DEEP)),
+    "a deep segment": ("infobatch", lambda m, r: r.insert(0, line("segment", DEEP))),
+    "a segment of text": ("infobatch", lambda m, r: r.insert(0, line("segment", segment(steps="1")))),
+    "a segment beyond numbers": ("infobatch", lambda m, r: r.insert(0, line("segment", segment(steps=2**70)))),
+    "a segment of rows that are not": ("infobatch", lambda m, r: r.insert(0, line("segment", segment(left=[[0, 99]])))),
     "an epoch too many": ("infobatch", lambda m, r: cell(r, "epoch", number=7)),
     "a null kind": ("infobatch", lambda m, r: r[0].update(kind=None)),
     "a null cell": ("infobatch", lambda m, r: r[-1].update(data=None)),
@@ -185,6 +201,14 @@ FALSE: dict[str, tuple[str, Callable[[dict[bytes, bytes], list[Row]], Any]]] = {
         lambda m, r: r.append({"kind": "report", "number": 0, "rank": 0, "data": bytes(4)}),
     ),
 }
+
+
+def line(kind: str, data: bytes) -> Row:
+    return {"kind": kind, "number": 10, "rank": 2, "data": data}
+
+
+def segment(**changes: Any) -> bytes:
+    return json.dumps({"steps": 1, "world_size": 2, "left": [[0, 8]]} | changes).encode()
 
 
 def spec(metadata: dict[bytes, bytes], **changes: Any) -> None:
@@ -251,6 +275,7 @@ def mutations(rows: list[Row], rng: np.random.Generator) -> Iterator[list[Row]]:
         yield changed
 
 
+@pytest.mark.filterwarnings("ignore:.*the first report counts")
 @pytest.mark.parametrize("method", SPECS)
 def test_a_changed_cell_is_refused_or_gives_a_session_that_could_be(
     method: str, exported: dict[str, bytes], send: Callable[[bytes], httpx.Response], client: Client
@@ -277,3 +302,13 @@ def test_a_changed_cell_is_refused_or_gives_a_session_that_could_be(
 def _epochs(client: Client, session: str) -> list[dict[str, Any]]:
     answer = httpx.get(f"{client.url}/v1/sessions/{session}/epochs")
     return list(answer.raise_for_status().json()["epochs"])
+
+
+def test_an_epoch_of_a_method_without_any_costs_nothing(send: Callable[[bytes], httpx.Response]) -> None:
+    size = 1 << 40
+    about = {"method": "random", "size": size, "batch_size": 1, "epochs": 3, "world_size": 65_536}
+    records = [{"first_step": 0, "rows": size, "reweighted": 0, "missing": []}]
+    records.append({"first_step": size // 65_536, "rows": size, "reweighted": 0, "missing": [[0, 0]]})
+    rows = [{"kind": "epoch", "number": n, "rank": 0, "data": json.dumps(r).encode()} for n, r in enumerate(records)]
+    answer = send(packed({b"format": b"2", b"spec": json.dumps(about).encode(), b"size": str(size).encode()}, rows))
+    assert "has no epochs to restore" in answer.json()["detail"]

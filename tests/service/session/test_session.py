@@ -51,6 +51,7 @@ class SessionModel(RuleBasedStateMachine):
             world_size=RANKS,
             seed=5,
             on_missing="wait" if wait else "skip",
+            non_finite="reject",
         )
         self.loop = asyncio.new_event_loop()
         self.store = Store(f"sqlite:///{self.folder.name}/store.db")
@@ -91,7 +92,7 @@ class SessionModel(RuleBasedStateMachine):
         return {(rank, step) for step in range(self.steps[-1], self.end()) for rank in range(RANKS)} - set(self.reports)
 
     def check(self, rank: int, step: int) -> None:
-        batch, _ = self.run(self.manager.step(ANYONE, "s", StepRequest(rank, step, [], None)))
+        batch, *_ = self.run(self.manager.step(ANYONE, "s", StepRequest(rank, step, [], None)))
         epoch = max(e for e, first in enumerate(self.steps) if first <= step)
         indices, weights = self.model()[epoch]
         start, stop = self.layout(epoch).span(rank, step - self.steps[epoch])

