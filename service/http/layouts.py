@@ -70,12 +70,13 @@ LAYOUTS: Mapping[str, ArrowLayout] = {
             "rank": "decimal digits; 0 where it is left out",
             "step": "the step asked for; left out where there are only reports",
             "generation": "left out where any generation will do",
+            "wait": "seconds to wait for other ranks where the epoch is not open; left out: none",
         },
     ),
     "StepAnswer": ArrowLayout(
         about="A rank's batch.",
         columns=[_column("indices", "int64"), _column("weights", "float32")],
-        metadata=_WHERE,
+        metadata={**_WHERE, "ignored": "JSON: the steps that were reported before with other losses; else left out"},
     ),
     "BatchesBody": _request(
         "What some ranks ask for, and a row for each report.",
@@ -134,7 +135,12 @@ LAYOUTS: Mapping[str, ArrowLayout] = {
             _column("rank", "int64"),
             _column("data", "large_binary"),
         ],
-        metadata={"format": "the version of this layout", "spec": "JSON: the session's parameters", "size": "N"},
+        metadata={
+            "format": "the version of this layout",
+            "spec": "JSON: the session's parameters",
+            "size": "N",
+            "digest": "of what the session was created from; left out where that is not known",
+        },
     ),
     "ZipFitBody": _request("Candidates of a choice by compression.", _column("texts", "large_string")),
     "AcquireBody": _request("Candidates of a draw.", _column("scores", "float64", "any floats are taken")),

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from curation.service.client import Client, ServiceError
+from curation.service.manager.memory import residency
 
 
 def scraped(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -66,7 +67,9 @@ def test_a_session_runs_and_is_finished_when_every_rank_had_its_last_step(live: 
         assert scraped(url)["curation_sessions", frozenset({("state", "finished")})] == 1
 
 
-def test_sessions_pushed_out_of_memory_are_counted(live: Callable[..., Any]) -> None:
+def test_sessions_pushed_out_of_memory_are_counted(live: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IDLE", "SHARE"):  # what an epoch in memory is kept for
+        monkeypatch.setattr(residency, name, 0)
     url = live(resident_bytes=9_500).url
     with Client(url, patience=0) as client:
         for name in ("a", "b"):

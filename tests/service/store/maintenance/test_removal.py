@@ -109,11 +109,11 @@ def test_a_rewind_that_was_killed_is_finished_when_its_session_is_asked_for(live
         row = store.session(session)
         with pytest.MonkeyPatch.context() as killed:
             killed.setattr("curation.service.store.records.sessions.finish_removal", lambda database, key: None)
-            store.rewind(row.key, 0, 1, 0, ANYONE)
+            store.rewind(row.key, row.generation, 1, 0, ANYONE)
         manager.evict(session)
         with pytest.raises(ServiceError, match="stale-generation"):
-            client.step(session, 1, generation=0)
-        assert client.session(session).generation == 1
+            client.step(session, 1, generation=row.generation)
+        assert client.session(session).generation == row.generation + 1
         with pytest.raises(ServiceError, match="missing-reports"):
             client.step(session, 2)
         assert np.array_equal(client.step(session, 0).indices, first)
