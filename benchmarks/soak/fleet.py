@@ -111,9 +111,7 @@ async def trainer(number: int, url: str, port: int, ranks: int, pause: float, ta
 
 async def watch(server: psutil.Process, tally: Tally, end: float) -> list[float]:
     """A line a minute; the memory at each, in MiB."""
-    print(
-        f"{'minute':>6} {'steps/s':>8} {'p50 ms':>7} {'p99 ms':>7} {'worst':>7} {'RSS MiB':>8} {'threads':>8} {'files':>6}"
-    )
+    print("minute  steps/s  p50 ms  p99 ms   worst  RSS MiB  threads  files")
     memory: list[float] = []
     while time.monotonic() < end:
         await asyncio.sleep(min(60.0, max(1.0, end - time.monotonic())))
@@ -138,11 +136,9 @@ async def run(arguments: argparse.Namespace, port: int, pid: int) -> None:
         if isinstance(error, Exception):
             raise error
     third = max(1, len(memory) // 3)
-    first, last = (float(np.mean(some)) for some in (memory[third : 2 * third], memory[-third:]))
-    print(f"memory: {first:.1f} MiB in the second third, {last:.1f} MiB in the last: {last / first - 1:+.1%}")
-    print(
-        f"waited again {tally.waits} times, connected again {tally.reconnects} times, refused {len(tally.refused)} times"
-    )
+    before, last = (float(np.median(some)) for some in (memory[-2 * third : -third] or memory, memory[-third:]))
+    print(f"memory: {before:.1f} MiB in the second third, {last:.1f} MiB in the last: {last / before - 1:+.1%}")
+    print(f"waited again: {tally.waits}, connected again: {tally.reconnects}, refused: {len(tally.refused)}")
     for text in sorted(set(tally.refused))[:5]:
         print(text)
 
