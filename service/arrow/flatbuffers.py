@@ -5,6 +5,7 @@ raises ``struct.error``.
 """
 
 import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -98,6 +99,27 @@ def check_tree(meta: memoryview) -> None:
         _Tree(meta).schema(follow(meta, header))
     elif _byte(meta, kind) != _RECORD_BATCH:
         raise ValueError("it has a message that is neither schema nor record batch")
+
+
+def metadata_of(meta: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """The keys of the metadata of a schema that pyarrow has read, and where their values start and end."""
+    header = find_field(meta, follow(meta, 0), _HEADER)
+    at = None if header is None else find_field(meta, follow(meta, header), _SCHEMA_METADATA)
+    if at is None:
+        return
+    vector = follow(meta, at)
+    for entry in range(struct.unpack_from("<I", meta, vector)[0]):
+        table = follow(meta, vector + 4 + 4 * entry)
+        (key, stop), value = _text(meta, table, _KEY), _text(meta, table, _VALUE)
+        yield bytes(meta[key:stop]), *value
+
+
+def _text(meta: memoryview, table: int, number: int) -> tuple[int, int]:
+    at = find_field(meta, table, number)
+    if at is None:
+        return 0, 0
+    start = follow(meta, at)
+    return start + 4, start + 4 + int(struct.unpack_from("<I", meta, start)[0])
 
 
 class _Tree:

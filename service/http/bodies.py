@@ -17,6 +17,7 @@ from curation.selection import Selection
 from curation.service.arrow import read_batches, read_table, write_table
 from curation.service.errors import Refusal
 from curation.service.http.problems import invalid_model
+from curation.service.http.step_heads import StepHeads
 from curation.service.session.protocols import Losses
 from curation.service.session.session import Batch, Report, StepRequest
 from curation.service.session.spec import MAX_BATCH_SIZE
@@ -29,6 +30,7 @@ JSON = "application/json"
 _STEP_FIELDS = (pa.field("indices", pa.int64(), False), pa.field("weights", pa.float32(), False))
 _ALIGNMENT = 8
 _NO_BATCH = Batch(np.empty(0, np.int64), np.empty(0, np.float32), -1, -1, -1, False)
+_heads = StepHeads()
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -290,6 +292,9 @@ def _losses(values: Sequence[float | None]) -> Losses:
 
 
 def _step_from_arrow(body: bytes, max_bytes: int, max_reports: int) -> StepRequest:
+    known = _heads.read(body, max_reports)
+    if known is not None:
+        return known
     schema, batches = read_batches(body, max_bytes, max_reports)
     metadata, names = schema.metadata or {}, schema.names
     rank, step, generation = (_integer(metadata, name) for name in (b"rank", b"step", b"generation"))
@@ -297,7 +302,9 @@ def _step_from_arrow(body: bytes, max_bytes: int, max_reports: int) -> StepReque
         if names and name not in names:
             raise Refusal("bad-body", f"the Arrow body has columns {names}, but not {name!r}")
     reports = [report for batch in batches for report in _reports(rank or 0, batch)]
-    return StepRequest(rank or 0, step, reports, generation, _seconds(metadata.get(b"wait")))
+    wait = _seconds(metadata.get(b"wait"))
+    _heads.learn(body, schema, batches, wait)
+    return StepRequest(rank or 0, step, reports, generation, wait)
 
 
 def _reports(rank: int, batch: pa.RecordBatch) -> list[Report]:

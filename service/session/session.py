@@ -130,9 +130,13 @@ class Session(Generic[E]):
         self.segments = segments
         self._epochs: dict[int, E] = {}
         self.rows = 0
+        # Asked several times a step, and as they are for as long as this object lives.
+        self._ranks = max((spec.world_size, *(segment.world_size for segment in segments)))
+        self._stateless_steps = 0
         if not method.stateful:
             first = method.epoch(0, {})
             self._runs = list(runs(segments, spec.world_size, lambda world_size: steps_over(first, world_size)))
+            self._stateless_steps = self.span_of(spec.epochs - 1)[1]
             self.put(0, self.laid_out(0, first))
             self.rows = first.rows
 
@@ -151,7 +155,7 @@ class Session(Generic[E]):
         """Steps of all open epochs."""
         if self.method.stateful:
             return self.records[-1].end if self.records else 0
-        return self.span_of(self.spec.epochs - 1)[1]
+        return self._stateless_steps
 
     @property
     def open_range(self) -> str:
@@ -206,8 +210,7 @@ class Session(Generic[E]):
     def check_rank(self, rank: int, step: int | None = None) -> None:
         """Refuse a rank that the session does not have and never had; that an open step does not have, where one is
         named."""
-        worlds = (segment.world_size for segment in self.segments)
-        ranks = max((self.spec.world_size, *worlds)) if step is None else self.ranks_at(step)
+        ranks = self._ranks if step is None else self.ranks_at(step)
         if not 0 <= rank < ranks:
             where = "" if step is None else f" at step {step}"
             raise Refusal("bad-rank", f"rank {rank} is unknown{where}: the session has ranks 0 to {ranks - 1}{where}")
