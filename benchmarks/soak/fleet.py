@@ -80,9 +80,10 @@ async def train(session: str, generation: int, rank: int, pause: float, connecti
             connection.tally.refused.append(answer.decode(errors="replace")[:300])
             await asyncio.sleep(1)
             continue
-        connection.tally.seconds.append(time.perf_counter() - begin)
         rows = pa.ipc.open_stream(answer).read_all()
         facts = rows.schema.metadata
+        if reports:  # the first step of an epoch may have waited for other ranks
+            connection.tally.seconds.append(time.perf_counter() - begin)
         reports = [(step, np.full(len(rows), 1 / (step + 1), np.float32))]
         if facts[b"end_of_epoch"] == b"1":
             last = asking.step(session, step=None, rank=rank, reports=reports, generation=generation)

@@ -108,4 +108,4 @@ def test_bytes_beyond_the_quota_are_refused(connect: Any, server: Any, assert_pr
     assert greedy.post("/v1/sessions", content=chunks(), headers=json).status_code == 201
     refused = greedy.get("/v1/sessions")
     assert assert_problem(refused, 429, "quota")["limit"] == "bytes_per_second"
-    assert 15 <= int(refused.headers["retry-after"]) <= 20
+    assert 1 <= int(refused.headers["retry-after"]) <= 20  # 20 s less what a busy machine took until here
