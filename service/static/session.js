@@ -90,7 +90,7 @@ export function session(id, step, say) {
     else if (how.status === "waiting") parts.push(`Epoch ${how.epoch == null ? "" : view.epochs.at(-1).number + 1} waits for ${many(how.waits_for_count, "rank")}: ${waits(how, now())}`);
     else parts.push(says.charAt(0).toUpperCase() + says.slice(1));
     if (how.status === "stalled" && how.waits_for_count) parts.push(`The next epoch waits for ${waits(how, now())}`);
-    if (how.status !== "idle") parts.push(`Last activity: ${ago(how.active, now())}`);
+    if (how.status !== "idle" || how.active != null) parts.push(`Last activity: ${ago(how.active, now())}`);
     const text = `${parts.join(". ")}.`;
     if (standing.dataset.text === text + how.status) return;
     standing.dataset.text = text + how.status;
