@@ -56,7 +56,7 @@ export function session(id, step, say) {
     ["rank", (r) => count(r.rank)], ["behind", (r) => (r.behind ? many(r.behind, "step") : "–"), true],
     ["last step asked", (r) => count(r.last_asked), true, "of this server since it was started"], ["last step reported", (r) => count(r.last_reported), true],
     ["reports", (r) => count(r.reports), true], ["here last", (r) => ago(r.seen, now()), false, "when it last asked or reported, since this server was started"]], true);
-  const which = el("input", { type: "number", min: 0, id: "which-rank", placeholder: "the last", onchange: () => again() });
+  const which = el("input", { type: "number", min: 0, id: "which-rank", placeholder: "furthest behind", onchange: () => again() });
   const lines = el("p", { class: "note" });
   const plan = el("div"), facts = el("div");
   let last = null, chosen = step, clock = 0, first = true, latest = 0;
@@ -104,7 +104,7 @@ export function session(id, step, say) {
     if (last && how.epoch !== last.standing.epoch && newest) say(`Epoch ${how.epoch} is open: ${percent(newest.trained / newest.size)} of the candidates are trained on.`);
     if (last && how.status !== last.standing.status) say(`The session is ${STATUSES[how.status][0]}.`);
     last = view;
-    kicker.textContent = ["Session", view.method, many(view.size, "candidate"), many(view.epochs_in_all, "epoch"), many(view.ranks.total, "rank"),
+    kicker.textContent = ["Session", view.method, many(view.size, "candidate"), many(view.epochs_in_all, "epoch"), many(view.ranks.total, "rank") + (view.resized == null ? "" : ` from step ${count(view.resized)} on`),
       view.owner == null ? null : `owner ${view.owner}`].filter(Boolean).join(" · ");
     done.replaceChildren(bar(how.done));
     tiles.update([percent(how.done), count(how.epoch), count(how.step), newest && how.step != null ? percent(newest.trained / newest.size) : "–",

@@ -60,6 +60,7 @@ class SessionView(BaseModel):
     pruning_ends: int | None = Field(description="the first epoch that leaves nothing out, where the method has one")
     standing: progress.Standing
     ranks: progress.Ranks
+    resized: int | None = Field(description="the step since which it has these ranks; null: the first")
     total_steps: int | None
     epochs: list[EpochState] = Field(description="the latest epochs up to the present one")
     losses: Curve
@@ -141,6 +142,7 @@ async def show_session(
         pruning_ends=session.method.whole_from,
         standing=standing,
         ranks=ranks,
+        resized=session.segments[-1].first_step if session.segments else None,
         total_steps=session.total_steps,
         epochs=listed.epochs,
         losses=await asyncio.to_thread(curve, app.store, entry, reported, window),
