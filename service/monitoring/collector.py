@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from curation.service.manager.sessions import Entry, SessionManager
-from curation.service.manager.standing import Statuses
 from curation.service.monitoring.metrics import Metrics
+from curation.service.monitoring.standing import Statuses
 from curation.service.session.status import Status
 from curation.service.store import Store
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from curation.service.manager.sessions import Entry
-from curation.service.manager.standing import is_broken
+from curation.service.monitoring.standing import is_broken
 from curation.service.session.session import LOSS, Session
 from curation.service.store import Store
 from curation.service.store.tables import reports
