@@ -95,7 +95,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     )
     recorder = Recorder(manager)
     authenticator = Authenticator(settings, store, manager.evict_owners)
-    metrics.registry.register(StateCollector(metrics, manager, store))
+    metrics.registry.register(StateCollector(metrics, manager, store, settings.stalled_seconds))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)
     readiness = Readiness(store.ping, seconds=settings.ready_seconds)

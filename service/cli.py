@@ -7,19 +7,19 @@ import typer
 
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file of settings; flags and CURATION_* go before it.")]
 StoreOption = Annotated[
-    str | None, typer.Option(help="sqlite:///file or postgresql+psycopg://user@host/database.", show_default=False)
+    str | None, typer.Option(help="sqlite:///file or postgresql://user@host/name.", show_default=False)
 ]
 
 
 def serve(
     config: ConfigOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any that is free [default: 8765].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any that is free (default: 8765).")] = None,
     store: StoreOption = None,
     datasets: Annotated[
         list[Path] | None, typer.Option(help="A folder whose subfolders are curated datasets; may be repeated.")
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (default: info).")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Deploy on Ray Serve, over PostgreSQL, and wait.")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas on Ray Serve.")] = 2,
 ) -> None:
@@ -50,8 +50,8 @@ def read_settings(config: Path | None, **flags: Any) -> Any:
         raise typer.BadParameter(str(error)) from error
 
 
-def open_store(store: str | None, config: Path | None) -> Any:
-    """The store that a command works on."""
-    from curation.service.store import opening
+def opened_store(store: str | None, config: Path | None, *, make: bool = False) -> Any:
+    """The store that a command works on; ``make``: a SQLite file that is not there is made."""
+    from curation.service.store.opening import open_store
 
-    return opening.open_store(read_settings(config, store=store).store)
+    return open_store(read_settings(config, store=store).store, make=make)

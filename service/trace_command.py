@@ -27,7 +27,7 @@ def trace(
     step: Annotated[int | None, typer.Option(min=0, help="The rows of this step, the highest losses first.")] = None,
     row: Annotated[int | None, typer.Option(min=0, help="Every visit of this row.")] = None,
     spikes: Annotated[bool, typer.Option("--spikes", help="The steps whose mean loss stands out.")] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="With --step: this rank alone [default: all].")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="With --step: this rank alone (default: all).")] = None,
     top: Annotated[int, typer.Option(min=1, max=1000, help="Rows of a step, or spikes (100), at most.")] = 10,
     values: Annotated[bool, typer.Option("--values", help="With --step: the rows' text, from the dataset.")] = False,
     url: Annotated[str, typer.Option(envvar="CURATION_URL", help="The running server.")] = "http://127.0.0.1:8765",
@@ -101,7 +101,7 @@ async def _ask_store(question: _Question, url: str, roots: list[Path]) -> dict[s
     from curation.service.settings import Settings
     from curation.service.store.opening import open_store
 
-    store = open_store(url)
+    store = open_store(url, make=False)
     manager = SessionManager(store, resident_bytes=Settings().resident_bytes)
     recorder = Recorder(manager)
     try:

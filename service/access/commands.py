@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.service.cli import ConfigOption, StoreOption, open_store
+from curation.service.cli import ConfigOption, StoreOption, opened_store
 
 token = typer.Typer(no_args_is_help=True, help="Bearer tokens of the service.")
 owner = typer.Typer(no_args_is_help=True, help="Owners of sessions and tokens, and what each may use.")
@@ -57,7 +57,7 @@ _Duration = typer.Option(parser=_duration, metavar="TIME", help="Such as 90d, 12
 def create(
     name: Annotated[str, typer.Argument(help="Who or what it is for.")],
     owner: Annotated[
-        str | None, typer.Option(help="Whose sessions it makes and uses [default: its own only].", show_default=False)
+        str | None, typer.Option(help="Whose sessions it makes and uses (default: its own only).", show_default=False)
     ] = None,
     scope: Annotated[list[str], typer.Option(help="read, read-all, select or admin; may be repeated.")] = ["select"],  # noqa: B006
     expires: Annotated[Any, _Duration] = None,
@@ -73,7 +73,7 @@ def create(
     from curation.service.access.tokens import issue_token
     from curation.service.store.owners import count_ownerless
 
-    opened = open_store(store, config)
+    opened = opened_store(store, config, make=True)
     record, secret = issue_token(
         opened, name, frozenset(scope), owner=owner, lasts=expires, adopt=adopt, caller=_operator()
     )
@@ -103,7 +103,7 @@ def rotate(
     """Give a token a new secret; its owner, scopes and sessions stay. Without --expires it ends when it would have."""
     from curation.service.access.tokens import renew_token
 
-    record, secret = renew_token(open_store(store, config), id, grace=grace, lasts=expires, caller=_operator())
+    record, secret = renew_token(opened_store(store, config), id, grace=grace, lasts=expires, caller=_operator())
     _show_secret(record, secret, as_json)
     if record.old_until is not None:
         typer.echo(f"The secret before this one is good until {_time(record.old_until)} UTC.", err=True)
@@ -114,7 +114,7 @@ def list_tokens(as_json: _Json = False, store: StoreOption = None, config: Confi
     """Show all tokens, without their secrets."""
     from curation.service.store.tokens import read_tokens
 
-    records = read_tokens(open_store(store, config))
+    records = read_tokens(opened_store(store, config))
     if as_json:
         typer.echo(json.dumps([_token_facts(record) for record in records]))
         return
@@ -136,7 +136,7 @@ def revoke(id: _TokenId, store: StoreOption = None, config: ConfigOption = None)
     """Make a token invalid; running servers notice within their token_seconds (2 by default)."""
     from curation.service.store.tokens import revoke_token
 
-    if not revoke_token(open_store(store, config), _operator(), id):
+    if not revoke_token(opened_store(store, config), _operator(), id):
         raise typer.BadParameter(f"there is no valid token {id!r}", param_hint="ID")
     typer.echo(f"token {id} is revoked")
 
@@ -167,7 +167,7 @@ def set_owner(
         "bytes_per_second": bytes_per_second,
     }
     changes = {limit: None if value == _DEFAULT else value for limit, value in given.items() if value is not None}
-    quota = set_quota(open_store(store, config), _operator(), name, changes)
+    quota = set_quota(opened_store(store, config, make=True), _operator(), name, changes)
     limits = (f"{limit} {_DEFAULT if value is None else f'{value:g}'}" for limit, value in quota._asdict().items())
     typer.echo(f"owner {name}: {', '.join(limits)}")
 
@@ -177,7 +177,7 @@ def list_owners(as_json: _Json = False, store: StoreOption = None, config: Confi
     """Show every owner that has a token, a session or a quota. A quota that is not set is the server's default."""
     from curation.service.store import owners
 
-    found = owners.list_owners(open_store(store, config))
+    found = owners.list_owners(opened_store(store, config))
     if as_json:
         typer.echo(json.dumps([{**use._asdict(), "quota": use.quota._asdict()} for use in found]))
         return
@@ -208,7 +208,7 @@ def rename(
     from curation.service.store.owners import rename_owner
 
     check_owner(new)
-    sessions, tokens = rename_owner(open_store(store, config), _operator(), old, new)
+    sessions, tokens = rename_owner(opened_store(store, config), _operator(), old, new)
     if not sessions and not tokens:
         raise typer.BadParameter(f"owner {old!r} has neither sessions nor tokens", param_hint="OLD")
     typer.echo(f"{sessions} sessions and {tokens} tokens of {old} are {new}'s now")
@@ -225,7 +225,7 @@ def audit(
     """Show who made, changed and deleted what."""
     from curation.service.store.audit import read_audit
 
-    entries = read_audit(open_store(store, config), session=session, owner=owner, limit=limit)
+    entries = read_audit(opened_store(store, config), session=session, owner=owner, limit=limit)
     if as_json:
         typer.echo(json.dumps([entry._asdict() for entry in entries]))
         return

@@ -1,6 +1,7 @@
 """Batches of several steps and ranks at once: for a host with many ranks, and for who asks ahead."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ async def take_batches(
         raise Refusal("session-changed", "the session was rewound while this request ran: ask again", retry_after=0.1)
     for rank in asked.ranks:
         entry.asked[rank] = max(end - 1, entry.asked.get(rank, -1))
+        entry.seen[rank] = time.time()
 
     def gather() -> list[RankBatch]:
         return [

@@ -45,14 +45,13 @@ POLL_SECONDS = 0.1
 _POLLED = 500
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A session in memory.
 
     ``asked``: the last step that each rank asked this server for; ``seen``: when it last sent anything, in seconds
-    since 1970; ``waits``: when it was last told to wait for others; ``used``: when a rank was last answered. The last
-    two are of :func:`time.monotonic`. ``outdated``:
-    the store has it otherwise.
+    since 1970; ``waits``: when it was last told to wait for others, of :func:`time.monotonic`. ``outdated``: the store
+    has it otherwise.
     """
 
     row: SessionRow
@@ -64,7 +63,6 @@ class Entry:
     look: "asyncio.Task[None] | None" = None
     outdated: bool = False
     waits: dict[int, float] = field(default_factory=dict)
-    used: float = float("-inf")
     tenure: Tenure = field(default_factory=Tenure)
     making: int = 0
 
@@ -83,18 +81,14 @@ class Entry:
     def release(self) -> None:
         self.session.forget_epochs()
 
+    @property
+    def active(self) -> float | None:
+        """When a trainer last asked or reported, in seconds since 1970, also before this server's start."""
+        return max([*dict(self.seen).values(), *([] if self.row.used is None else [self.row.used])], default=None)
+
     def waiting(self, now: float) -> list[int]:
         """The ranks that wait for other ranks' reports."""
         return [rank for rank, at in list(self.waits.items()) if now - at < RECENT_SECONDS]
-
-    def state(self, now: float) -> str:
-        """``waiting`` (a rank for others), ``finished`` (each rank had its last step), ``running`` or ``idle``."""
-        if self.waiting(now):
-            return "waiting"
-        asked = list(self.asked.values())
-        if len(asked) == self.session.world_size and min(asked) + 1 == self.session.total_steps:
-            return "finished"
-        return "running" if now - self.used < RECENT_SECONDS else "idle"
 
 
 class SessionManager:
@@ -119,6 +113,7 @@ class SessionManager:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Entry]] = {}
         self._by_key: dict[int, Entry] = {}
+        self._seen: dict[int, dict[int, float]] = {}
         self.residency = Residency(resident_bytes)
 
     @property
@@ -210,7 +205,6 @@ class SessionManager:
                 batch = await self._step(entry, request, ignored)
                 ends = self.store.shared and batch is not None and batch.end_of_session
                 if not ends or not await self._has_changed(entry, open_epochs):
-                    entry.used = time.monotonic()
                     entry.waits.pop(request.rank, None)
                     return batch, entry.row.generation, ignored
             except Refusal as refusal:
@@ -307,6 +301,7 @@ class SessionManager:
         entry = await self.current(caller, id)
         await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
         self.forget(entry)
+        self._seen.pop(entry.row.key, None)
         self.waits.end(entry.row.key)
 
     def let_go(self) -> None:
@@ -418,6 +413,7 @@ class SessionManager:
     def forget(self, entry: Entry) -> None:
         """Drop what is in memory of a session that was changed; who waits for its epoch looks again."""
         entry.outdated = True
+        self._seen[entry.row.key] = entry.seen
         self.evict(entry.row.id)
         wait = self.waits.of(entry.row.key)
         if wait is not None:
@@ -452,6 +448,7 @@ class SessionManager:
         return Entry(row, session, Progress(self.store, row.key))
 
     def _insert(self, entry: Entry) -> None:
+        entry.seen.update(self._seen.pop(entry.row.key, {}))
         self._entries[entry.row.id] = self._by_key[entry.row.key] = entry
         if not entry.session.method.stateful:
             entry.tenure.until = math.inf  # what it has in memory is made with the session
@@ -494,6 +491,7 @@ class SessionManager:
             self.forget(entry)
             if row is None or row.key != entry.row.key:
                 self.waits.end(entry.row.key)
+                self._seen.pop(entry.row.key, None)
 
     def _newer(self, row: SessionRow, first: int) -> tuple[SessionRow | None, Sequence[EpochRecord]]:
         stored = self.store.session(row.id)

@@ -25,7 +25,7 @@ class Upkeep:
 
     def __init__(self, sessions: SessionManager, *, keep_days: float | None, keep_epochs: int | None) -> None:
         self._sessions, self._keep_days, self._keep_epochs = sessions, keep_days, keep_epochs
-        self._noted = time.monotonic()
+        self._noted = time.time()
         self._kept_from: dict[int, int] = {}
 
     async def run(self) -> None:
@@ -51,10 +51,8 @@ class Upkeep:
                 logger.info("session %s was not used for %g days and is removed", id, self._keep_days)
 
     async def _note_use(self, entries: list[Entry]) -> None:
-        now, wall = time.monotonic(), time.time()
-        used = {
-            entry.row.key: wall - (now - entry.tenure.used) for entry in entries if entry.tenure.used >= self._noted
-        }
+        now = time.time()
+        used = {entry.row.key: entry.active for entry in entries if entry.active and entry.active >= self._noted}
         if used:
             await asyncio.to_thread(self._sessions.store.note_use, used)
         self._noted = now

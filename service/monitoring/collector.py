@@ -1,10 +1,11 @@
 """Collector of what is read at each scrape: sessions in memory, the group commit, the store's files, the process."""
 
 import os
-import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from curation.service.manager.sessions import Entry, SessionManager
 from curation.service.monitoring.metrics import Metrics
+from curation.service.monitoring.standing import Statuses
+from curation.service.session.status import Status
 from curation.service.store import Store
 
 
@@ -22,10 +25,12 @@ class StateCollector(Collector):
         metrics: whose plain counters it shows too.
         manager: the sessions of this server.
         store: where they are kept.
+        stalled_seconds: how long nobody asks until a session is stalled.
     """
 
-    def __init__(self, metrics: Metrics, manager: SessionManager, store: Store) -> None:
+    def __init__(self, metrics: Metrics, manager: SessionManager, store: Store, stalled_seconds: float) -> None:
         self._metrics, self._manager, self._store = metrics, manager, store
+        self._statuses = Statuses(manager, stalled_seconds)
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterable[Metric]:
@@ -35,6 +40,7 @@ class StateCollector(Collector):
         yield from self._counts()
         entries = self._manager.in_memory
         yield from _totals(entries)
+        yield from self._sessions(entries)
         yield from _files(self._store)
         yield from self._process.collect()
 
@@ -65,6 +71,14 @@ class StateCollector(Collector):
         waiting = self._manager.group_commit.waiting
         yield GaugeMetricFamily("curation_commit_queue", "Requests that wait for a commit to begin", value=waiting)
 
+    def _sessions(self, entries: Sequence[Entry]) -> Iterable[Metric]:
+        counts = Counter(self._statuses.of(entries))
+        text = "Sessions in memory, by their status: see docs/dashboard.md"
+        family = GaugeMetricFamily("curation_sessions", text, labels=("state",))
+        for status in get_args(Status):
+            family.add_metric((status,), counts[status])
+        yield family
+
 
 def release() -> str:
     """The version that is installed; "0" where it runs from a checkout."""
@@ -78,16 +92,6 @@ def _totals(entries: Sequence[Entry]) -> Iterable[Metric]:
     yield GaugeMetricFamily("curation_sessions_in_memory", "Sessions in memory", value=len(entries))
     size = sum(entry.session.nbytes for entry in entries)
     yield GaugeMetricFamily("curation_resident_bytes", "Memory of their epochs", value=size)
-    states = dict.fromkeys(("running", "waiting", "idle", "finished"), 0)
-    now = time.monotonic()
-    for entry in entries:
-        states[entry.state(now)] += 1
-    family = GaugeMetricFamily(
-        "curation_sessions", "Sessions in memory, by what they do: see docs/service/operations.md", labels=("state",)
-    )
-    for state, count in states.items():
-        family.add_metric((state,), count)
-    yield family
 
 
 def _files(store: Store) -> Iterable[Metric]:

@@ -66,7 +66,7 @@ class SessionSummary(BaseModel):
     method: str
     size: int
     epochs: int
-    world_size: int
+    world_size: int = Field(description="ranks of the newest steps")
     created: float
 
 

@@ -88,13 +88,14 @@ async def list_sessions(
 ) -> SessionList:
     """Your owner's sessions; with a token that reads all, or an admin's, everybody's."""
     rows = await asyncio.to_thread(app.store.list_sessions, caller.sees, after, limit)
+    resized = await asyncio.to_thread(app.store.world_sizes, [row.key for row in rows])
     summaries = [
         SessionSummary(
             id=row.id,
             method=row.spec.method,
             size=row.size,
             epochs=row.spec.epochs,
-            world_size=row.spec.world_size,
+            world_size=resized.get(row.key, row.spec.world_size),
             created=row.created,
         )
         for row in rows

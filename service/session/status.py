@@ -13,18 +13,24 @@ asked or reported for long. ``diverged``: the newest losses are not finite."""
 class Progress(NamedTuple):
     """What was asked for and reported: the last step of each rank that did, and when one did last (seconds since 1970).
 
-    ``diverged``: whether the newest losses are not finite for the most part.
+    ``diverged``: whether the newest losses are not finite for the most part. ``late``: the ranks that others were told
+    to wait for, where some were.
     """
 
     asked: Mapping[int, int]
     reported: Mapping[int, int]
     active: float | None
     diverged: bool
+    late: Sequence[int] = ()
 
     @property
     def step(self) -> int | None:
         """The furthest step; None before the first."""
         return max([*self.asked.values(), *self.reported.values()], default=None)
+
+
+NOTHING = Progress({}, {}, None, False)
+"""The progress of a session that nobody used."""
 
 
 def status_of(session: Session[Any], progress: Progress, now: float, since: float, stalled_seconds: float) -> Status:
@@ -37,7 +43,7 @@ def status_of(session: Session[Any], progress: Progress, now: float, since: floa
         return "finished"
     if now - max(progress.active or since, since) > stalled_seconds:
         return "stalled"
-    return "waiting" if waited_for(session, progress.reported) else "running"
+    return "waiting" if waited_for(session, progress) else "running"
 
 
 def is_finished(session: Session[Any], progress: Progress) -> bool:
@@ -49,14 +55,18 @@ def is_finished(session: Session[Any], progress: Progress) -> bool:
     return max(last.values()) == total - 1 and not late(session, last, total - 1)
 
 
-def waited_for(session: Session[Any], reported: Mapping[int, int]) -> Sequence[int]:
+def waited_for(session: Session[Any], progress: Progress) -> Sequence[int]:
     """The ranks whose reports the next epoch waits for, the furthest behind first; none while no rank needs it."""
     ends = session.known_steps - 1
     if not session.method.stateful or session.spec.on_missing == "skip" or session.open_epochs == session.spec.epochs:
         return ()
-    if session.open_epochs == 0 or max(reported.values(), default=-1) < ends:
+    if session.open_epochs == 0:
         return ()
-    return late(session, reported, ends)
+    if progress.late:  # also ranks that left out an earlier step than the last
+        return sorted(progress.late, key=lambda rank: (progress.reported.get(rank, -1), rank))
+    if max(progress.reported.values(), default=-1) < ends:
+        return ()
+    return late(session, progress.reported, ends)
 
 
 def late(session: Session[Any], last: Mapping[int, int], step: int) -> list[int]:

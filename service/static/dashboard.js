@@ -18,7 +18,7 @@ function sessions() {
     ["session", (s) => el("a", { href: `#/sessions/${part(s.id)}` }, s.id)],
     ["status", (s) => el("span", {}, badge(s.standing?.status), s.standing?.waits_for_count ? el("span", { class: "why" }, waits(s.standing, now())) : null)],
     ["done", (s) => (s.standing ? el("span", { class: "share" }, bar(s.standing.done), percent(s.standing.done)) : "–"), false, "steps reported, of those of all epochs"],
-    ["last activity", (s) => (s.standing?.status === "idle" ? "never" : s.standing ? ago(s.standing.active, now()) : "–"), false, "when a trainer last asked or reported, since this server was started"],
+    ["last activity", (s) => (s.standing?.status === "idle" && s.standing.active == null ? "never" : s.standing ? ago(s.standing.active, now()) : "–"), false, "when a trainer last asked or reported"],
     ["step", (s) => count(s.standing?.step), true, "the furthest that a rank asked for or reported"],
     ["method", (s) => s.method],
     ["candidates", (s) => count(s.size), true],

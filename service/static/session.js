@@ -56,7 +56,7 @@ export function session(id, step, say) {
     ["rank", (r) => count(r.rank)], ["behind", (r) => (r.behind ? many(r.behind, "step") : "–"), true],
     ["last step asked", (r) => count(r.last_asked), true, "of this server since it was started"], ["last step reported", (r) => count(r.last_reported), true],
     ["reports", (r) => count(r.reports), true], ["here last", (r) => ago(r.seen, now()), false, "when it last asked or reported, since this server was started"]], true);
-  const which = el("input", { type: "number", min: 0, id: "which-rank", placeholder: "the last", onchange: () => again() });
+  const which = el("input", { type: "number", min: 0, id: "which-rank", placeholder: "furthest behind", onchange: () => again() });
   const lines = el("p", { class: "note" });
   const plan = el("div"), facts = el("div");
   let last = null, chosen = step, clock = 0, first = true, latest = 0;
@@ -90,7 +90,7 @@ export function session(id, step, say) {
     else if (how.status === "waiting") parts.push(`Epoch ${how.epoch == null ? "" : view.epochs.at(-1).number + 1} waits for ${many(how.waits_for_count, "rank")}: ${waits(how, now())}`);
     else parts.push(says.charAt(0).toUpperCase() + says.slice(1));
     if (how.status === "stalled" && how.waits_for_count) parts.push(`The next epoch waits for ${waits(how, now())}`);
-    if (how.status !== "idle") parts.push(`Last activity: ${ago(how.active, now())}`);
+    if (how.status !== "idle" || how.active != null) parts.push(`Last activity: ${ago(how.active, now())}`);
     const text = `${parts.join(". ")}.`;
     if (standing.dataset.text === text + how.status) return;
     standing.dataset.text = text + how.status;
@@ -104,7 +104,7 @@ export function session(id, step, say) {
     if (last && how.epoch !== last.standing.epoch && newest) say(`Epoch ${how.epoch} is open: ${percent(newest.trained / newest.size)} of the candidates are trained on.`);
     if (last && how.status !== last.standing.status) say(`The session is ${STATUSES[how.status][0]}.`);
     last = view;
-    kicker.textContent = ["Session", view.method, many(view.size, "candidate"), many(view.epochs_in_all, "epoch"), many(view.ranks.total, "rank"),
+    kicker.textContent = ["Session", view.method, many(view.size, "candidate"), many(view.epochs_in_all, "epoch"), many(view.ranks.total, "rank") + (view.resized == null ? "" : ` from step ${count(view.resized)} on`),
       view.owner == null ? null : `owner ${view.owner}`].filter(Boolean).join(" · ");
     done.replaceChildren(bar(how.done));
     tiles.update([percent(how.done), count(how.epoch), count(how.step), newest && how.step != null ? percent(newest.trained / newest.size) : "–",

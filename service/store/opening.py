@@ -25,8 +25,11 @@ _ADVICE = {
 }
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, make: bool = True) -> Store:
     """The store of a URL. A SQLite file that is made now is readable for this user only.
+
+    ``make=False``: one that is not there is an error. A backup or a check of a name that is spelled wrong would find an
+    empty store in order.
 
     Raises:
         StoreError: it cannot be opened; says why and what to do.
@@ -36,6 +39,8 @@ def open_store(url: str) -> Store:
     with explained(parsed):
         if parsed.get_backend_name() == "sqlite":
             file = Path(str(parsed.database))
+            if not make and not file.exists():
+                raise StoreError(f"{file}: there is no such store: correct the name; `curation serve` makes a new one")
             file.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

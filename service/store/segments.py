@@ -16,6 +16,13 @@ def read_segments(connection: Connection, key: int) -> list[Segment]:
     return [_segment(row) for row in connection.execute(query)]
 
 
+def world_sizes(connection: Connection, keys: Sequence[int]) -> dict[int, int]:
+    """How many ranks the sessions have that were resized, by key."""
+    query = select(segments.c.session, segments.c.world_size).where(segments.c.session.in_(keys))
+    found = connection.execute(query.order_by(segments.c.session, segments.c.epoch, segments.c.first_step))
+    return {key: world_size for key, world_size in found}  # noqa: C416 (typed rows)
+
+
 def put_segments(connection: Connection, key: int, put: Sequence[Segment]) -> None:
     """Store segments of a session, each in place of one of the same epoch and first step."""
     for segment in put:

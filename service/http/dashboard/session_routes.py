@@ -20,6 +20,7 @@ from curation.service.http.dependencies import App, AppState, Reader
 from curation.service.http.openapi import SessionId, problems
 from curation.service.manager.progress import RankReports
 from curation.service.manager.sessions import Entry
+from curation.service.monitoring.standing import glance, read_progress
 from curation.service.routers.epochs import list_epochs
 from curation.service.routers.session_models import EpochState
 from curation.service.session.caller import Caller
@@ -59,6 +60,7 @@ class SessionView(BaseModel):
     pruning_ends: int | None = Field(description="the first epoch that leaves nothing out, where the method has one")
     standing: progress.Standing
     ranks: progress.Ranks
+    resized: int | None = Field(description="the step since which it has these ranks; null: the first")
     total_steps: int | None
     epochs: list[EpochState] = Field(description="the latest epochs up to the present one")
     losses: Curve
@@ -140,6 +142,7 @@ async def show_session(
         pruning_ends=session.method.whole_from,
         standing=standing,
         ranks=ranks,
+        resized=session.segments[-1].first_step if session.segments else None,
         total_steps=session.total_steps,
         epochs=listed.epochs,
         losses=await asyncio.to_thread(curve, app.store, entry, reported, window),
@@ -183,20 +186,21 @@ async def _line_of(app: AppState, caller: Caller, id: str) -> overview.Line | No
         except Refusal:
             return None
         standing = await asyncio.to_thread(_glance, app, entry)
+    resized = await asyncio.to_thread(app.store.world_sizes, [row.key])
     return overview.Line(
         id=id,
         owner=row.owner,
         method=row.spec.method,
         size=row.size,
         epochs=row.spec.epochs,
-        world_size=row.spec.world_size,
+        world_size=resized.get(row.key, row.spec.world_size),
         created=row.created,
         standing=standing,
     )
 
 
 def _glance(app: AppState, entry: Entry) -> progress.Standing:
-    told = progress.glance(app.store, entry)
+    told = glance(app.sessions, entry)
     return progress.standing(entry, told, app.started, app.settings.stalled_seconds)
 
 
@@ -207,7 +211,7 @@ def _look(
 
     In a thread: a session may have tens of thousands of ranks.
     """
-    told, counts = progress.read_progress(app.store, entry, found)
+    told, counts = read_progress(app.sessions, entry, found)
     standing = progress.standing(entry, told, app.started, app.settings.stalled_seconds)
     ranks = progress.ranks_of(entry, told, counts, first_rank)
     row, reported = entry.row, max(told.reported.values(), default=None)

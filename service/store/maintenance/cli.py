@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.service.cli import ConfigOption, StoreOption, open_store
+from curation.service.cli import ConfigOption, StoreOption, opened_store
 
 store = typer.Typer(no_args_is_help=True, help="Backups of the service's store, and its upkeep; a server may run.")
 
@@ -25,7 +25,7 @@ def backup(
     """Copy the store as it is now. To go back to it, stop the server and put the copy in its place."""
     from curation.service.store.maintenance.backup import make_backup
 
-    with closing(open_store(store, config)) as opened:
+    with closing(opened_store(store, config)) as opened:
         done = make_backup(opened, file)
     size = done.bytes / 2**20
     _tell(done._asdict(), f"{done.file}: {done.sessions} sessions, {size:.1f} MiB, {done.seconds:.1f} s", as_json)
@@ -36,7 +36,7 @@ def vacuum(store: StoreOption = None, config: ConfigOption = None, as_json: _Jso
     """Give the space of what was removed back to the file system."""
     from curation.service.store.maintenance.vacuum import vacuum_store
 
-    with closing(open_store(store, config)) as opened:
+    with closing(opened_store(store, config)) as opened:
         done = vacuum_store(opened)
     before, after = done.bytes_before / 2**20, done.bytes_after / 2**20
     beside = ", beside a server" if done.online else ""
@@ -48,7 +48,7 @@ def check(store: StoreOption = None, config: ConfigOption = None, as_json: _Json
     """Look whether all of the store fits together; exit code 7 where it does not."""
     from curation.service.store.maintenance.check import check_store
 
-    with closing(open_store(store, config)) as opened:
+    with closing(opened_store(store, config)) as opened:
         found = check_store(opened)
     problems = [problem._asdict() for problem in found.problems]
     lines = [f"{problem.session or 'the store'}: {problem.what}" for problem in found.problems]

@@ -1,5 +1,7 @@
 """Epochs in the store: a row for each that was opened, and the states of the latest. Blocking."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import and_, select, update
 
 from curation.service.session.protocols import State
@@ -9,7 +11,7 @@ from curation.service.store.database import outdated
 from curation.service.store.records.rows import SessionRow, epoch_of, epoch_row
 from curation.service.store.records.sessions import Sessions
 from curation.service.store.records.states import latest_state, put_state
-from curation.service.store.segments import read_segments
+from curation.service.store.segments import read_segments, world_sizes
 from curation.service.store.tables import epochs, sessions
 
 
@@ -39,6 +41,11 @@ class Epochs(Sessions):
         """How a session was resized, by first step."""
         with self.engine.connect() as connection:
             return read_segments(connection, key)
+
+    def world_sizes(self, keys: Sequence[int]) -> dict[int, int]:
+        """How many ranks those of some sessions have that were resized, by key."""
+        with self.engine.connect() as connection:
+            return world_sizes(connection, keys)
 
     def put_state(self, key: int, generation: int, number: int, state: State) -> str | None:
         """Store the state that an epoch starts from, before it opens: a part at a time, between the commits of others.

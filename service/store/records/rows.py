@@ -1,7 +1,7 @@
 """Rows of the store's tables, as what they stand for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ class SessionRow:
 
     ``generation`` is negative while a rewind is under way; ``base`` is the first epoch that can still be computed (an
     import may start later), ``digest`` that of what it was created from (None: an older release did), ``last_rewind``
-    the name of the request that rewound it last.
+    the name of the request that rewound it last, ``used`` about when a trainer used it last.
     """
 
     key: int
@@ -30,12 +30,13 @@ class SessionRow:
     created: float
     digest: str | None = None
     last_rewind: str | None = None
+    used: float | None = field(default=None, compare=False)
 
 
 def session_of(row: Any) -> SessionRow:
     """A row of ``sessions``."""
     spec = SessionSpec.model_validate_json(row.spec)
-    about = (row.base, row.created, row.digest, row.last_rewind)
+    about = (row.base, row.created, row.digest, row.last_rewind, row.used)
     return SessionRow(row.key, row.id, row.owner, row.generation, spec, row.size, *about)
 
 

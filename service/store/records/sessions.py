@@ -217,7 +217,7 @@ class Sessions(Database):
         with self.changing(key, generation) as connection:
             forget_segments(connection, key, step, epoch)
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
-            values = {"generation": -following, "cut": step, "last_rewind": request}
+            values = {"generation": -following, "cut": step, "last_rewind": request, "used": time.time()}
             marked = update(sessions).where(sessions.c.key == key).values(values).returning(sessions.c.id)
             id = connection.execute(marked).scalar_one()
             record(connection, caller, "session.rewind", id, step=step, generation=following)
@@ -247,7 +247,7 @@ def forget_from(connection: Connection, key: int, step: int, epoch: int, request
         and_(blobs.c.kind.like(f"{CHOICE}%"), blobs.c.number >= step),
     )
     connection.execute(delete(blobs).where(blobs.c.session == key, of_later))
-    values = {"generation": sessions.c.generation + 1, "last_rewind": request}
+    values = {"generation": sessions.c.generation + 1, "last_rewind": request, "used": time.time()}
     risen = update(sessions).where(sessions.c.key == key).values(**values)
     id: str = connection.execute(risen.returning(sessions.c.id)).scalar_one()
     return id

@@ -69,8 +69,9 @@ def test_json_of_a_new_token(run: Any) -> None:
     ],
 )
 def test_wrong_usage(run: Any, options: list[str]) -> None:
+    run("token", "create", "first")
     run("token", "create", "x", *options, code=2)
-    assert json.loads(run("token", "list", "--json").stdout) == []
+    assert [token["name"] for token in json.loads(run("token", "list", "--json").stdout)] == ["first"]
 
 
 def test_a_read_token_of_nobody_is_warned_of(run: Any) -> None:
@@ -100,3 +101,13 @@ def test_owners_and_their_quotas(run: Any) -> None:
         ["a b", "--sessions", "1"],
     ):
         run("owner", "set", *wrong, code=2)
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "token create", "token rotate", "owner set", "audit", "store backup", "trace"]
+)
+def test_help_shows_defaults_and_whole_addresses(run: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(*command.split(), "--help").stdout
+    assert " ." not in shown  # a default in brackets is taken for a style, and left out
+    assert "…" not in shown

@@ -60,8 +60,8 @@ def test_a_server_that_just_started_calls_nothing_stalled() -> None:
 
 def test_who_is_waited_for_is_told_the_furthest_behind_first() -> None:
     of = session(world_size=4)
-    assert waited_for(of, {0: 1, 1: 0, 2: 1}) == [3, 1]
-    assert waited_for(of, {0: 0, 1: 0}) == ()
+    assert waited_for(of, told({}, {0: 1, 1: 0, 2: 1})) == [3, 1]
+    assert waited_for(of, told({}, {0: 0, 1: 0})) == ()
 
 
 def test_ranks_without_rows_in_the_last_step_are_not_waited_for() -> None:

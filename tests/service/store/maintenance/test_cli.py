@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from curation.cli import app
 from curation.service.client import Client
 from curation.service.store import Store
 from curation.service.store.maintenance.cli import store as commands
@@ -101,3 +102,14 @@ def test_vacuum_of_an_older_store_waits_until_no_server_uses_it(tmp_path: Path) 
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
     connection.close()
+
+
+@pytest.mark.parametrize(
+    "command", [["store", "check"], ["store", "vacuum"], ["token", "list"], ["audit"], ["trace", "x", "--spikes"]]
+)
+def test_a_store_that_is_not_there_is_no_empty_one(tmp_path: Path, command: list[str]) -> None:
+    file = tmp_path / "spelled-wrong.db"
+    done = CliRunner().invoke(app, [*command, "--store", f"sqlite:///{file}"])
+    assert done.exit_code != 0
+    assert "there is no such store" in " ".join(done.output.split())
+    assert not file.exists()
