@@ -327,7 +327,8 @@ class SessionManager:
 
         task = asyncio.create_task(change())
         self._changes.add(task)
-        task.add_done_callback(lambda done: (self._changes.discard(task), done.cancelled() or done.exception()))
+        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(task)
 
     def let_go(self) -> None:
@@ -553,7 +554,7 @@ class SessionManager:
             self.waits.end(row.key)
         return epoch
 
-    def _opened(self, entry: Entry, record: EpochRecord, epoch: Epoch) -> None:
+    def _opened(self, entry: Entry, record: EpochRecord, epoch: Epoch | None) -> None:
         """Take in an epoch; also where the session was read from the store anew meanwhile, and so maybe without it."""
         entry.session.opened(record, epoch)
         now, row = self._entries.get(entry.id), entry.row
