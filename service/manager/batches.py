@@ -44,8 +44,12 @@ async def take_batches(
         Refusal: as :meth:`SessionManager.step`; or more was asked for than ``max_rows`` rows, or 4,096 batches.
     """
     entry = await sessions.entry(caller, id)
-    for rank in {*asked.ranks, *(report.rank for report in asked.reports)}:
-        entry.session.check_rank(rank)
+    highest = max((*asked.ranks, *(report.rank for report in asked.reports)))
+    try:
+        entry.session.check_rank(highest)
+    except Refusal:  # another replica may have resized it
+        entry = await sessions.current(caller, id)
+        entry.session.check_rank(highest)
     rows = len(asked.ranks) * asked.steps * entry.row.spec.batch_size
     if asked.step is not None and (len(asked.ranks) * asked.steps > MAX_BATCHES or rows > max_rows):
         raise Refusal(
@@ -58,10 +62,10 @@ async def take_batches(
     if asked.step is None or first is None:
         return [], generation
     entry = await sessions.entry(caller, id)
-    number, end = first.epoch, min(asked.step + asked.steps, first.epoch_end)
-    epoch = entry.session.epoch(number) or await sessions.epoch(entry, number)
     if entry.row.generation != generation:
         raise Refusal("session-changed", "the session was rewound while this request ran: ask again", retry_after=0.1)
+    number, end = first.epoch, min(asked.step + asked.steps, first.epoch_end)
+    epoch = entry.session.epoch(number) or await sessions.epoch(entry, number)
     for rank in asked.ranks:
         entry.asked[rank] = max(end - 1, entry.asked.get(rank, -1))
         entry.seen[rank] = time.time()

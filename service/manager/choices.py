@@ -123,7 +123,8 @@ class Choices:
             except Refusal as refusal:
                 if refusal.kind != "missing-reports" or not request.wait or not await self._wait(step, deadline):
                     raise
-                part = None  # it is stored
+                now = _find_step(await self._sessions.current(caller, id), request)
+                step, part = now, None if now.key == step.key else request.part  # else it is stored
         if request.part is not None and choice.digests[request.rank] != request.part.digest:
             raise choice_store.part_differs(request.rank, request.step)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))

@@ -6,6 +6,7 @@ reported, and what was reported is not left.
 
 import asyncio
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -61,8 +62,7 @@ async def resize(sessions: SessionManager, caller: Caller, id: str, asked: Resiz
     if entry.session.open_epochs == 0:
         await sessions.epoch(entry, 0)
     places = await asyncio.to_thread(_places, sessions.store, entry, asked)
-    segment = await asyncio.to_thread(_resize, sessions.store, caller, entry, asked, *places)
-    sessions.forget(entry)
+    segment = await sessions.carry_out(entry, partial(_resize, sessions.store, caller, entry, asked, *places))
     return await sessions.entry(caller, id), segment
 
 

@@ -10,10 +10,11 @@ import secrets
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,7 @@ from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
 from curation.service.store.reports import Ignored, Write
 
+T = TypeVar("T")
 MAX_SESSIONS = 4096
 RECENT_SECONDS = 60.0
 """A session is at work, and a rank waits, if it asked so short a time ago."""
@@ -110,8 +112,10 @@ class SessionManager:
         self._metrics = metrics or Metrics()
         self.group_commit = GroupCommit(store, self._metrics, self._committed)
         self._rewinds: dict[tuple[int, str], asyncio.Task[Entry]] = {}
+        self._changes: set[asyncio.Task[Any]] = set()
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._loading: dict[str, asyncio.Task[Entry]] = {}
+        self._load_again: set[str] = set()
         self._by_key: dict[int, Entry] = {}
         self._seen: dict[int, dict[int, float]] = {}
         self.residency = Residency(resident_bytes)
@@ -179,6 +183,8 @@ class SessionManager:
         entry = self._entries.pop(id, None)
         if entry is not None:
             self._by_key.pop(entry.row.key, None)
+        if id in self._loading:
+            self._load_again.add(id)  # what it reads may be of before
 
     def evict_owners(self, owners: Set[str]) -> None:
         """Drop what is in memory of some owners' sessions, which are others' now."""
@@ -262,11 +268,10 @@ class SessionManager:
             if spec == row.spec:
                 return entry
             try:
-                await asyncio.to_thread(self._change, row, spec, caller)
+                await self.carry_out(entry, partial(self._change, row, spec, caller))
             except Refusal as refusal:
                 if refusal.kind != "session-changed":
                     raise
-            self.forget(entry)
         return await self.current(caller, id)
 
     async def close_epoch(self, caller: Caller, id: str, epoch: int) -> Entry:
@@ -299,10 +304,27 @@ class SessionManager:
     async def delete(self, caller: Caller, id: str) -> None:
         """Forget a session for good."""
         entry = await self.current(caller, id)
-        await asyncio.to_thread(self.store.delete_session, entry.row.key, caller)
-        self.forget(entry)
-        self._seen.pop(entry.row.key, None)
-        self.waits.end(entry.row.key)
+        try:
+            await self.carry_out(entry, partial(self.store.delete_session, entry.row.key, caller))
+        finally:
+            self.waits.end(entry.row.key)
+            self._seen.pop(entry.row.key, None)
+
+    async def carry_out(self, entry: Entry, work: Callable[[], T]) -> T:
+        """Change a session in the store. What is in memory of it goes in any case: also if the request gives up
+        meanwhile, since the change is made nevertheless."""
+
+        async def change() -> T:
+            try:
+                return await asyncio.to_thread(work)
+            finally:
+                self.forget(entry)
+
+        task = asyncio.create_task(change())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
 
     def let_go(self) -> None:
         """Answer all requests that wait for other ranks, because the server stops."""
@@ -431,9 +453,12 @@ class SessionManager:
             await asyncio.to_thread(check)
 
     async def _load(self, id: str) -> Entry:
-        entry = await asyncio.to_thread(self._from_store, id)
-        self._insert(entry)
-        return entry
+        while True:
+            self._load_again.discard(id)
+            entry = await asyncio.to_thread(self._from_store, id)
+            if id not in self._load_again:
+                self._insert(entry)
+                return entry
 
     def _from_store(self, id: str) -> Entry:
         row = self.store.session(id)
@@ -522,10 +547,19 @@ class SessionManager:
             missing = await self._missing(entry, number) if number else np.empty((0, 2), np.int64)
             async with self._making(entry):
                 record, epoch = await asyncio.to_thread(self._open, row, session, number, missing)
-                session.opened(record, epoch)
+                self._opened(entry, record, epoch)
             self._metrics.opened.observe(time.perf_counter() - start)
             self.waits.end(row.key)
         return epoch
+
+    def _opened(self, entry: Entry, record: EpochRecord, epoch: Epoch | None) -> None:
+        """Take in an epoch; also where the session was read from the store anew meanwhile, and so maybe without it."""
+        entry.session.opened(record, epoch)
+        now, row = self._entries.get(entry.id), entry.row
+        if now is None and entry.id in self._loading:
+            self._load_again.add(entry.id)
+        elif now is not None and (now.row.key, now.row.generation) == (row.key, row.generation):
+            now.session.opened(record, epoch)
 
     @asynccontextmanager
     async def _making(self, entry: Entry) -> AsyncIterator[None]:
@@ -551,7 +585,7 @@ class SessionManager:
             raise wait.refusal()
         before = entry.session.records[number - 1]
         missing = await asyncio.to_thread(missing_reports, self.store, entry.row.key, before)
-        wait.looked(missing)
+        wait.looked(missing, before.laid_out.parts[-1].split.world_size)
         if wait.opens_in() > 0:
             raise wait.refusal()
         return missing

@@ -43,7 +43,10 @@ class Upkeep:
         await self._note_use(entries)
         if self._keep_epochs is not None:
             for entry in entries:
-                await self._forget_reports(entry, self._keep_epochs)
+                try:
+                    await self._forget_reports(entry, self._keep_epochs)
+                except Refusal:  # another replica rewound or removed it since it was asked for here
+                    self._sessions.forget(entry)
         if self._keep_days is not None:
             before = time.time() - self._keep_days * DAY
             for id in await asyncio.to_thread(self._sessions.store.remove_unused, before):

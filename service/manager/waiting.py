@@ -39,12 +39,16 @@ class EpochWait:
         self._world_size = row.spec.world_size
         self._first, self._due = 0, np.zeros((0, self._world_size), bool)
         self._left_of = np.zeros(self._world_size, np.int64)
-        self._early: list[Report] = []
+        self._early: list[tuple[int, int]] = []
         self._signal = asyncio.Event()
         self._refusal: Refusal | None = None
 
-    def looked(self, missing: npt.NDArray[np.int64]) -> None:
-        """Take in what the store lacks: int64[m, 2] (rank, step); less what came while it was read."""
+    def looked(self, missing: npt.NDArray[np.int64], world_size: int) -> None:
+        """Take in what the store lacks: int64[m, 2] (rank, step); less what came while it was read.
+
+        ``world_size``: the ranks whose reports the epoch before waits for, which a resize may have changed.
+        """
+        self._world_size = world_size
         self._first = int(missing[:, 1].min()) if len(missing) else 0
         steps = int(missing[:, 1].max()) + 1 - self._first if len(missing) else 0
         self._left_of = np.bincount(missing[:, 0], minlength=self._world_size)
@@ -53,14 +57,15 @@ class EpochWait:
         self.left = len(missing)
         self.known, self._refusal = True, None
         early, self._early = self._early, []
-        self.arrived((report.rank, report.step) for report in early)
+        self.arrived(early)
 
     def committed(self, reports: Sequence[Report]) -> None:
         """Cross out reports that are on disk now."""
+        places = [(report.rank, report.step) for report in reports]
         if self.known:
-            self.arrived((report.rank, report.step) for report in reports)
+            self.arrived(places)
         else:
-            self._early += reports
+            self._early += places
 
     def arrived(self, places: Any) -> None:
         """Cross out some (rank, step)."""
@@ -157,7 +162,7 @@ class EpochWaits:
             return
         for write, outcome in zip(writes, outcomes, strict=True):
             wait = self._waits.get(write.key)
-            if wait is None or not write.reports:
+            if wait is None or not write.reports or write.generation != wait.generation:
                 continue
             if isinstance(outcome, Exception):
                 wait.doubt()

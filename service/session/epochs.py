@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,18 @@ class Ordered:
         self.take = take
         self.find = find or self._look_through
         self.prepare = prepare
-        self._move = move
+        self.moves = move
 
     def move(self, keep: Keep) -> None:
-        if self._move is not None and self.nbytes:
-            self._move(keep)
+        if self.moves is not None and self.nbytes:
+            self.moves(keep)
             self.nbytes = 0
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What another split of the same order has in common with this one, beside ``take``."""
+        same = "find", "nbytes", "reweighted", "prepare"
+        return {name: getattr(self, name) for name in same} | {"move": self.moves}
 
     def length(self, rank: int, step: int) -> int:
         start, stop = self.layout.span(rank, step)
@@ -68,7 +75,7 @@ class Ordered:
 
     def over(self, layout: ElasticSplit) -> "Ordered":
         """The same order, split otherwise."""
-        return Ordered(layout, self.take, find=self.find, nbytes=self.nbytes, reweighted=self.reweighted)
+        return Ordered(layout, self.take, **self.kept)
 
     def _visits_of(self, place: int) -> Iterator[Visit]:
         return visits_of(self.layout, self.steps, place)

@@ -197,7 +197,7 @@ class LaidOut(Ordered):
     """
 
     def __init__(self, order: Ordered, layout: Layout) -> None:
-        super().__init__(layout.whole, order.take, find=order.find, nbytes=order.nbytes, reweighted=order.reweighted)
+        super().__init__(layout.whole, order.take, **order.kept)
         self.steps = layout.end - layout.first_step
         self._layout = layout
 

@@ -80,7 +80,7 @@ class Parts:
         now = time.monotonic()
         with self._lock:
             for other, step in list(self._steps.items()):
-                rewound = other.session == key.session and other.generation != key.generation
+                rewound = other.session == key.session and other.generation < key.generation
                 if rewound or step.touched < now - FORGOTTEN:
                     del self._steps[other]
             step = self._steps.get(key, _Step())

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ class Spool:
 
     def __init__(self, chunks: Iterable[npt.NDArray[Any]]) -> None:
         self._file = tempfile.TemporaryFile(prefix="curation-epoch-")  # noqa: SIM115 (for the life of the object)
+        weakref.finalize(self, self._file.close)
         self._dtype = np.dtype(np.uint8)
         for chunk in chunks:
             self._dtype = chunk.dtype

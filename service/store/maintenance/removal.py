@@ -22,8 +22,8 @@ from curation.service.store.tables import blobs, epochs, reports, sessions
 
 WHOLE = -1
 """``sessions.cut`` of a session that is being removed as a whole."""
-GONE = -1
-"""The generation of such a session, which nobody can name."""
+GONE = -(1 << 31)
+"""The generation of such a session, which nobody can name, and no rewind has while it removes."""
 SOME_REPORTS = 256
 SOME_BYTES = 2 << 20
 FREE_PAGES = 1 << 13

@@ -169,7 +169,8 @@ class Sessions(Database):
             Refusal: the session was rewound or deleted meanwhile.
         """
         with self.changing(key, generation) as connection:
-            connection.execute(update(sessions).where(sessions.c.key == key).values(base=base))
+            raised = update(sessions).where(sessions.c.key == key, sessions.c.base < base)
+            connection.execute(raised.values(base=base))  # a replica that is behind would lower it
         self.remover.remove_reports(key, step)
 
     def base(self, key: int) -> int | None:

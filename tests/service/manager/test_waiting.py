@@ -183,6 +183,26 @@ def test_a_rank_waits_for_the_parts_of_a_choice(url: str) -> None:
     assert [network.count for network in networks] == [1] * 4
 
 
+@pytest.mark.parametrize(("named", "outcome"), [(True, "stale-generation"), (False, None)])
+def test_who_waits_for_a_choice_is_let_go_by_a_rewind(url: str, named: bool, outcome: str | None) -> None:
+    pairs = [Pair(*np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)) for _ in range(2)]
+    network = Counting()
+    with Client(url) as client, Client(url, transport=network) as waiter, ThreadPoolExecutor(1) as pool:
+        session = client.create_session("jest", size=16, batch_size=8, world_size=2, parameters={"chunks": 2}).id
+        generation = client.session(session).generation if named else None
+        work = pool.submit(waiter.choose, session, 0, *pairs, rank=0, generation=generation)
+        assert waits(work, network)
+        client.rewind(session, 0)
+        if outcome is not None:
+            with pytest.raises(ServiceError, match=outcome):
+                work.result(5)
+        else:
+            time.sleep(1.5)
+            client.choose(session, 0, *pairs, rank=1)
+            assert len(work.result(5).indices)
+    assert network.count == 1
+
+
 def test_a_server_that_stops_lets_go_of_who_waits(serve: Callable[..., Any]) -> None:
     server = serve(shutdown_seconds="60")
     session, network = new_session(server.url), Counting()
@@ -212,7 +232,7 @@ def test_a_wait_knows_what_is_missing(steps: int, arrivals: list[tuple[int, int]
     due = {(rank, 10 + step) for step in range(steps) for rank in range(4)}
     for number, place in enumerate([*arrivals, (0, 0)]):
         if number == min(looked, len(arrivals)):
-            wait.looked(np.array(sorted(due, key=lambda at: at[::-1]), np.int64).reshape(-1, 2))
+            wait.looked(np.array(sorted(due, key=lambda at: at[::-1]), np.int64).reshape(-1, 2), 4)
         wait.committed([Report(*place, NOTHING)])
         due -= {place}
     assert {(int(rank), int(step)) for rank, step in wait.missing(100)} == due

@@ -144,6 +144,15 @@ def test_replicas_know_the_same_tokens_and_quotas(live: Callable[..., Any], data
     store.close()
 
 
+def test_one_replica_resizes_to_more_ranks_and_the_other_takes_them(replicas: list[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(Client(url, patience=0)) for url in replicas)
+        session = one.create_session("infobatch", size=60, batch_size=4, epochs=2, world_size=2).id
+        two.step(session, 0)
+        one.resize(session, 5, generation=two.session(session).generation, from_step=0)
+        assert set(two.batches(session, 0, ranks=[0, 4])) == {0, 4}
+
+
 def test_one_replica_resizes_and_the_other_hands_out_what_is_left(replicas: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         one, two = (stack.enter_context(Client(url, patience=0)) for url in replicas)

@@ -50,7 +50,9 @@ def test_a_removed_session_is_gone_at_once_and_its_rows_in_a_while(store: Store)
     assert store.session(f":{key}") is None
     assert (store.list_sessions(None, 0, 10), store.count_sessions()) == ([], 0)
     assert store.create("s", ANYONE, SPEC, 10_000, {}) is not None
-    refused = store.add_reports([Write(key, generation, [Report(0, 0, np.zeros(4))]) for generation in (0, -1)])
+    refused = store.add_reports(
+        [Write(key, generation, [Report(0, 0, np.zeros(4))]) for generation in (0, removal.GONE)]
+    )
     assert isinstance(refused[0], Refusal)
     store.remover.wait()
     assert (rows_of(store, reports), rows_of(store, blobs), rows_of(store, sessions)) == (0, 0, 1)
@@ -78,6 +80,26 @@ def test_what_a_killed_server_left_is_finished_by_the_next(store: Store, monkeyp
     assert following.progress(rewound) == dict.fromkeys(range(10), (40, 39))
     assert rows_of(following, reports) == 400
     following.close()
+
+
+def test_a_session_that_is_deleted_while_it_is_rewound_does_not_come_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = filled(store)  # of generation 0, as those of an older release
+    real = removal._turns
+
+    def turns(stopping: threading.Event | None) -> Iterator[None]:
+        monkeypatch.undo()
+        for number, _ in enumerate(real(stopping)):
+            if number == 1:
+                store.delete_session(key, ANYONE)
+            yield
+
+    monkeypatch.setattr(removal, "_turns", turns)
+    store.rewind(key, 0, 40, 0, ANYONE)
+    store.remover.finish(key)
+    store.remover.wait()
+    assert (rows_of(store, sessions), rows_of(store, reports)) == (0, 0)
 
 
 def test_others_commit_while_a_large_session_is_rewound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
