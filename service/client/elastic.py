@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import distributed
 
 from curation.service.client.client import Client
-from curation.service.client.responses import ServiceError, SessionInfo
+from curation.service.client.responses import SessionInfo
 
 
 class Place(NamedTuple):
@@ -55,10 +55,10 @@ def rejoin(client: Client, session: str, step: int | None) -> Place:
     if distributed.get_rank() == 0:
         try:
             told = [_resized(client, session, step)]
-        except ServiceError as error:
+        except Exception as error:  # whatever it is, the others wait to be told
             told = [error]
     distributed.broadcast_object_list(told, src=0)
-    if isinstance(told[0], ServiceError):
+    if isinstance(told[0], Exception):
         raise told[0]
     return Place(*told[0])
 
@@ -73,7 +73,7 @@ def _resized(client: Client, session: str, step: int | None) -> Place:
 
 
 def _is_fresh(info: SessionInfo) -> bool:
-    return not info.raw["segments"] and not any(rank["reports"] for rank in info.raw["ranks"])
+    return not info.raw.get("segments") and not any(rank["reports"] for rank in info.raw["ranks"])
 
 
 def _initialized() -> bool:

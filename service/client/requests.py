@@ -159,7 +159,8 @@ class Requests:
                 "losses": pa.ListArray.from_arrays(pa.array(offsets), pa.array(losses)),
             }
         )
-        return Request("POST", f"/v1/sessions/{session}/batches", read_batches, _stream(table, fields), ARROW)
+        read = partial(self._read_batches, session, ", ".join(map(str, sorted(reports))))
+        return Request("POST", f"/v1/sessions/{session}/batches", read, _stream(table, fields), ARROW)
 
     def choose(
         self,
@@ -264,14 +265,22 @@ class Requests:
 
     def _read_step(self, session: str, rank: int, answer: httpx.Response) -> StepBatch:
         batch = read_step(answer)
-        if batch.ignored and session not in self._warned:
+        self._warn(session, str(rank), batch.ignored)
+        return batch
+
+    def _read_batches(self, session: str, ranks: str, answer: httpx.Response) -> dict[int, list[StepBatch]]:
+        batches, ignored = read_batches(answer)
+        self._warn(session, ranks, ignored)
+        return batches
+
+    def _warn(self, session: str, ranks: str, ignored: Sequence[int]) -> None:
+        if ignored and session not in self._warned:
             self._warned.add(session)
             warnings.warn(
-                f"session {session!r} has other losses of rank {rank} for step {batch.ignored[0]}, and the first "
+                f"session {session!r} has other losses of rank {ranks} for step {ignored[0]}, and the first "
                 "report counts. Either training began anew without load_state_dict, or two processes are that rank",
                 stacklevel=2,
             )
-        return batch
 
 
 def next_attempt(

@@ -154,11 +154,13 @@ def read_step(answer: httpx.Response) -> StepBatch:
     )
 
 
-def read_batches(answer: httpx.Response) -> dict[int, list[StepBatch]]:
+def read_batches(answer: httpx.Response) -> tuple[dict[int, list[StepBatch]], tuple[int, ...]]:
+    """By rank its batches; and the steps of which other losses were reported before."""
     table = pa.ipc.open_stream(answer.content).read_all().combine_chunks()
     metadata = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+    ignored = tuple(json.loads(metadata.get("ignored", "[]")))
     if not len(table):
-        return {}
+        return {}, ignored
     epoch, epoch_end, generation = (int(metadata[name]) for name in ("epoch", "epoch_end", "generation"))
     ends = metadata["end_of_session"] == "1"
     columns = (table[name].chunk(0) for name in ("indices", "weights"))
@@ -168,7 +170,7 @@ def read_batches(answer: httpx.Response) -> dict[int, list[StepBatch]]:
         last = step == epoch_end - 1
         batch = StepBatch(indices, weights, epoch, step, epoch_end, last, last and ends, generation)
         batches.setdefault(rank, []).append(batch)
-    return batches
+    return batches, ignored
 
 
 def read_chosen(answer: httpx.Response) -> ChosenBatch:

@@ -226,20 +226,24 @@ class RemoteBatchSampler(Sampler[list[int]]):
 
     def _ask(self, steps: Sequence[int]) -> list[StepBatch]:
         with self._reporting() as reports:
-            if len(steps) == 1:
-                step = self.client.step(
-                    self.session, steps[0], rank=self.rank, reports=reports, generation=self.generation
-                )
-                return [step]
-            batches = self.client.batches(
-                self.session,
-                steps[0],
-                steps=len(steps),
-                ranks=[self.rank],
-                reports={self.rank: reports},
-                generation=self.generation,
-            )
-            return batches[self.rank]
+            if len(steps) > 1:
+                try:
+                    batches = self.client.batches(
+                        self.session,
+                        steps[0],
+                        steps=len(steps),
+                        ranks=[self.rank],
+                        reports={self.rank: reports},
+                        generation=self.generation,
+                    )
+                    return batches[self.rank]
+                except ServiceError as error:
+                    # More than the server answers at once, or a server that is older than this: one by one.
+                    if error.kind not in ("too-large", "not-found"):
+                        raise
+            options: dict[str, Any] = {"rank": self.rank, "generation": self.generation}
+            first = self.client.step(self.session, steps[0], reports=reports, **options)
+            return [first, *(self.client.step(self.session, step, **options) for step in steps[1:])]
 
     @contextmanager
     def _reporting(self) -> Iterator[list[Report]]:

@@ -35,8 +35,9 @@ class RankBatch(NamedTuple):
 
 async def take_batches(
     sessions: SessionManager, caller: Caller, id: str, asked: BatchesRequest, *, max_rows: int
-) -> tuple[list[RankBatch], int]:
-    """Store the reports, then answer with the batches by step and rank, and the generation.
+) -> tuple[list[RankBatch], int, list[int]]:
+    """Store the reports, then answer with the batches by step and rank, the generation, and the steps of which a
+    rank's report is not the one that came first.
 
     A run ends with its epoch: steps after that are left out.
 
@@ -52,15 +53,11 @@ async def take_batches(
         entry.session.check_rank(highest)
     rows = len(asked.ranks) * asked.steps * entry.row.spec.batch_size
     if asked.step is not None and (len(asked.ranks) * asked.steps > MAX_BATCHES or rows > max_rows):
-        raise Refusal(
-            "too-large",
-            f"{len(asked.ranks)} ranks × {asked.steps} steps of {entry.row.spec.batch_size} rows are more than this "
-            f"server answers at once, {MAX_BATCHES} batches or {max_rows} rows: ask for fewer steps",
-        )
+        raise _too_much(asked, max_rows)
     request = StepRequest(asked.ranks[0], asked.step, asked.reports, asked.generation, asked.wait)
-    first, generation, *_ = await sessions.step(caller, id, request)
+    first, generation, ignored = await sessions.step(caller, id, request)
     if asked.step is None or first is None:
-        return [], generation
+        return [], generation, sorted(set(ignored))
     entry = await sessions.entry(caller, id)
     if entry.row.generation != generation:
         raise Refusal("session-changed", "the session was rewound while this request ran: ask again", retry_after=0.1)
@@ -71,10 +68,25 @@ async def take_batches(
         entry.seen[rank] = time.time()
 
     def gather() -> list[RankBatch]:
-        return [
-            RankBatch(rank, entry.session.batch(rank, step, epoch))
-            for step in range(asked.step or 0, end)
-            for rank in asked.ranks
-        ]
+        batches: list[RankBatch] = []
+        left = max_rows
+        for step in range(asked.step or 0, end):
+            for rank in asked.ranks:
+                batch = entry.session.batch(rank, step, epoch)
+                left -= len(batch.indices)
+                if left < 0 and batches:
+                    raise _too_much(asked, max_rows)
+                batches.append(RankBatch(rank, batch))
+        return batches
 
-    return gather() if rows <= _LOOP_ROWS else await asyncio.to_thread(gather), generation
+    # A plan's batches are as long as they are, whatever the session's batch_size.
+    small = rows <= _LOOP_ROWS and entry.session.method.plan is None
+    return gather() if small else await asyncio.to_thread(gather), generation, sorted(set(ignored))
+
+
+def _too_much(asked: BatchesRequest, max_rows: int) -> Refusal:
+    return Refusal(
+        "too-large",
+        f"{len(asked.ranks)} ranks × {asked.steps} steps are more than this server answers at once, {MAX_BATCHES} "
+        f"batches or {max_rows} rows: ask for fewer",
+    )

@@ -100,6 +100,8 @@ def _first_unreported(store: Store, entry: Entry) -> int:
     known = store.progress(entry.row.key)
     last = min(known.get(rank, (0, -1))[1] for rank in range(session.world_size))
     step = min(max(last + 1, first), session.known_steps)
+    if step == first:
+        return step  # what lies before is not looked at: an epoch that is closed, or that an import left behind
     number = session.epoch_of(max(step - 1, 0))
     layout = session.layout(number, step)
     with store.engine.connect() as connection:

@@ -25,9 +25,10 @@ class EpochWait:
     Args:
         row: the session.
         number: the epoch.
+        world_size: the ranks that the session has now.
     """
 
-    def __init__(self, row: SessionRow, number: int) -> None:
+    def __init__(self, row: SessionRow, number: int, world_size: int) -> None:
         self.session, self.generation, self.number = row.id, row.generation, number
         self.begun = time.monotonic()
         self.rule = row.spec.on_missing
@@ -36,7 +37,7 @@ class EpochWait:
         self.known = False
         self.closed = False
         self.left = 0
-        self._world_size = row.spec.world_size
+        self._world_size = world_size
         self._first, self._due = 0, np.zeros((0, self._world_size), bool)
         self._left_of = np.zeros(self._world_size, np.int64)
         self._early: list[tuple[int, int]] = []
@@ -141,12 +142,12 @@ class EpochWaits:
         """What a session waits for."""
         return self._waits.get(key)
 
-    def begin(self, row: SessionRow, number: int) -> EpochWait:
+    def begin(self, row: SessionRow, number: int, world_size: int) -> EpochWait:
         """The wait for an epoch; it begins now, unless it has begun."""
         wait = self._waits.get(row.key)
         if wait is None or (wait.generation, wait.number) != (row.generation, number):
             self.end(row.key)
-            wait = self._waits[row.key] = EpochWait(row, number)
+            wait = self._waits[row.key] = EpochWait(row, number, world_size)
         wait.rule = row.spec.on_missing
         return wait
 

@@ -1,5 +1,6 @@
 """``/v1/sessions/{id}/batches``: several steps, or all ranks of a host, in one request."""
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -27,21 +28,21 @@ _ROW_BYTES = 12
 _COLUMNS = ("report_ranks", "report_steps", "losses")
 _MANY = MAX_BATCHES
 
-Whole = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
+Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class BatchesBody(BaseModel):
     """What some ranks ask for, and what they report: the lists ``report_ranks``, ``report_steps`` and ``losses`` have
     an entry for each report."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     ranks: list[Whole] = Field(default=[0], min_length=1, max_length=_MANY)
     step: Whole | None = Field(default=None, description="the first step; null only reports")
-    steps: Annotated[int, Field(strict=True, ge=1, le=_MANY)] = Field(
-        default=1, description="how many steps; those beyond the epoch's end are left out"
+    steps: int = Field(
+        default=1, ge=1, le=_MANY, description="how many steps; those beyond the epoch's end are left out"
     )
-    generation: Annotated[int, Field(strict=True)] | None = Field(
+    generation: int | None = Field(
         default=None, description="refuse if the session was rewound or resized since this one"
     )
     wait: float = Field(default=0, ge=0, description="as in /steps: seconds to wait for other ranks at an epoch's end")
@@ -67,6 +68,10 @@ class BatchesAnswer(BaseModel):
     epoch_end: int | None = Field(description="the step after the epoch's last")
     end_of_session: bool = Field(description="whether the session ends with the last of these steps")
     generation: int
+    ignored: list[int] = Field(
+        description="steps that one of the ranks reported before with other losses; the first report counts. In "
+        "Arrow's metadata a list in JSON, and only where there are some"
+    )
 
 
 @router.post(
@@ -90,13 +95,13 @@ async def take_many(id: SessionId, request: Request, app: App, caller: Selector)
     body = await read_body(request, settings)
     asked = await parse(app, _read, body, sent, settings.max_body_bytes, settings.max_reports)
     body_of(request).parsed()
-    batches, generation = await take_batches(
+    batches, generation, ignored = await take_batches(
         app.sessions, caller, id, asked, max_rows=app.settings.max_body_bytes // _ROW_BYTES
     )
     app.metrics.reports += len(asked.reports)
     app.metrics.batches += len(batches)
     app.metrics.rows += sum(len(one.batch.indices) for one in batches)
-    return _write(batches, generation, arrow)
+    return _write(batches, generation, ignored, arrow)
 
 
 def _read(body: bytes, arrow: bool, max_bytes: int, max_reports: int) -> BatchesRequest:
@@ -139,7 +144,7 @@ def _lists(column: pa.Array) -> list[Any]:
     return [values[start:stop] for start, stop in pairwise(offsets)]
 
 
-def _write(batches: Sequence[RankBatch], generation: int, arrow: bool) -> Response:
+def _write(batches: Sequence[RankBatch], generation: int, ignored: list[int], arrow: bool) -> Response:
     last = batches[-1].batch if batches else None
     facts = {
         "epoch": last.epoch if last else None,
@@ -157,7 +162,7 @@ def _write(batches: Sequence[RankBatch], generation: int, arrow: bool) -> Respon
             }
             for rank, batch in batches
         ]
-        return Response(to_json({"batches": lines, **facts}), media_type=JSON)
+        return Response(to_json({"batches": lines, **facts, "ignored": ignored}), media_type=JSON)
     offsets = np.cumsum([0, *(len(one.batch.indices) for one in batches)])
     columns = {
         "rank": pa.array([one.rank for one in batches], pa.int64()),
@@ -166,6 +171,7 @@ def _write(batches: Sequence[RankBatch], generation: int, arrow: bool) -> Respon
         "weights": _list_column(offsets, [one.batch.weights for one in batches], np.float32),
     }
     metadata = {name: "" if value is None else str(int(value)) for name, value in facts.items()}
+    metadata |= {"ignored": json.dumps(ignored)} if ignored else {}
     return Response(write_table(pa.table(columns).replace_schema_metadata(metadata)), media_type=ARROW)
 
 

@@ -14,7 +14,7 @@ MAX_SIZE = 1 << 40
 class Grace(BaseModel):
     """How long the end of an epoch is waited for: both must hold before it is gone on without the missing reports."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     after_seconds: float = Field(
         ge=0, le=1e9, allow_inf_nan=False, description="since the next epoch was asked for first"
@@ -87,7 +87,7 @@ class SessionSpec(BaseModel):
 class SpecChange(BaseModel):
     """What may change while a session runs; None: it stays."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     on_missing: OnMissing | None = None
     non_finite: NonFinite | None = None

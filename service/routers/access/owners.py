@@ -22,7 +22,7 @@ OwnerName = Annotated[str, Path(pattern=f"^{OWNER.pattern}$", description="the o
 class QuotaChange(BaseModel):
     """Limits to set. Those that are left out stay; null is the server's default again."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     sessions: int | None = Field(default=None, ge=0, lt=2**62)
     requests_per_second: float | None = Field(default=None, ge=MIN_RATE, description="to each replica")

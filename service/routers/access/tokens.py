@@ -23,7 +23,7 @@ _LONGEST = 3_155_760_000  # a hundred years
 class NewToken(BaseModel):
     """A token to make."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]+$", description="who or what it is for")
     owner: str | None = Field(
@@ -41,7 +41,7 @@ class NewToken(BaseModel):
 class Rotation(BaseModel):
     """How a token gets a new secret."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     grace: float = Field(default=86_400, ge=0, lt=_LONGEST, description="seconds for which the old secret stays good")
     expires_in: float | None = Field(default=None, gt=0, lt=_LONGEST, description="seconds; null: it ends as before")

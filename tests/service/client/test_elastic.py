@@ -103,6 +103,19 @@ def test_a_session_that_nobody_began_is_left_as_it_is(url: str) -> None:
         assert client.session(session).generation == sampler.generation == generation
 
 
+@pytest.mark.usefixtures("one_process")
+def test_the_other_ranks_hear_of_whatever_fails_on_the_first(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda objects, src: told.extend(objects))
+    with Client(url, patience=0) as client:
+        session = client.create_session("random", size=8, batch_size=2).id
+        sampler = RemoteBatchSampler(client, session, elastic=True)
+        monkeypatch.setattr(client, "session", lambda session: {}["segments"])
+        with pytest.raises(KeyError, match="segments"):
+            len(sampler)
+    assert isinstance(told[0], KeyError)
+
+
 def test_elastic_asks_for_a_process_group(url: str) -> None:
     with Client(url, patience=20) as client:
         session = client.create_session("random", size=10, batch_size=4).id

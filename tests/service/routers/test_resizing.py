@@ -104,3 +104,44 @@ def test_segments_of_a_checkpoint_are_not_believed(
         writer.write_table(pa.Table.from_pylist(lines, table.schema))
     answer = http.post("/v1/sessions/import", content=sink.getvalue().to_pybytes(), headers={"Content-Type": ARROW})
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:curation:problem:bad-body")
+
+
+def test_a_web_page_cannot_resize(client: Client, http: Any, assert_problem: Any) -> None:
+    session = client.create_session("random", size=100, batch_size=4, world_size=3)
+    asked = json.dumps({"world_size": 1, "generation": session.generation})
+    for kind in ({"Content-Type": "text/plain"}, {}):
+        answer = http.post(f"/v1/sessions/{session.id}/resize", content=asked, headers=kind)
+        assert_problem(answer, 415, "bad-media-type")
+    assert client.session(session.id).world_size == 3
+
+
+def test_a_checkpoint_of_an_epoch_without_reports_goes_on_with_other_ranks(client: Client) -> None:
+    session = client.create_session("infobatch", size=64, batch_size=4, epochs=3, world_size=2, **PRUNE).id
+    for rank in range(2):
+        report(client, session, rank, range(8))
+    client.step(session, 8)
+    other = client.restore(client.checkpoint(session), world_size=3)
+    assert (other.world_size, other.from_step) == (3, 8)
+    assert sorted(rest_of_epoch(client, other.id, 3, 8)) == list(range(64))
+
+
+def test_ranks_without_a_state_go_on_in_the_present_epoch(client: Client) -> None:
+    options: dict[str, Any] = {"epochs": 3, "world_size": 2, "on_missing": "skip", **PRUNE}
+    session = client.create_session("infobatch", size=64, batch_size=4, **options).id
+    report(client, session, 0, range(8))
+    client.step(session, 8)
+    info = client.resize(session, 1, generation=client.session(session).generation)
+    assert info.from_step == 8
+
+
+@pytest.mark.parametrize("ranks", [(4, 2), (2, 4)], ids=str)
+def test_a_quorum_is_of_the_ranks_there_are(client: Client, ranks: tuple[int, int]) -> None:
+    options: dict[str, Any] = {"epochs": 3, "on_missing": {"after_seconds": 0, "quorum": 0.5}, **PRUNE}
+    session = client.create_session("infobatch", size=64, batch_size=4, world_size=ranks[0], **options)
+    client.resize(session.id, ranks[1], generation=session.generation, from_step=0)
+    end = client.step(session.id, 0).epoch_end
+    for rank in range(ranks[1] // 2):
+        with pytest.raises(ServiceError, match="missing"):
+            client.step(session.id, end)
+        report(client, session.id, rank, range(end))
+    assert client.step(session.id, end).epoch == 1
