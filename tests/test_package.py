@@ -44,6 +44,7 @@ SEVERAL = {
     "selectors/samplers/test_samplers.py": "every sampler: epochs, ranks and parameters",
     "service/http/test_fuzz.py": "Arrow bodies to every route",
     "service/http/test_refusals.py": "every refusal of every route",
+    "service/manager/test_timeline.py": "where the parts of a session's timeline meet",
     "service/session/test_same_batches.py": "every method: sessions and samplers hand out the same",
     "service/store/test_postgres.py": "the whole store on another database",
     "service/test_conformance.py": "examples/conformance, and the client in JavaScript",

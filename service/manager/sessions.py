@@ -291,7 +291,7 @@ class SessionManager:
         if epoch + 1 == session.open_epochs:
             await asyncio.to_thread(self.store.note, row, caller, "session.close-epoch", epoch=epoch)
         while epoch + 1 >= session.open_epochs:
-            wait = self.waits.begin(row, epoch + 1, session.world_size)
+            wait = self.waits.begin(row, epoch + 1)
             wait.closed = True
             wait.let_go()
             try:
@@ -578,7 +578,7 @@ class SessionManager:
         Raises:
             Refusal: it waits for them.
         """
-        wait = self.waits.begin(entry.row, number, entry.session.world_size)
+        wait = self.waits.begin(entry.row, number)
         if wait.known and self.store.shared:
             await self._cross_out(entry, wait)
         if wait.known and wait.opens_in() > 0:

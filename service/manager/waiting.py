@@ -25,10 +25,9 @@ class EpochWait:
     Args:
         row: the session.
         number: the epoch.
-        world_size: the ranks that the session has now.
     """
 
-    def __init__(self, row: SessionRow, number: int, world_size: int) -> None:
+    def __init__(self, row: SessionRow, number: int) -> None:
         self.session, self.generation, self.number = row.id, row.generation, number
         self.begun = time.monotonic()
         self.rule = row.spec.on_missing
@@ -37,9 +36,8 @@ class EpochWait:
         self.known = False
         self.closed = False
         self.left = 0
-        self._world_size = world_size
-        self._first, self._due = 0, np.zeros((0, self._world_size), bool)
-        self._left_of = np.zeros(self._world_size, np.int64)
+        self._world_size = self._first = 0
+        self._due, self._left_of = np.zeros((0, 0), bool), np.zeros(0, np.int64)
         self._early: list[tuple[int, int]] = []
         self._signal = asyncio.Event()
         self._refusal: Refusal | None = None
@@ -142,12 +140,12 @@ class EpochWaits:
         """What a session waits for."""
         return self._waits.get(key)
 
-    def begin(self, row: SessionRow, number: int, world_size: int) -> EpochWait:
+    def begin(self, row: SessionRow, number: int) -> EpochWait:
         """The wait for an epoch; it begins now, unless it has begun."""
         wait = self._waits.get(row.key)
         if wait is None or (wait.generation, wait.number) != (row.generation, number):
             self.end(row.key)
-            wait = self._waits[row.key] = EpochWait(row, number, world_size)
+            wait = self._waits[row.key] = EpochWait(row, number)
         wait.rule = row.spec.on_missing
         return wait
 

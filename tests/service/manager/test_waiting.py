@@ -228,7 +228,7 @@ ROW = SessionRow(1, "s", None, 0, SPEC, 100, 0, 0.0)
 )
 def test_a_wait_knows_what_is_missing(steps: int, arrivals: list[tuple[int, int]], looked: int, quorum: float) -> None:
     spec = SPEC.model_copy(update={"on_missing": Grace(after_seconds=0, quorum=quorum)})
-    wait = EpochWait(dataclasses.replace(ROW, spec=spec), 1, spec.world_size)
+    wait = EpochWait(dataclasses.replace(ROW, spec=spec), 1)
     due = {(rank, 10 + step) for step in range(steps) for rank in range(4)}
     for number, place in enumerate([*arrivals, (0, 0)]):
         if number == min(looked, len(arrivals)):
