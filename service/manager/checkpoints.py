@@ -15,7 +15,8 @@ import pyarrow as pa
 from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
 from curation.service.manager.identity import first_generation
-from curation.service.manager.sessions import Entry, SessionManager
+from curation.service.manager.memory.entry import Entry
+from curation.service.manager.sessions import SessionManager
 from curation.service.session.caller import Caller
 from curation.service.session.checkpoint import FORMAT, SCHEMA, Checkpoint
 from curation.service.session.methods.registry import check_limits, make_method, method_kind
@@ -98,7 +99,7 @@ def _stored_state(store: Store, sessions: SessionManager, entry: Entry, number: 
             with pa.memory_map(file.name) as mapped:
                 yield mapped.read_buffer()
         else:
-            yield pack_state(sessions.state(entry.row, entry.session, number))
+            yield pack_state(sessions.maker.state(entry.row, entry.session, number))
 
 
 def _write(stream: pa.RecordBatchStreamWriter, lines: Iterable[Line]) -> None:

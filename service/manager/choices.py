@@ -14,8 +14,9 @@ import numpy.typing as npt
 from sqlalchemy.exc import SQLAlchemyError
 
 from curation.service.errors import Refusal
+from curation.service.manager.memory.entry import Entry, check_base, check_generation
 from curation.service.manager.memory.parts import Parts
-from curation.service.manager.sessions import POLL_SECONDS, Entry, SessionManager, check_base, check_generation
+from curation.service.manager.sessions import POLL_SECONDS, SessionManager
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
 from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights

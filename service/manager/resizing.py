@@ -13,7 +13,8 @@ import numpy as np
 from sqlalchemy import Connection
 
 from curation.service.errors import Refusal
-from curation.service.manager.sessions import Entry, SessionManager, check_base, check_generation
+from curation.service.manager.memory.entry import Entry, check_base, check_generation
+from curation.service.manager.sessions import SessionManager
 from curation.service.session.caller import Caller
 from curation.service.session.segments import Layout, Segment, left_at
 from curation.service.store import Store

@@ -7,31 +7,27 @@ threads, once for all requests that wait for it, and goes on when they give up.
 import asyncio
 import math
 import secrets
-import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from curation.service.errors import Refusal
-from curation.service.logs import logger
 from curation.service.manager.group_commit import PIECE_BYTES, GroupCommit, pieces, size_of
 from curation.service.manager.identity import check_alike, digest_of, first_generation
-from curation.service.manager.memory.residency import Residency, Tenure
-from curation.service.manager.memory.spool import Spool
+from curation.service.manager.memory.entry import Entry, build_session, check_base, check_generation
+from curation.service.manager.memory.making import EpochMaker
+from curation.service.manager.memory.residency import Residency
 from curation.service.manager.progress import Progress, missing_reports
 from curation.service.manager.waiting import EpochWait, EpochWaits
 from curation.service.monitoring.metrics import Metrics
 from curation.service.session.caller import Caller
-from curation.service.session.methods.registry import make_method, method_kind
-from curation.service.session.protocols import Epoch, Indices, Losses, State
-from curation.service.session.segments import Segment
+from curation.service.session.methods.registry import method_kind
+from curation.service.session.protocols import Epoch
 from curation.service.session.session import Batch, EpochRecord, Report, Session, StepRequest
 from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
@@ -39,58 +35,10 @@ from curation.service.store.reports import Ignored, Write
 
 T = TypeVar("T")
 MAX_SESSIONS = 4096
-RECENT_SECONDS = 60.0
-"""A session is at work, and a rank waits, if it asked so short a time ago."""
 TRIES = 3
 POLL_SECONDS = 0.1
 """Between two looks at a shared store for what other replicas were sent."""
 _POLLED = 500
-
-
-@dataclass(eq=False)
-class Entry:
-    """A session in memory.
-
-    ``asked``: the last step that each rank asked this server for; ``seen``: when it last sent anything, in seconds
-    since 1970; ``waits``: when it was last told to wait for others, of :func:`time.monotonic`. ``outdated``: the store
-    has it otherwise.
-    """
-
-    row: SessionRow
-    session: Session[Any]
-    progress: Progress
-    asked: dict[int, int] = field(default_factory=dict)
-    seen: dict[int, float] = field(default_factory=dict)
-    tasks: "dict[int, asyncio.Task[Epoch | None]]" = field(default_factory=dict)
-    look: "asyncio.Task[None] | None" = None
-    outdated: bool = False
-    waits: dict[int, float] = field(default_factory=dict)
-    tenure: Tenure = field(default_factory=Tenure)
-    making: int = 0
-
-    @property
-    def id(self) -> str:
-        return self.row.id
-
-    @property
-    def nbytes(self) -> int:
-        return self.session.nbytes
-
-    @property
-    def working(self) -> bool:
-        return self.making > 0
-
-    def release(self) -> None:
-        self.session.forget_epochs()
-
-    @property
-    def active(self) -> float | None:
-        """When a trainer last asked or reported, in seconds since 1970, also before this server's start."""
-        return max([*dict(self.seen).values(), *([] if self.row.used is None else [self.row.used])], default=None)
-
-    def waiting(self, now: float) -> list[int]:
-        """The ranks that wait for other ranks' reports."""
-        return [rank for rank, at in list(self.waits.items()) if now - at < RECENT_SECONDS]
 
 
 class SessionManager:
@@ -119,6 +67,7 @@ class SessionManager:
         self._by_key: dict[int, Entry] = {}
         self._seen: dict[int, dict[int, float]] = {}
         self.residency = Residency(resident_bytes)
+        self.maker = EpochMaker(store)
 
     @property
     def in_memory(self) -> list[Entry]:
@@ -133,7 +82,7 @@ class SessionManager:
         Raises:
             Refusal: the parameters are wrong, or the id belongs to another session.
         """
-        session = await asyncio.to_thread(_build_session, spec, size, tables, [])
+        session = await asyncio.to_thread(build_session, spec, size, tables, [])
         digest = await asyncio.to_thread(digest_of, spec, size, tables)
         about = (spec, size, tables, first_generation(), digest)
         row = await asyncio.to_thread(self.store.create, id, caller, *about)
@@ -429,7 +378,7 @@ class SessionManager:
         raise Refusal("session-changed", "the session is rewound by others again and again", retry_after=1)
 
     def _change(self, row: SessionRow, spec: SessionSpec, caller: Caller) -> None:
-        _build_session(spec, row.size, self.store.tables(row.key), [])
+        build_session(spec, row.size, self.store.tables(row.key), [])
         self.store.change(row, spec, caller)
 
     def forget(self, entry: Entry) -> None:
@@ -469,7 +418,7 @@ class SessionManager:
             raise _no_session(id)
         segments = self.store.segments(row.key)
         tables = self.store.tables(row.key)
-        session = _build_session(row.spec, row.size, tables, self.store.records(row), segments)
+        session = build_session(row.spec, row.size, tables, self.store.records(row), segments)
         return Entry(row, session, Progress(self.store, row.key))
 
     def _insert(self, entry: Entry) -> None:
@@ -540,13 +489,13 @@ class SessionManager:
             epoch = session.epoch(number)
             if epoch is None and session.method.stateful:
                 async with self._making(entry):
-                    epoch = await asyncio.to_thread(self._compute, row, session, number)
+                    epoch = await asyncio.to_thread(self.maker.compute, row, session, number)
                     session.put(number, epoch)
                 self._metrics.computed_again.observe(time.perf_counter() - start)
         else:
             missing = await self._missing(entry, number) if number else np.empty((0, 2), np.int64)
             async with self._making(entry):
-                record, epoch = await asyncio.to_thread(self._open, row, session, number, missing)
+                record, epoch = await asyncio.to_thread(self.maker.open, row, session, number, missing)
                 self._opened(entry, record, epoch)
             self._metrics.opened.observe(time.perf_counter() - start)
             self.waits.end(row.key)
@@ -590,110 +539,6 @@ class SessionManager:
             raise wait.refusal()
         return missing
 
-    def _open(
-        self, row: SessionRow, session: Session[Any], number: int, missing: np.ndarray[Any, Any]
-    ) -> tuple[EpochRecord, Epoch]:
-        """Open an epoch. At 10^8 candidates the order of these lines decides how much memory it takes."""
-        if number == 0:
-            state = session.method.start()
-        else:
-            if session.epoch(number - 1) is None:
-                session.put(number - 1, self._compute(row, session, number - 1))
-            self._make_way(session)
-            state = self.fold(row, session, number - 1, self.state(row, session, number - 1), missing)
-        stored = self.store.put_state(row.key, row.generation, number, state)
-        record, epoch = session.opening(number, state, missing)
-        if not self.store.open_epoch(row.key, row.generation, record, stored):
-            record = self.store.records(row, number)[0]
-            if not np.array_equal(record.missing, missing):
-                other = self.store.state(row.key, number)
-                if other is None or other[0] != number:
-                    raise Refusal("busy", "another replica opened the epoch: ask again", retry_after=0.1)
-                epoch = session.make_epoch(number, other[1])
-        del state
-        epoch.prepare()
-        return record, epoch
-
-    def _make_way(self, session: Session[Any]) -> None:
-        """Have epochs that are large served from disk while the next one is made, and after."""
-        try:
-            session.move(Spool)
-        except OSError:
-            logger.warning("no room on disk for an epoch (%s): it stays in memory", tempfile.gettempdir())
-
-    def _compute(self, row: SessionRow, session: Session[Any], number: int) -> Epoch:
-        state = self.state(row, session, number)
-        epoch: Epoch = session.make_epoch(number, state)
-        del state
-        epoch.prepare()
-        self.store.check_generation(row.key, row.generation)  # or the reports it was computed from may be others'
-        return epoch
-
-    def state(self, row: SessionRow, session: Session[Any], number: int) -> State:
-        """The state that an open epoch starts from: stored, or computed from the reports since the last one stored."""
-        stored = self.store.state(row.key, number) if number else None
-        start, state = stored or (0, session.method.start())
-        for epoch in range(start, number):
-            state = self.fold(row, session, epoch, state, session.records[epoch + 1].missing)
-        if start < number and (self.store.base(row.key) or 0) > start:
-            raise Refusal("session-changed", "reports of old epochs were removed just now: ask again", retry_after=0.1)
-        return state
-
-    def fold(
-        self,
-        row: SessionRow,
-        session: Session[Any],
-        number: int,
-        state: State,
-        missing: np.ndarray[Any, Any],
-        epoch: Epoch | None = None,
-    ) -> State:
-        """The state after an open epoch, from the one it starts with and its reports. Blocking."""
-        record = session.records[number]
-        epoch = epoch or session.epoch(number) or session.make_epoch(number, state)
-        skipped = {(int(rank), int(step)) for rank, step in missing}
-
-        def reports() -> Iterator[tuple[Indices, Losses]]:
-            for report in self.store.reports(row.key, record.first_step, record.end, row.spec.batch_size):
-                if (report.rank, report.step) not in skipped:
-                    yield epoch.batch(report.rank, report.step - record.first_step)[0], report.losses
-
-        return session.method.fold(state, epoch, reports())
-
-
-def _build_session(
-    spec: SessionSpec,
-    size: int,
-    tables: dict[str, bytes],
-    records: list[EpochRecord],
-    segments: Sequence[Segment] = (),
-) -> Session[Any]:
-    arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
-    session = Session(spec, make_method(spec, size, arrow_tables), records, segments)
-    if not session.method.stateful:
-        session.batch(0, 0)  # what its first batch compiles is compiled in this thread, and not in the loop
-    return session
-
 
 def _no_session(id: str) -> Refusal:
     return Refusal("not-found", f"there is no session {id!r}")
-
-
-def check_generation(row: SessionRow, generation: int | None) -> None:
-    """Refuse a request that names another generation than the session's."""
-    if generation is not None and generation != row.generation:
-        raise Refusal(
-            "stale-generation",
-            f"the request is of generation {generation}, but the session was rewound and is at {row.generation}: "
-            "resume from its state",
-            generation=row.generation,
-        )
-
-
-def check_base(row: SessionRow, epoch: int) -> None:
-    """Refuse an epoch that lies before the checkpoint that the session was made from."""
-    if epoch < row.base:
-        raise Refusal(
-            "before-base",
-            f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
-        )

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.service.errors import Refusal
-from curation.service.manager.sessions import Entry, SessionManager, check_base
+from curation.service.manager.memory.entry import Entry, check_base
+from curation.service.manager.sessions import SessionManager
 from curation.service.manager.spikes import MeanLosses, outliers
 from curation.service.manager.trace_results import RowVisit, RowVisits, Spike, Spikes, StepRows
 from curation.service.session.choice import Choice
@@ -239,14 +240,14 @@ class Recorder:
         session, row, kept = entry.session, entry.row, self._state
         stored = number >= session.open_epochs - 2
         if stored or kept is None or kept[0][:2] != (row.key, row.generation) or kept[0][2] > number:
-            state = self._sessions.state(row, session, number)
+            state = self._sessions.maker.state(row, session, number)
         else:
             state = kept[1]
             for before in range(kept[0][2], number):
                 missing = session.records[before + 1].missing
                 held = self._epoch
                 epoch = held[1] if held is not None and held[0] == (row.key, row.generation, before) else None
-                state = self._sessions.fold(row, session, before, state, missing, epoch)
+                state = self._sessions.maker.fold(row, session, before, state, missing, epoch)
         for values in state.values():
             values.flags.writeable = False  # the next fold makes a copy
         self._state = (row.key, row.generation, number), state

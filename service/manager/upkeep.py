@@ -8,7 +8,8 @@ from sqlalchemy.exc import DBAPIError
 
 from curation.service.errors import Refusal
 from curation.service.logs import logger
-from curation.service.manager.sessions import Entry, SessionManager
+from curation.service.manager.memory.entry import Entry
+from curation.service.manager.sessions import SessionManager
 
 SECONDS = 60.0
 DAY = 86_400.0

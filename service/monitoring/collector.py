@@ -11,7 +11,8 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from curation.service.manager.sessions import Entry, SessionManager
+from curation.service.manager.memory.entry import Entry
+from curation.service.manager.sessions import SessionManager
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.standing import Statuses
 from curation.service.session.status import Status

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.session.account import Account
 from curation.service.session.caller import Caller
 

@@ -12,7 +12,8 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from curation.service.manager.sessions import RECENT_SECONDS, Entry, SessionManager
+from curation.service.manager.memory.entry import RECENT_SECONDS, Entry
+from curation.service.manager.sessions import SessionManager
 from curation.service.session.session import LOSS
 from curation.service.session.status import NOTHING, Progress, Status, status_of
 from curation.service.store import Store

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from curation.service.http.dependencies import App, AppState, Reader
 from curation.service.http.openapi import SessionId, problems
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.routers.session_models import EpochList, EpochState, LossList, StepLosses
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])

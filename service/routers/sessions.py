@@ -29,9 +29,9 @@ from curation.service.http.files import receive_file, send_file, temporary_file
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument, invalid_model
 from curation.service.manager import checkpoints
+from curation.service.manager.memory.entry import Entry
 from curation.service.manager.progress import page
 from curation.service.manager.resizing import Resize, Trained, resize
-from curation.service.manager.sessions import Entry
 from curation.service.routers.session_models import (
     Created,
     RankState,

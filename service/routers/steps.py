@@ -10,7 +10,7 @@ from curation.service.http.admission.parsing import parse
 from curation.service.http.admission.request_body import RequestBody
 from curation.service.http.bodies import ARROW, JSON, accepts_arrow, is_arrow_kind, read_step, write_step
 from curation.service.http.dependencies import AppState, caller_of
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.session.caller import Caller
 from curation.service.settings import Settings
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.monitoring.standing import is_broken
 from curation.service.session.session import LOSS, Session
 from curation.service.store import Store

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from pydantic import BaseModel, Field
 
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.session.status import Progress, Status, share_done, status_of, waited_for
 
 CELLS = 1024

@@ -18,8 +18,8 @@ from curation.service.http.dashboard import sessions as overview
 from curation.service.http.dashboard.losses import Curve, Distribution, Weight, curve, distribution, weights
 from curation.service.http.dependencies import App, AppState, Reader
 from curation.service.http.openapi import SessionId, problems
+from curation.service.manager.memory.entry import Entry
 from curation.service.manager.progress import RankReports
-from curation.service.manager.sessions import Entry
 from curation.service.monitoring.standing import glance, read_progress
 from curation.service.routers.epochs import list_epochs
 from curation.service.routers.session_models import EpochState

@@ -163,7 +163,7 @@ class Elastic(RuleBasedStateMachine):
             batch = entry.session.batch(report.rank, report.step, epoch)
             assert np.array_equal(report.losses, loss_of(batch.indices, batch.epoch))
         if entry.session.method.stateful:
-            scores = self.manager.state(entry.row, entry.session, EPOCHS - 1)["scores"]
+            scores = self.manager.maker.state(entry.row, entry.session, EPOCHS - 1)["scores"]
             assert np.array_equal(scores, loss_of(np.arange(SIZE), EPOCHS - 2))
 
 

@@ -13,10 +13,11 @@ from curation.service.auth import ANYONE
 from curation.service.errors import Refusal
 from curation.service.manager import resizing
 from curation.service.manager.batches import BatchesRequest, take_batches
+from curation.service.manager.memory.entry import Entry
 from curation.service.manager.memory.parts import Parts
 from curation.service.manager.memory.spool import Spool
 from curation.service.manager.resizing import Resize, resize
-from curation.service.manager.sessions import Entry, SessionManager
+from curation.service.manager.sessions import SessionManager
 from curation.service.manager.upkeep import Upkeep
 from curation.service.session.choice import RankPart
 from curation.service.session.session import Batch, Report, StepRequest

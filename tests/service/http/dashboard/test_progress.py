@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
 from curation.service.client import Client, ServiceError
-from curation.service.manager.sessions import Entry
+from curation.service.manager.memory.entry import Entry
 from curation.service.manager.upkeep import Upkeep
 from curation.service.monitoring import standing
 from curation.service.session.session import Report
