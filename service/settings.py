@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
     max_head_bytes: int = Field(default=32 << 10, ge=1024, description="a request's URL and headers")
     head_seconds: float = Field(default=10, gt=0, description="a URL and headers that take longer to arrive get 408")
-    idle_seconds: int = Field(default=5, ge=1, description="how long a connection may wait for its next request")
+    idle_seconds: int = Field(default=30, ge=1, description="how long a connection may wait for its next request")
     send_seconds: float = Field(
         default=30, gt=0, description="a connection whose peer takes nothing of an answer for so long is dropped"
     )

@@ -17,6 +17,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_bi_encoder() -> None:
     out = run("bi_encoder_b3", "--limit", "600", "--steps", "10", "--batch-size", "16", "--seeds", "2")
     assert "480 pairs to train on, 120 held out" in out
@@ -26,6 +27,7 @@ def test_bi_encoder() -> None:
     assert float(b3) - float(random) == pytest.approx(float(gain), abs=0.0011)
 
 
+@pytest.mark.slow
 def test_sentence_transformers(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     out = run("sentence_transformers_b3", "--output", str(tmp_path))

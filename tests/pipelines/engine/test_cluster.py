@@ -80,6 +80,7 @@ def _submit(dashboard: str, command: list[str]) -> subprocess.CompletedProcess[s
         time.sleep(1)
 
 
+@pytest.mark.slow
 def test_ray_job_submit_and_address(cluster: tuple[str, str], corpus: Path, tmp_path: Path) -> None:
     address, dashboard = cluster
     spec = recipe(corpus, {"step": "dedup"}, {"step": "score", "column": "quality"}, {"step": "acquire", "count": 50})

@@ -106,6 +106,7 @@ def test_killed_driver_goes_on(undisturbed: dict[str, str], corpus: Path, tmp_pa
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_finished_blocks_are_not_done_again(undisturbed: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     driver = start_driver(spec(corpus), out)

@@ -210,6 +210,7 @@ def slow_teacher(texts: list[str]) -> list[list[float]]:
     return np.stack([np.random.default_rng(len(text)).normal(size=8) + [len(text) % 5] * 8 for text in texts]).tolist()
 
 
+@pytest.mark.slow
 def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     embed = {"step": "embed", "teacher": "tests.pipelines.steps.b3.test_b3:slow_teacher"}
     mine = {"step": "b3", "batch_size": 16, "cluster_size": 4, "ranks": [2, 12], "part_rows": 150}
