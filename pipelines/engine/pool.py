@@ -30,6 +30,8 @@ PAUSE = 1.0
 LOST = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, RayActorError)
 """What Ray raises of a piece whose worker died."""
 
+ENDING = 0.5
+"""Seconds in which tasks that are nearly done may end before they are interrupted."""
 LAST_WORDS = 5.0
 """Seconds that interrupted tasks have to end."""
 
@@ -111,9 +113,10 @@ class Tasks:
     def close(self) -> None:
         """Interrupt them, and kill those that go on all the same: what they write appears whole or not at all."""
         results = list(self.running)
+        # To interrupt or kill a task in the moment in which it ends may take this process with it (Ray 2.60).
+        _, results = ray.wait(results, num_returns=len(results), timeout=ENDING) if results else ([], [])
         for result in results:
             ray.cancel(result)
-        # To kill a task in the moment in which it ends may take this process with it (Ray 2.60).
         _, going_on = ray.wait(results, num_returns=len(results), timeout=LAST_WORDS) if results else ([], [])
         for result in going_on:
             ray.cancel(result, force=True)
