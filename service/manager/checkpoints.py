@@ -1,7 +1,7 @@
 """Checkpoints of sessions: exported from one server, imported into another, or carried by a training checkpoint.
 
 :mod:`curation.service.session.checkpoint` has their form. They are written into a file and read from one, batch by
-batch: one of 400 MB takes a few MB of memory on its way out, and no copy of its state on its way in.
+batch: of one with a state of 400 MB that state is in memory once on its way out, and no copy of it on its way in.
 """
 
 import json
@@ -23,7 +23,7 @@ from curation.service.session.methods.registry import check_limits, make_method,
 from curation.service.session.session import LOSS, EpochRecord, Report, Session
 from curation.service.settings import Settings
 from curation.service.store import Store
-from curation.service.store.blobs import pack_state, read_parts
+from curation.service.store.blobs import write_state
 from curation.service.store.choices import choices_from, last_choice
 
 Line = tuple[str, int, int, Any]
@@ -51,7 +51,7 @@ def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]
         if records:
             last = records[-1]
             if last.number:
-                with _stored_state(store, sessions, entry, last.number) as state:
+                with _packed_state(sessions, entry, last.number) as state:
                     _write(stream, [("state", last.number, 0, state)])
             _write(stream, map(_report, store.reports(row.key, last.first_step, last.end)))
         newest = None if session.method.choosing is None else last_choice(store, row.key)
@@ -89,17 +89,13 @@ def restore(store: Store, caller: Caller, id: str, body: pa.Buffer, settings: Se
 
 
 @contextmanager
-def _stored_state(store: Store, sessions: SessionManager, entry: Entry, number: int) -> Iterator[Any]:
-    """The packed state of an epoch, mapped from a file where the store has it; else computed."""
+def _packed_state(sessions: SessionManager, entry: Entry, number: int) -> Iterator[Any]:
+    """The state that an epoch starts with as an Arrow stream, mapped from a file."""
     with NamedTemporaryFile() as file:
-        for part in read_parts(store.engine, entry.row.key, "state", number):
-            file.write(part)
+        write_state(sessions.maker.state(entry.row, entry.session, number), file)
         file.flush()
-        if file.tell():
-            with pa.memory_map(file.name) as mapped:
-                yield mapped.read_buffer()
-        else:
-            yield pack_state(sessions.maker.state(entry.row, entry.session, number))
+        with pa.memory_map(file.name) as mapped:
+            yield mapped.read_buffer()
 
 
 def _write(stream: pa.RecordBatchStreamWriter, lines: Iterable[Line]) -> None:

@@ -85,7 +85,7 @@ def _places(store: Store, entry: Entry, asked: Resize) -> tuple[int, dict[int, L
     session = entry.session
     step = _first_unreported(store, entry) if asked.from_step is None else asked.from_step
     if not 0 <= step <= session.known_steps:
-        raise Refusal("bad-step", f"step {step} was never handed out: open steps are 0 to {session.known_steps - 1}")
+        raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
     number = session.epoch_of(step) if step < session.known_steps else session.open_epochs - 1
     check_base(entry.row, number)
     begins = not session.method.stateful and number > entry.row.base and step == session.span_of(number)[0]

@@ -244,7 +244,7 @@ class SessionManager:
             wait.closed = True
             wait.let_go()
             try:
-                await self._ensure_epoch(entry, epoch + 1)
+                await self.epoch(entry, epoch + 1)
             except Refusal as refusal:
                 if refusal.kind != "missing-reports":  # of an opening that began before this
                     raise
@@ -281,16 +281,12 @@ class SessionManager:
         for wait in self.waits:
             wait.let_go()
 
-    async def epoch(self, entry: Entry, number: int) -> Epoch | None:
-        """An open epoch's order, computed again where needed."""
-        return await self._ensure_epoch(entry, number)
-
     async def _step(self, entry: Entry, request: StepRequest, ignored: list[int]) -> Batch | None:
         session, row = entry.session, entry.row
         session.check_rank(request.rank)
         entry.seen[request.rank] = time.time()
         if session.open_epochs == 0:
-            await self._ensure_epoch(entry, 0)
+            await self.epoch(entry, 0)
         newest = max((report.step for report in request.reports), default=-1)
         if self.store.shared and max(newest, -1 if request.step is None else request.step) >= session.known_steps:
             await self._look(entry)
@@ -317,7 +313,7 @@ class SessionManager:
         number = session.epoch_of(request.step)
         epoch = session.epoch(number)
         if epoch is None and (session.method.stateful or number >= session.open_epochs):
-            epoch = await self._ensure_epoch(entry, number)
+            epoch = await self.epoch(entry, number)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
         return session.batch(request.rank, request.step, epoch)
 
@@ -471,7 +467,7 @@ class SessionManager:
         stored = self.store.session(row.id)
         return stored, self.store.records(row, first) if stored == row else ()
 
-    async def _ensure_epoch(self, entry: Entry, number: int) -> Epoch | None:
+    async def epoch(self, entry: Entry, number: int) -> Epoch | None:
         """Open an epoch, or compute it again; None where the method makes it on the spot.
 
         It is returned because requests for other epochs may push it out of memory before the caller goes on.

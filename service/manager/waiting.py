@@ -6,8 +6,7 @@ out in memory, so that neither a thousand ranks that wait nor their requests cos
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +65,7 @@ class EpochWait:
         else:
             self._early += places
 
-    def arrived(self, places: Any) -> None:
+    def arrived(self, places: Iterable[tuple[int, int]]) -> None:
         """Cross out some (rank, step)."""
         before, opens_in = self.left, self.opens_in()
         for rank, step in places:
@@ -133,7 +132,7 @@ class EpochWaits:
     def __init__(self) -> None:
         self._waits: dict[int, EpochWait] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[EpochWait]:
         return iter(list(self._waits.values()))
 
     def of(self, key: int) -> EpochWait | None:

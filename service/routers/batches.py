@@ -26,7 +26,6 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 _ROW_BYTES = 12
 _COLUMNS = ("report_ranks", "report_steps", "losses")
-_MANY = MAX_BATCHES
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
 
@@ -37,10 +36,10 @@ class BatchesBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    ranks: list[Whole] = Field(default=[0], min_length=1, max_length=_MANY)
+    ranks: list[Whole] = Field(default=[0], min_length=1, max_length=MAX_BATCHES)
     step: Whole | None = Field(default=None, description="the first step; null only reports")
     steps: int = Field(
-        default=1, ge=1, le=_MANY, description="how many steps; those beyond the epoch's end are left out"
+        default=1, ge=1, le=MAX_BATCHES, description="how many steps; those beyond the epoch's end are left out"
     )
     generation: int | None = Field(
         default=None, description="refuse if the session was rewound or resized since this one"

@@ -1,11 +1,10 @@
 """Large values of the store: a session's tables, states and choices, each an Arrow stream cut into parts."""
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, insert, select
 
 from curation.service.session.protocols import State
 from curation.service.store.tables import blobs
@@ -30,17 +29,6 @@ def put_blob(connection: Connection, key: int, kind: str, number: int, data: Byt
         )
 
 
-def read_parts(engine: Engine, key: int, kind: str, number: int) -> Iterator[bytes]:
-    """The value under (session, kind, number), part by part; nothing where there is none."""
-    query = select(blobs.c.part).where(blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number)
-    with engine.connect() as connection:
-        for part in connection.execute(query.order_by(blobs.c.part)).scalars().all():
-            one = select(blobs.c.data).where(
-                blobs.c.session == key, blobs.c.kind == kind, blobs.c.number == number, blobs.c.part == part
-            )
-            yield connection.execute(one).scalar_one()
-
-
 def get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes | None:
     """The value under (session, kind, number); None where there is none."""
     query = (
@@ -52,20 +40,18 @@ def get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes 
     return b"".join(parts) if parts else None
 
 
-def pack_state(state: State) -> bytes:
-    """A state as an Arrow IPC stream of one row, a list column for each array."""
+def write_state(state: State, file: IO[bytes]) -> None:
+    """Write a state as an Arrow IPC stream of one row, a list column for each array; nothing of it is copied."""
     columns = {
         name: pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(np.asarray(values)))
         for name, values in state.items()
     }
     batch = pa.record_batch(columns) if columns else pa.record_batch({"none": pa.array([0])})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+    with pa.ipc.new_stream(pa.PythonFile(file, "w"), batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
 def unpack_state(data: bytes) -> State:
-    """The inverse of :func:`pack_state`; views of ``data``."""
+    """The inverse of :func:`write_state`; views of ``data``."""
     columns = pa.ipc.open_stream(data).read_all()
     return {name: columns[name].chunk(0).values.to_numpy() for name in columns.column_names if name != "none"}

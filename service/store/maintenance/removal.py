@@ -6,7 +6,7 @@ time, between the commits of others. A server that is killed meanwhile goes on w
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -68,10 +68,10 @@ class Remover:
         self._stopping.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _later(self, work: object, key: int) -> None:
+    def _later(self, work: Callable[[], None], key: int) -> None:
         def run() -> None:
             try:
-                work()  # type: ignore[operator]
+                work()
                 shrink(self._database, self._stopping)
             except (DBAPIError, Refusal):
                 logger.exception("session %d was not removed whole; the next start goes on with it", key)
