@@ -9,6 +9,7 @@ and now and then the ranks of a session go back together: one of them rewinds, a
 """
 
 import argparse
+import logging
 import os
 import random
 import subprocess
@@ -58,6 +59,7 @@ class Meeting:
 
 def train(urls: list[str], session: str, rank: int, pause: float, folder: Path, meeting: Meeting | None) -> None:
     """One rank, to the session's end; what it was given goes to a file. It hurries once nobody kills any more."""
+    logging.getLogger("curation.client").setLevel(logging.ERROR)  # that requests are sent again is what is tried here
     dice = random.Random(f"{session} {rank}")
     given: dict[int, Any] = {}
     with ExitStack() as stack:
