@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.service.errors import Refusal
 from curation.service.http.bodies import read_json, read_tables
-from curation.service.http.problems import invalid_model
+from curation.service.http.mistakes import invalid_model
 
 B = TypeVar("B", bound=BaseModel)
 Matrix = list[list[float]]

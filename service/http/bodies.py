@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json, to_json
+from starlette.requests import Request
+from starlette.responses import Response
 
 from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.arrow import read_batches, read_table, write_table
 from curation.service.errors import Refusal
-from curation.service.http.problems import invalid_model
+from curation.service.http.mistakes import invalid_model
 from curation.service.http.step_heads import StepHeads
 from curation.service.session.protocols import Losses
 from curation.service.session.session import Batch, Report, StepRequest

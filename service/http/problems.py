@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -15,6 +14,7 @@ from starlette.types import Scope
 
 from curation.errors import CurationError
 from curation.service.errors import Refusal
+from curation.service.http.mistakes import invalid
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -117,20 +117,6 @@ def _allowed(request: Request) -> str:
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
     ]
     return ", ".join(allowed)
-
-
-def invalid(errors: Any) -> Refusal:
-    """What pydantic found wrong, with the place of each error and without the input itself."""
-    mistakes = [
-        {"where": ".".join(str(part) for part in error["loc"]), "what": error["msg"]} for error in list(errors)[:20]
-    ]
-    detail = "; ".join(f"{error['where'] or 'body'}: {error['what']}" for error in mistakes[:3])
-    return Refusal("bad-body", detail, errors=mistakes)
-
-
-def invalid_model(error: ValidationError) -> Refusal:
-    """As :func:`invalid`, of a body that a route read itself."""
-    return invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def install(app: FastAPI, take: Callable[[Refusal, Exception, Scope], None]) -> None:

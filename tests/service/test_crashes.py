@@ -21,11 +21,13 @@ from curation.selectors.infobatch import InfoBatch
 from curation.selectors.jest import JEST
 from curation.service.client import ChosenBatch, Client, ServiceError, StepBatch
 
-RANKS, KILLS = 2, 3
-PLAN = {"size": 6000, "batch_size": 16, "epochs": 2, "seed": 1}
-INFOBATCH = {"size": 3000, "batch_size": 16, "epochs": 4, "seed": 9}
-SUPER = {"size": 1800, "batch_size": 20, "epochs": 2, "seed": 3, "parameters": {"chunks": 4}}
-SIDES = np.random.default_rng(7).normal(size=(4, 1800, 4)).astype(np.float32)
+RANKS = 2
+PLAN = {"size": 2400, "batch_size": 16, "epochs": 2, "seed": 1}
+INFOBATCH = {"size": 1600, "batch_size": 16, "epochs": 4, "seed": 9}
+SUPER = {"size": 800, "batch_size": 20, "epochs": 2, "seed": 3, "parameters": {"chunks": 4}}
+SIDES = np.random.default_rng(7).normal(size=(4, 800, 4)).astype(np.float32)
+KILLS = (50, 100), (200, 400)
+"""Between how many batches and how many all ranks together have, of the 600 and more, when the server is killed."""
 
 Seen = dict[tuple[int, int], StepBatch]
 Chosen = dict[tuple[int, int], ChosenBatch]
@@ -64,7 +66,6 @@ def train(url: str, session: str, rank: int, seen: Seen, chosen: Chosen | None) 
             if batch.end_of_session:
                 return
             step += 1
-            time.sleep(0.002)
 
 
 def test_what_trainers_see_is_what_they_see_of_an_undisturbed_server(serve: Callable[..., Any]) -> None:
@@ -94,8 +95,11 @@ def test_what_trainers_see_is_what_they_see_of_an_undisturbed_server(serve: Call
     for thread in threads:
         thread.start()
     dice = random.Random(0)
-    for _ in range(KILLS):
-        time.sleep(dice.uniform(0.05, 0.4))
+    for fewest, most in KILLS:
+        moment = dice.randint(fewest, most)
+        while sum(map(len, seen)) < moment:
+            assert not errors
+            time.sleep(0.001)
         assert any(thread.is_alive() for thread in threads), "the clients finished before the last kill"
         server.kill()
         server.start()
@@ -204,7 +208,9 @@ class Ranks:
 def test_replicas_that_die_and_are_rewound_refuse_nothing_that_is_right(
     serve: Callable[..., Any], database: Any
 ) -> None:
-    servers = [serve(database.get_uri()) for _ in range(2)]
+    servers = [serve(database.get_uri(), wait=False) for _ in range(2)]
+    for server in servers:
+        server.wait()
     with Client(servers[0].url) as client:
         session = client.create_session("infobatch", world_size=RANKS, **REWOUND).id
     ranks = Ranks([server.url for server in servers], session)

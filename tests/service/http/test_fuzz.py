@@ -26,7 +26,7 @@ import pytest
 from curation.service.arrow.flatbuffers import find_field, follow
 from curation.service.client import ARROW, Client
 
-SECONDS = float(os.environ.get("CURATION_FUZZ_SECONDS", "15"))
+SECONDS = float(os.environ.get("CURATION_FUZZ_SECONDS", "8"))
 SEED = int(os.environ.get("CURATION_FUZZ_SEED", "0"))
 CORPUS = Path(__file__).with_name("corpus.jsonl")
 MOST_SECONDS = 20

@@ -135,13 +135,13 @@ def test_late_work_is_not_called_a_late_body(live: Callable[..., Any], monkeypat
 
 def test_a_selection_ends_with_its_client(live: Callable[..., Any]) -> None:
     server = live(workers=1)
-    small = {"scores": [1.0], "k": 1}
-    assert httpx.post(f"{server.url}/v1/select/acquire", json=small, timeout=60).status_code == 200
+    small = {"texts": ["x"], "targets": ["y"], "k": 1}
+    assert httpx.post(f"{server.url}/v1/select/zipfit", json=small, timeout=60).status_code == 200
     texts = {"texts": ["x" * 100_000] * 10, "targets": ["y" * 10] * 10_000, "k": 1, "codec": "gzip", "level": 9}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/select/zipfit", json=texts, timeout=1)
     # It would wait for as long as the other may take, and then be told that the server is busy.
-    assert httpx.post(f"{server.url}/v1/select/acquire", json=small, timeout=90).status_code == 200
+    assert httpx.post(f"{server.url}/v1/select/zipfit", json=small, timeout=90).status_code == 200
 
 
 def test_more_bytes_than_can_be_compressed_in_time_are_refused(live: Callable[..., Any]) -> None:
