@@ -3,6 +3,7 @@
 import http.server
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,20 +20,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+LONGEST = (
+    "pipelines",
+    "tests/service/test_crashes.py",
+    "tests/service/http/test_dashboard.py",
+    "tests/service/http/test_fuzz.py",
+    "tests/service/http/dashboard/test_routes.py",
+    "tests/service/store/test_postgres.py",
+    "tests/service/manager/test_waiting.py",
+    "tests/service/test_auth.py",
+    "tests/service/test_hostile.py",
+)
+"""Scopes that have few tests for their time: where one came last, the other processes would wait for it."""
+
+
 class _ByFile(LoadScopeScheduling):
-    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, but for one."""
+    """Hands out scopes in the order in which they were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "pipelines" if "/pipelines/" in file and not file.endswith("test_cluster.py") else file
+        return _scope(nodeid)
+
+
+def _scope(nodeid: str) -> str:
+    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, but for one."""
+    file = nodeid.partition("::")[0]
+    return "pipelines" if "/pipelines/" in file and not file.endswith("test_cluster.py") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     # xdist 3.8 does not see its own xdist_group marks under pytest 9.2.
+    config.option.loadscopereorder = False
     return _ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a process of xdist
+        sizes = Counter(_scope(item.nodeid) for item in items)
+        turns = {scope: -sizes[scope] for scope in sizes} | {scope: i - 10**6 for i, scope in enumerate(LONGEST)}
+        items.sort(key=lambda item: turns[_scope(item.nodeid)])
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))

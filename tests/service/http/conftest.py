@@ -74,10 +74,10 @@ HURRY = "const wait = setTimeout; window.setTimeout = (run, time, ...given) => w
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def chromium(memory: Path) -> Iterator[Browser]:
     if CHROMIUM is None or DRIVER is None:
         pytest.skip(f"no {'Chromium' if CHROMIUM is None else 'chromedriver'} here: apt-get install chromium-driver")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
+    browser = Browser(memory / "profile")
     yield browser
     browser.driver.quit()
 

@@ -1,6 +1,7 @@
 """The page at ``/`` in a real Chromium, and what it is drawn from against numpy."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ def url(live: Callable[..., Any], root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded(live: Callable[..., Any], root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def guarded(live: Callable[..., Any], root: Path, memory: Path) -> dict[str, str]:
     """A server that asks for tokens, and two of them."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('guarded')}/store.db"
+    url = f"sqlite:///{tempfile.mkdtemp(dir=memory)}/store.db"
     store = Store(url)
     ours, theirs = (issue_token(store, name, frozenset({"select"}))[1] for name in ("ours", "theirs"))
     store.close()

@@ -1,10 +1,12 @@
 """When a body is read, and how much of it: token, session and owner come first, over real sockets."""
 
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -24,8 +26,8 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(live: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Place:
-    url = f"sqlite:///{tmp_path_factory.mktemp('tokens')}/store.db"
+def place(live: Callable[..., Any], memory: Path) -> Place:
+    url = f"sqlite:///{tempfile.mkdtemp(dir=memory)}/store.db"
     store = Store(url)
     owner, other = (issue_token(store, name, frozenset({"select"}), owner=name)[1] for name in ("owner", "other"))
     store.close()
