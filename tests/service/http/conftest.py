@@ -28,7 +28,6 @@ class Browser:
             options.add_argument("--no-sandbox")  # Chromium refuses to run as root with it
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": HURRY})
 
     def open(self, address: str) -> None:
         self.driver.get("about:blank")
@@ -67,10 +66,6 @@ class Browser:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-
-
-HURRY = "const wait = setTimeout; window.setTimeout = (run, time, ...given) => wait(run, time / 5, ...given);"
-"""A page that asks the server every 2 seconds asks every 0.4."""
 
 
 @pytest.fixture(scope="session")
