@@ -335,7 +335,7 @@ def test_every_task_takes_resources(corpus: Path, tmp_path: Path, monkeypatch: p
         {"step": "score", "column": "quality", "resources": {"cpus": 0.6, "gpus": 0}},
         {"step": "acquire", "count": 5, "per": "group", "resources": {"cpus": 0.7}},
     ]
-    others = {"resources": {"cpus": 0.8}, "output": {"rows_per_shard": 70, "resources": {"cpus": 0.9}}}
+    others = {"resources": {"cpus": 0.8}, "output": {"rows_per_shard": 130, "resources": {"cpus": 0.9}}}
     spec = recipe(corpus, *steps, **others)
     run(spec, tmp_path / "out", workers=1)
     assert asked == {
