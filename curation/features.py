@@ -83,31 +83,38 @@ def _is_array(feature: Mapping[str, Any], kind: pa.DataType) -> bool:
     return bool(kind == pa.type_for_alias(feature["dtype"]))
 
 
-def datasets_features(schema: pa.Schema) -> "Features":
-    """What ``datasets`` calls the columns of a schema: by the features that its metadata tells, else by their types.
+def datasets_features(schema: pa.Schema) -> dict[str, Any]:
+    """What ``datasets`` calls the columns of a schema, as JSON: by the features that its metadata tells, else by types.
+
+    ``datasets``, which takes seconds to import, is asked only where that is not plain.
 
     Raises:
-        SourceError: ``datasets`` has no such type; names the column, the type and what to do.
+        SourceError: it has no such type; names the column, the type and what to do.
     """
-    from datasets import Features
-
     features = told(schema.metadata)
-    made = {}
+    made: dict[str, Any] = {}
     for field in schema.remove_metadata():
         feature = features.get(field.name)
         if feature is not None:
             known = _known(field.name, feature)
             if _fits(known.arrow_schema.field(0).type, feature, field.type):
-                made[field.name] = known[field.name]
+                made[field.name] = known.to_dict()[field.name]
                 continue
-        try:
-            made[field.name] = Features.from_arrow_schema(pa.schema([field]))[field.name]
-        except (ValueError, TypeError, KeyError) as error:
-            raise SourceError(
-                f"column {field.name!r} is {field.type}, a type that `datasets` lacks, so the result could not be "
-                "loaded: leave the column out, by `columns` of the source, or give it another type, by `schema`"
-            ) from error
-    return Features(made)
+        everyday = _everyday(field.type)
+        made[field.name] = _asked(field) if everyday is None else everyday
+    return made
+
+
+def _asked(field: pa.Field) -> Any:
+    from datasets import Features
+
+    try:
+        return Features.from_arrow_schema(pa.schema([field])).to_dict()[field.name]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SourceError(
+            f"column {field.name!r} is {field.type}, a type that `datasets` lacks, so the result could not be "
+            "loaded: leave the column out, by `columns` of the source, or give it another type, by `schema`"
+        ) from error
 
 
 def _known(column: str, feature: Any) -> "Features":
@@ -127,22 +134,19 @@ def _fits(kind: pa.DataType, feature: Mapping[str, Any], found: pa.DataType) -> 
     return bool(kind == found or (_is_array(feature, found) and plain(kind) == found))
 
 
-def check_types(schema: pa.Schema) -> None:
-    """Check that ``datasets`` has the types of all columns; it is imported only where they are not everyday ones.
-
-    Raises:
-        SourceError: it has not.
-    """
-    if told(schema.metadata) or not all(_is_everyday(field.type) for field in schema):
-        datasets_features(schema)
+_OTHER_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+"""What ``datasets`` calls types, where it is not what Arrow calls them."""
 
 
-def _is_everyday(kind: pa.DataType) -> bool:
+def _everyday(kind: pa.DataType) -> dict[str, Any] | None:
+    """What ``datasets`` calls a type, of which every version does; None for another one."""
     if types.is_list(kind) or types.is_large_list(kind):
-        return _is_everyday(kind.value_type)
+        inside, name = _everyday(kind.value_type), "List" if types.is_list(kind) else "LargeList"
+        return None if inside is None else {"feature": inside, "_type": name}
     if types.is_struct(kind):
-        return all(_is_everyday(field.type) for field in kind)
-    return bool(
+        fields = {field.name: _everyday(field.type) for field in kind}
+        return None if None in fields.values() else fields
+    if (
         types.is_integer(kind)
         or types.is_floating(kind)
         or types.is_boolean(kind)
@@ -150,4 +154,6 @@ def _is_everyday(kind: pa.DataType) -> bool:
         or types.is_large_string(kind)
         or types.is_binary(kind)
         or types.is_large_binary(kind)
-    )
+    ):
+        return {"dtype": _OTHER_NAMES.get(str(kind), str(kind)), "_type": "Value"}
+    return None

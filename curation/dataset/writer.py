@@ -176,13 +176,11 @@ def write_dataset_files(folder: Path, schema: pa.Schema, shards: Sequence[str], 
         SourceError: ``datasets`` lacks the type of a column.
         OutputError: they cannot be written.
     """
-    from dataclasses import asdict
-
-    from datasets import DatasetInfo
-
-    info = {**asdict(DatasetInfo()), "features": datasets_features(schema).to_dict()}
-    known = {key: value for key, value in info.items() if value is not None}
-    write_text(folder / INFO, json.dumps(known, indent=2, sort_keys=True))
+    info = {
+        **dict.fromkeys(("citation", "description", "homepage", "license"), ""),
+        "features": datasets_features(schema),
+    }
+    write_text(folder / INFO, json.dumps(info, indent=2, sort_keys=True))
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": fingerprint,

@@ -187,12 +187,12 @@ class Draw:
 
     def _method(self, scores: npt.NDArray[np.float64]) -> "StochasticAcquisition | None":
         """How it draws, the shift a number; None for a threshold."""
-        # Here, so that only the worker that draws loads torch.
-        from curation.selectors.acquisition import StochasticAcquisition
-
         step = self.step
         if step.kind == "threshold":
             return None
+        # Here, so that only the worker that draws loads torch.
+        from curation.selectors.acquisition import StochasticAcquisition
+
         if step.kind == "top-k":
             return StochasticAcquisition(kind="softmax", beta=float("inf"))
         return StochasticAcquisition(kind=step.kind, beta=step.beta, shift=step.shift).settled(scores)
@@ -229,13 +229,13 @@ class Draw:
         method: "StochasticAcquisition | None",
         usable: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.int64]:
-        from curation.selectors.acquisition import count_of, select_per_group
-
         step = self.step
         if method is None:
             assert step.threshold is not None
             above = np.flatnonzero(scores >= step.threshold)
             return above[np.argsort(-scores[above], kind="stable")]
+        from curation.selectors.acquisition import count_of, select_per_group
+
         seed = (self.seed, self.number)
         if step.per is not None:
             groups = groups_of(self.stage, self.blocks, np.load(self.before) == 0)[usable]

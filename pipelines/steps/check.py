@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from curation.dataset.writer import decisions_schema
 from curation.errors import RecipeError
-from curation.features import check_types
+from curation.features import datasets_features
 from curation.pipelines.engine.fingerprints import code
 from curation.pipelines.engine.workspace import Stage
 from curation.pipelines.steps.base import FIRST_REASON, Kind, Step, write_bad_rows
@@ -47,7 +47,7 @@ def check_columns(
                 f"the source has a column {name!r}, and the output adds one of that name: "
                 "give the step another `name`, or the column, by `columns` of the source"
             )
-    check_types(schema)
+    datasets_features(schema)
     made, required = Made(stops=stops), dict[str, tuple[Kind, ...]]()
     for number, step in enumerate(steps, 1):
         if number not in replayed:

@@ -1,6 +1,8 @@
 """Features of ``datasets``: read from files, written with a dataset, and refused early where it lacks a type."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from curation.dataset.writer import kept_table, shard_schema, write_dataset_files, write_shard
 from curation.errors import SourceError
-from curation.features import check_types, told, with_features
+from curation.features import datasets_features, told, with_features
 from curation.recipe import FileSource
 from curation.sources import open_source
 
@@ -120,13 +122,40 @@ def test_saved_datasets_whose_features_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_types_that_datasets_lacks_are_named() -> None:
-    check_types(pa.schema({"a": pa.int64(), "b": pa.list_(pa.struct([("c", pa.time32("s"))]))}))
+    datasets_features(pa.schema({"a": pa.int64(), "b": pa.list_(pa.struct([("c", pa.time32("s"))]))}))
     for kind in (pa.month_day_nano_interval(), pa.dense_union([pa.field("x", pa.int8())])):
         with pytest.raises(SourceError, match=rf"column 'b' is {kind}, a type that `datasets` lacks.*`columns`"):
-            check_types(pa.schema([("a", pa.int64()), ("b", kind)]))
+            datasets_features(pa.schema([("a", pa.int64()), ("b", kind)]))
     unknown = with_features(pa.schema({"a": pa.int64()}), {"a": {"_type": "Hologram"}})
     with pytest.raises(SourceError, match="column 'a' is marked as the feature .*Hologram"):
-        check_types(unknown)
+        datasets_features(unknown)
+
+
+EVERYDAY = (
+    *(pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.bool_()),
+    *(pa.string(), pa.large_string(), pa.binary(), pa.large_binary()),
+    *(pa.list_(pa.float16()), pa.large_list(pa.list_(pa.string())), pa.struct([])),
+    pa.list_(pa.struct([("a", pa.int32()), ("b", pa.large_list(pa.float64()))])),
+)
+
+
+def test_everyday_types_are_called_what_datasets_calls_them() -> None:
+    schema = pa.schema([(f"c{number}", kind) for number, kind in enumerate(EVERYDAY)])
+    assert datasets_features(schema) == datasets.Features.from_arrow_schema(schema).to_dict()
+
+
+def test_a_dataset_of_everyday_types_is_written_without_an_import_of_datasets(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nimport pyarrow as pa\n"
+        "from curation.dataset.writer import write_dataset_files\n"
+        "write_dataset_files(Path(sys.argv[1]), pa.schema({'text': pa.string(), 'x': pa.list_(pa.int8())}), [], '0')\n"
+        "print('datasets' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    info = datasets.DatasetInfo.from_directory(str(tmp_path))
+    features = datasets.Features({"text": datasets.Value("string"), "x": datasets.List(datasets.Value("int8"))})
+    assert info == datasets.DatasetInfo(features=features)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {b"huggingface": b"{"}, {b"huggingface": b"[]"}, {b"pandas": b"{}"}])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def corpus(tmp_path: Path) -> Path:
 def make_corpus(folder: Path) -> Path:
     """Three JSONL files, one of them compressed: texts, of which a tenth repeat, a quality, and a group."""
     folder.mkdir()
+    for name, data in _files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@cache
+def _files() -> dict[str, bytes]:
     rng = np.random.default_rng(7)
     words = ["merge", "sort", "list", "parse", "json", "open", "file", "token", "yield", "value"]
     rows: list[dict[str, Any]] = []
@@ -30,14 +38,10 @@ def make_corpus(folder: Path) -> Path:
         if number % 10 == 9:
             text = rows[number - 5]["text"]
         rows.append({"text": text, "quality": round(float(rng.gamma(2.0)), 6), "group": f"g{number % 7}"})
-    for number, part in enumerate(np.array_split(np.arange(ROWS), 3)):
-        lines = "".join(json.dumps(rows[i]) + "\n" for i in part)
-        if number == 1:
-            (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-        else:
-            (folder / f"{'ac'[number // 2]}.jsonl").write_text(lines)
-    (folder / "target.json").write_text(json.dumps({"text": "def g(): return merge + sort + list"}) + "\n")
-    return folder
+    lines = [(json.dumps(row) + "\n").encode() for row in rows]
+    first, second, third = (b"".join(lines[i] for i in part) for part in np.array_split(np.arange(ROWS), 3))
+    target = json.dumps({"text": "def g(): return merge + sort + list"}) + "\n"
+    return {"a.jsonl": first, "b.jsonl.gz": gzip.compress(second), "c.jsonl": third, "target.json": target.encode()}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -56,8 +60,8 @@ def recipe(folder: Path, *steps: dict[str, Any], **others: Any) -> Recipe:
         {
             "source": {"format": "jsonl", "path": [str(folder / "*.jsonl"), str(folder / "*.jsonl.gz")]},
             "steps": list(steps),
-            "output": {"rows_per_shard": 70},
-            "block_rows": 64,
+            "output": {"rows_per_shard": 130},
+            "block_rows": 180,
             **others,
         }
     )

@@ -70,12 +70,17 @@ def test_pieces_whose_workers_die_are_begun_anew(actors: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("actors", [False, True])
-def test_a_piece_that_always_kills_its_worker_is_given_up(actors: bool, tmp_path: Path) -> None:
+def test_a_piece_that_always_kills_its_worker_is_given_up(
+    actors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker takes seconds to come up.
+    tries = 2
+    monkeypatch.setattr("curation.pipelines.engine.pool.TRIES", tries)
     task = Dies(tmp_path, deaths=100)
     pieces = partial(run_pieces, task, [Number(0)], label="dies", progress=Silent(), actors=True)
-    with pytest.raises(StepError, match=rf"piece 0 lost its process {TRIES} times.*memory_mib.*block_bytes"):
+    with pytest.raises(StepError, match=rf"piece 0 lost its process {tries} times.*memory_mib.*block_bytes"):
         pieces() if actors else run_one(task)
-    assert task.begun() == TRIES
+    assert task.begun() == tries
 
 
 @dataclass(frozen=True)

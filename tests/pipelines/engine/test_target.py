@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from curation import cli
 from curation.dataset import Dataset
 from curation.errors import OutputError, SourceError
 from curation.pipelines.engine.target import check_target, folder_of, followed, partial_of, put_in_place
@@ -48,13 +50,8 @@ def test_urls_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OutputError, match="s3://bucket/out"):
         run(recipe(corpus, *steps), "s3://bucket/out")
     for command in (["run", "quickstart"], ["reselect", "out", "--count", "1"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "curation.cli", *command, "-o", "s3://bucket/out"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == OutputError.exit_code, done.stderr
+        done = CliRunner().invoke(cli.app, [*command, "-o", "s3://bucket/out"])
+        assert done.exit_code == OutputError.exit_code, done.output
         assert "s3://bucket/out" in done.stderr
     with pytest.raises(OutputError, match="s3:/bucket/out"):
         reselect("out", Path("s3://bucket/out"), count=1)

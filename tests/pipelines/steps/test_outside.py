@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from typer.testing import CliRunner, Result
 
+from curation import cli
 from curation.dataset import Dataset
 from curation.dataset.manifest import Manifest
 from curation.pipelines import BlockStep, Verdict, run
@@ -76,14 +79,37 @@ output: {rows_per_shard: 30}
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    """See :func:`make_home`."""
+    return make_home(tmp_path)
+
+
+def make_home(folder: Path) -> Path:
     """A folder with somebody's package, some rows, and a recipe."""
-    package = tmp_path / "mypackage"
+    package = folder / "mypackage"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "steps.py").write_text(STEP)
     texts = [" ".join(["word"] * (1 + row % 10)) + f" {row}" for row in range(400)]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
-    return tmp_path
+    pq.write_table(pa.table({"text": texts}), folder / "rows.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What a run leaves, and the progress that it told."""
+    home = make_home(tmp_path_factory.mktemp("undisturbed"))
+    _, progress = end(start(home, "out"))
+    return home / "out", progress
+
+
+@pytest.fixture
+def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Result]]:
+    """Runs the recipe of ``home`` in this process, on the Ray runtime that is up."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield lambda: CliRunner().invoke(cli.app, ["run", "recipe.yaml", "-o", "out"])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mypackage"]:
+        del sys.modules[name]
 
 
 def start(home: Path, out: str, pause: float = 0.0) -> subprocess.Popen[str]:
@@ -117,9 +143,11 @@ def end(process: subprocess.Popen[str]) -> tuple[dict[str, Any], list[dict[str, 
     return json.loads(stdout), [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
 
 
-def test_it_has_reasons_counts_progress_and_a_place_in_the_report(ray_session: None, home: Path) -> None:
-    _, progress = end(start(home, "out"))
-    manifest = Manifest.load(home / "out")
+def test_it_has_reasons_counts_progress_and_a_place_in_the_report(
+    undisturbed: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    out, progress = undisturbed
+    manifest = Manifest.load(out)
     words = np.array([2 + row % 10 for row in range(400)])
     few, many = int((words < 3).sum()), int((words > 8).sum())
     record = manifest.steps[0]
@@ -131,18 +159,17 @@ def test_it_has_reasons_counts_progress_and_a_place_in_the_report(ray_session: N
     assert record.details["counts"] == {"words": int(words.sum())}
     assert record.did == "cut to 3 to 8 words"
     assert manifest.scores == ["words"]
-    counted = Dataset(home / "out").decisions.counts()
+    counted = Dataset(out).decisions.counts()
     assert counted["1. mypackage.steps:Words: too few words"] == few
     assert {"event": "begin", "stage": "1. mypackage.steps:Words", "rows": 400, "done": 0} in progress
-    report = (home / "out" / "report.html").read_text()
+    report = (out / "report.html").read_text()
     assert "cut to 3 to 8 words" in report
     assert "Counted by mypackage.steps:Words" in report
     assert "too many words" in report
-    Dataset(home / "out").verify()
+    Dataset(out).verify()
 
 
-def test_killed_it_goes_on_where_it_was(ray_session: None, home: Path) -> None:
-    end(start(home, "undisturbed", pause=0.1))
+def test_killed_it_goes_on_where_it_was(undisturbed: tuple[Path, list[dict[str, Any]]], home: Path) -> None:
     driver = start(home, "out", pause=0.1)
     pieces = "01-mypackage-steps-Words-*/[0-9]*"
     deadline = time.monotonic() + 60
@@ -159,8 +186,8 @@ def test_killed_it_goes_on_where_it_was(ray_session: None, home: Path) -> None:
     begun = next(line for line in progress if line["event"] == "begin" and line["stage"].startswith("1."))
     assert begun["done"] == 20 * len([path for path in before if path.suffix == ".jsonl"])
     hashes = [
-        {name: file.sha256 for name, file in Manifest.load(home / out).files.items() if name.endswith(".arrow")}
-        for out in ("undisturbed", "out")
+        {name: file.sha256 for name, file in Manifest.load(out).files.items() if name.endswith(".arrow")}
+        for out in (undisturbed[0], home / "out")
     ]
     assert hashes[0] == hashes[1]
 
@@ -188,26 +215,30 @@ def test_killed_it_goes_on_where_it_was(ray_session: None, home: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_parameter_is_an_error_with_file_and_line(home: Path, old: str, new: str, message: str) -> None:
+def test_a_wrong_parameter_is_an_error_with_file_and_line(
+    ray_session: None, home: Path, inside: Callable[[], Result], old: str, new: str, message: str
+) -> None:
     text = RECIPE.replace("PAUSE", "0").replace("    pause: 0\n", "    column: text\n")
     assert old in text
     (home / "recipe.yaml").write_text(text.replace(old, new))
-    command = [sys.executable, "-m", "curation.cli", "run", "recipe.yaml", "-o", "out"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    assert done.returncode in (3, 4), done.stderr
+    done = inside()
+    assert done.exit_code in (3, 4), done.stderr
     assert message in " ".join(done.stderr.split())
     assert not (home / "out").exists()
 
 
-def test_a_verdict_that_does_not_fit_names_the_step_and_the_rows(ray_session: None, home: Path) -> None:
+def test_a_verdict_that_does_not_fit_names_the_step_and_the_rows(
+    ray_session: None, home: Path, inside: Callable[[], Result]
+) -> None:
     path = home / "mypackage" / "steps.py"
     path.write_text(
         path.read_text().replace('Verdict({"words": words}, dropped,', 'Verdict({"words": words[1:]}, dropped,')
     )
-    process = start(home, "out")
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 5
-    assert "mypackage.steps:Words: score 'words' has shape (19,) for 20 rows: it must be one value a row" in stderr
+    (home / "recipe.yaml").write_text(RECIPE.replace("PAUSE", "0"))
+    done = inside()
+    assert done.exit_code == 5
+    message = "mypackage.steps:Words: score 'words' has shape (19,) for 20 rows: it must be one value a row"
+    assert message in " ".join(done.stderr.split())
 
 
 def test_a_class_made_in_a_function_goes_to_the_workers_by_value(ray_session: None, tmp_path: Path) -> None:
