@@ -96,6 +96,8 @@ class RequestMiddleware:
         finally:
             body.parsed()
             self._metrics.open -= 1
+            # They know the scope: left in there, a request would stay in memory until the garbage collector comes.
+            del about["body"], about["deadline"]
             self._account(scope, status, time.perf_counter() - start, request_id, body.seen)
 
     def _account(self, scope: Scope, status: int, seconds: float, request_id: bytes, body_bytes: int) -> None:
