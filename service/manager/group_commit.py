@@ -157,6 +157,6 @@ class GroupCommit:
             cause = getattr(unheard, "orig", None) or unheard
             logger.error("a commit failed after its requests gave up", extra={"fields": {"cause": str(cause)[:500]}})
         if self._pending:
-            self._next(loop)
+            loop.call_soon(self._next, loop)
         else:
             self._busy = False
