@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import NamedTuple
 
 from curation.service.logs import logger
@@ -67,7 +68,10 @@ class GroupCommit:
         self._bytes = 0
         self._busy = False
         self._stopped = False
-        self._thread = ThreadPoolExecutor(1, "curation-writer")
+        # An executor makes a future of each call, whose locks would be taken twice a group.
+        self._groups: SimpleQueue[tuple[asyncio.AbstractEventLoop, list[_Pending]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._write, name="curation-writer", daemon=True)
+        self._thread.start()
 
     @property
     def waiting(self) -> int:
@@ -77,7 +81,8 @@ class GroupCommit:
     def stop(self) -> None:
         """End the thread once it has committed what it was given; who still waits is not answered."""
         self._stopped = True
-        self._thread.shutdown()
+        self._groups.put(None)
+        self._thread.join()
 
     def submit(self, key: int, generation: int, reports: Sequence[Report]) -> "asyncio.Future[Ignored]":
         """Queue a request's reports; the future is done once they are on disk, with those that were there otherwise.
@@ -101,7 +106,7 @@ class GroupCommit:
             for pending in group:
                 pending.future.cancel()
             return
-        self._thread.submit(self._commit, loop, group)
+        self._groups.put((loop, group))
 
     def _group(self) -> list[_Pending]:
         """What is committed next: all that waits, or of each owner as much as of every other, in bytes."""
@@ -125,6 +130,10 @@ class GroupCommit:
                 self._pending.append(pending)
                 self._bytes += pending.size
         return group
+
+    def _write(self) -> None:
+        while (given := self._groups.get()) is not None:
+            self._commit(*given)
 
     def _commit(self, loop: asyncio.AbstractEventLoop, group: list[_Pending]) -> None:
         outcomes: Sequence[Ignored | Exception]
