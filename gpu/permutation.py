@@ -94,23 +94,31 @@ def _mixed(value: np.uint64, key: np.uint64, bound: np.uint64) -> np.uint64:
 
 
 @compiled(nogil=True)
+def _shuffled(
+    row: np.uint64, column: np.uint64, rows: np.uint64, columns: np.uint64, keys: npt.NDArray[np.uint64]
+) -> np.uint64:
+    for r in range(0, ROUNDS, 2):
+        # Modulo without a branch, which would be guessed wrong every other time: below zero wraps to huge.
+        row += _mixed(column, keys[r], rows)
+        row = min(row, row - rows)
+        column += _mixed(row, keys[r + 1], columns)
+        column = min(column, column - columns)
+    return row * columns + column
+
+
+@compiled(nogil=True)
 def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, keys: npt.NDArray[np.uint64]) -> None:
     rows, columns, end = np.uint64(a), np.uint64(b), np.uint64(size)
-    # Counted along, because a division for each position would cost more than the six rounds.
-    from_row, from_column = np.uint64(start) // columns, np.uint64(start) % columns
+    row, column = np.uint64(start) // columns, np.uint64(start) % columns
+    done = 0
+    while done < len(out):
+        # In one row of the grid nothing branches, so that this loop becomes vector instructions.
+        stop = done + min(len(out) - done, np.int64(columns - column))
+        for i in range(done, stop):
+            out[i] = np.int64(_shuffled(row, column + np.uint64(i - done), rows, columns, keys))
+        done, row, column = stop, row + np.uint64(1), np.uint64(0)
     for i in range(len(out)):
-        row, column = from_row, from_column
-        while True:
-            for r in range(0, len(keys), 2):
-                # Modulo without a branch, which would be guessed wrong every other time: below zero wraps to huge.
-                row += _mixed(column, keys[r], rows)
-                row = min(row, row - rows)
-                column += _mixed(row, keys[r + 1], columns)
-                column = min(column, column - columns)
-            value = row * columns + column
-            if value < end:
-                break
+        value = np.uint64(out[i])
+        while value >= end:
+            value = _shuffled(value // columns, value % columns, rows, columns, keys)
         out[i] = np.int64(value)
-        from_column += np.uint64(1)
-        if from_column == columns:
-            from_row, from_column = from_row + np.uint64(1), np.uint64(0)

@@ -169,7 +169,8 @@ def write_step(batch: Batch | None, generation: int, arrow: bool, ignored: Seque
         }
         return to_json(answer)
     schema = _schema_message(epoch, step, epoch_end, batch.end_of_epoch, end_of_session, generation, tuple(ignored))
-    parts = (schema, _batch_message(len(indices)), indices.tobytes(), _padding(indices), weights.tobytes())
+    indices, weights = np.ascontiguousarray(indices), np.ascontiguousarray(weights)
+    parts = (schema, _batch_message(len(indices)), indices.data, _padding(indices), weights.data)
     return b"".join((*parts, _padding(weights), _END_OF_STREAM))
 
 

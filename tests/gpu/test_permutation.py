@@ -58,3 +58,15 @@ def test_position_is_the_inverse(size: int) -> None:
         assert order.position(int(order[position : position + 1][0])) == position
     with pytest.raises(ValueError, match="is none of 0 to"):
         order.position(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "key", "start", "order"),
+    [
+        (10**8, (1, 0), 123_456, [59166032, 18478051, 58938958, 30493889]),
+        (70_000, (2, 5), 69_996, [29931, 27088, 28396, 55089]),
+    ],
+)
+def test_orders_stay_what_they_were(size: int, key: tuple[int, int], start: int, order: list[int]) -> None:
+    """A session in flight computes its batches anew after an update."""
+    assert Permutation(size, key)[start : start + 4].tolist() == order
