@@ -113,7 +113,7 @@ def _fill(out: npt.NDArray[np.int64], start: int, size: int, a: int, b: int, key
     done = 0
     while done < len(out):
         # In one row of the grid nothing branches, so that this loop becomes vector instructions.
-        stop = done + min(len(out) - done, np.int64(columns - column))
+        stop = min(len(out), done + int(columns - column))
         for i in range(done, stop):
             out[i] = np.int64(_shuffled(row, column + np.uint64(i - done), rows, columns, keys))
         done, row, column = stop, row + np.uint64(1), np.uint64(0)
