@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/.ready-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test fuzz lint format client types wheel ci clean
+.PHONY: help quickstart test fuzz cases lint format client types wheel ci clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ fuzz: SEED ?= $(shell date +%s)
 fuzz: SECONDS ?= 600
 fuzz: $(DEV_READY)  ## Send the service Arrow bodies that nobody would send, for ten minutes (SECONDS=, SEED=)
 	CURATION_FUZZ_SECONDS=$(SECONDS) CURATION_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -n 0 -s tests/service/http/test_fuzz.py
+
+cases: CASES ?= 100000
+cases: $(DEV_READY)  ## Send the service requests that schemathesis makes up from its OpenAPI document (CASES=)
+	CURATION_OPENAPI_CASES=$(CASES) $(BIN)/python -m pytest -q -n 0 -s tests/service/http/test_openapi.py
 
 lint: $(DEV_READY)  ## Lint, check the format and the generated client
 	$(BIN)/ruff check .
