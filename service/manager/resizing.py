@@ -19,7 +19,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.segments import Layout, Segment, left_at
 from curation.service.store import Store
 from curation.service.store.audit import record
-from curation.service.store.records.sessions import forget_from
+from curation.service.store.records.sessions import check_kept, forget_from
 from curation.service.store.segments import put_segments, ranks_reported, steps_reported
 
 Trained = Literal["reported", "all"]
@@ -96,8 +96,8 @@ def _first_unreported(store: Store, entry: Entry) -> int:
     """The first step, of those after the last resize and of open epochs, that not all of its ranks reported."""
     session = entry.session
     first = session.segments[-1].first_step if session.segments else 0
-    if session.method.stateful:
-        first = max(first, session.records[-1].first_step)
+    kept = len(session.records) - 1 if session.method.stateful else entry.row.base
+    first = max(first, session.span_of(kept)[0])
     known = store.progress(entry.row.key)
     last = min(known.get(rank, (0, -1))[1] for rank in range(session.world_size))
     step = min(max(last + 1, first), session.known_steps)
@@ -118,6 +118,7 @@ def _resize(
 ) -> Segment:
     row = entry.row
     with store.changing(row.key, row.generation) as connection:
+        check_kept(connection, row.key, min(places))
         left = {
             number: left_at(
                 layout, step, _reported(connection, row.key, layout, step) if asked.trained == "reported" else None

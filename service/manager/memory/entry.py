@@ -98,9 +98,10 @@ def check_generation(row: SessionRow, generation: int | None) -> None:
 
 
 def check_base(row: SessionRow, epoch: int) -> None:
-    """Refuse an epoch that lies before the checkpoint that the session was made from."""
+    """Refuse an epoch that lies before what there is of the session."""
     if epoch < row.base:
         raise Refusal(
             "before-base",
-            f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
+            f"epoch {epoch} is not kept any more: this session starts at epoch {row.base}, because it was made from a "
+            "checkpoint or its earlier reports were removed (keep_epochs)",
         )

@@ -212,10 +212,11 @@ class Sessions(Database):
         and others' commits go on.
 
         Raises:
-            Refusal: another request rewound or deleted the session meanwhile.
+            Refusal: another request rewound or deleted the session meanwhile, or its reports of the epoch went.
         """
         following = generation + 1
         with self.changing(key, generation) as connection:
+            check_kept(connection, key, epoch)
             forget_segments(connection, key, step, epoch)
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
             values = {"generation": -following, "cut": step, "last_rewind": request, "used": time.time()}
@@ -236,6 +237,12 @@ class Sessions(Database):
                 select(blobs.c.kind).where(blobs.c.session == key, blobs.c.kind.like("table:%")).distinct()
             )
             return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
+
+
+def check_kept(connection: Connection, key: int, epoch: int) -> None:
+    """Refuse to go back to an epoch, in a transaction that changes the session, whose reports went meanwhile."""
+    if connection.execute(select(sessions.c.base).where(sessions.c.key == key)).scalar_one() > epoch:
+        raise outdated()
 
 
 def forget_from(connection: Connection, key: int, step: int, epoch: int, request: str | None = None) -> str:
