@@ -87,19 +87,30 @@ class SessionManager:
         about = (spec, size, tables, first_generation(), digest)
         row = await asyncio.to_thread(self.store.create, id, caller, *about)
         if row is None:
-            try:
-                entry = await self.current(caller, id)
-            except Refusal as refusal:
-                if refusal.kind != "not-found":
-                    raise
-                raise Refusal(
-                    "id-taken", f"there is another session {id!r}: leave the id out, or choose another"
-                ) from None
+            entry = await self.taken(caller, id)
             await asyncio.to_thread(check_alike, self.store, entry.row, spec, size, tables)
             return entry, False
         entry = Entry(row, session, Progress(self.store, row.key))
         self._insert(entry)
         return entry, True
+
+    async def taken(self, caller: Caller, id: str) -> Entry:
+        """The session whose id a new one asks for, as the store has it now.
+
+        Raises:
+            Refusal: the caller may not use it.
+        """
+        try:
+            return await self.current(caller, id)
+        except Refusal as refusal:
+            if refusal.kind != "not-found":
+                raise
+            raise Refusal("id-taken", f"there is another session {id!r}: leave the id out, or choose another") from None
+
+    def keep_epoch(self, entry: Entry, number: int, epoch: Epoch) -> None:
+        """Have an epoch in memory that was made elsewhere, where the sessions in use leave room."""
+        if entry.session.epoch(number) is None and self.residency.make_room(entry, epoch.nbytes, self.in_memory):
+            entry.session.put(number, entry.session.laid_out(number, epoch))
 
     async def entry(self, caller: Caller, id: str) -> Entry:
         """A session that the caller may use.

@@ -220,13 +220,13 @@ class Checkpoint:
                 raise ValueError(f"the state does not fit: it must have {', '.join(expected)}")
             session.method.check_state(state, self.records[:-1])
         session.records.extend(self.records[:-1])
-        record, _ = session.opening(last.number, state, last.missing)
+        record, epoch = session.opening(last.number, state, last.missing)
         if (record.layout, record.reweighted) != (last.layout, last.reweighted):
             raise ValueError(
                 f"epoch {last.number} has {last.layout.rows} rows, {last.reweighted} reweighted, but by its state "
                 f"{record.layout.rows} and {record.reweighted}"
             )
-        session.records.append(last)
+        session.opened(last, epoch)
 
     def _check_choices(self, session: Session[Any]) -> int:
         """Refuse choices that are not this session's; the epoch they belong to."""

@@ -13,7 +13,7 @@ from curation.service.session.segments import Segment
 from curation.service.session.session import EpochRecord, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
-from curation.service.store.blobs import CHOICE, PACKED, Bytes, get_blob, put_blob
+from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, Bytes, get_blob, put_blob
 from curation.service.store.database import Database, outdated
 from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
 from curation.service.store.owners import check_quota, lock_quota
@@ -76,11 +76,13 @@ class Sessions(Database):
         generation: int = 0,
         digest: str | None = None,
         *,
+        imported: str | None = None,
         act: str = "session.import",
     ) -> SessionRow | None:
         """Store a new session that is on its way already; None where the id is taken.
 
-        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step.
+        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step. ``imported``: a digest of
+        the request, for :meth:`imported`.
 
         Raises:
             Refusal: the caller's owner has as many sessions as it may.
@@ -106,8 +108,18 @@ class Sessions(Database):
                 connection.execute(insert(reports), some)
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
+            if imported is not None:
+                put_blob(connection, key, IMPORTED, 0, f"{generation} {imported}".encode())
             record(connection, caller, act, id, method=spec.method, size=size)
         return SessionRow(key, id, caller.owner, generation, spec, size, base, created, digest)
+
+    def imported(self, key: int) -> tuple[int, str] | None:
+        """The generation that a session was imported with, and a digest of the request; None where it was created, or
+        by an older release."""
+        with self.engine.connect() as connection:
+            data = get_blob(connection, key, IMPORTED, 0)
+        generation, _, digest = (data or b"").decode().partition(" ")
+        return (int(generation), digest) if digest else None
 
     def session(self, id: str) -> SessionRow | None:
         """One session by its id."""

@@ -12,7 +12,6 @@ from curation.service.client import Client, ServiceError
 from curation.service.manager.upkeep import DAY, Upkeep
 from curation.service.store.tables import sessions
 
-
 PLAIN: dict[str, Any] = {"infobatch": {"delta": 0.0}, "random": {}}
 
 
@@ -73,8 +72,17 @@ def test_rows_of_an_epoch_whose_reports_went_are_not_handed_out_again(live: Call
         assert client.resize(session, 2, generation=client.session(session).generation).from_step == 8
 
 
-@pytest.mark.parametrize("act", ["rewind", "resize"])
-def test_nobody_goes_back_to_an_epoch_whose_reports_go_at_that_moment(live: Callable[..., Any], act: str) -> None:
+@pytest.mark.parametrize(
+    "back",
+    [
+        lambda client, session: client.rewind(session, 1),
+        lambda client, session: client.resize(session, 2, generation=client.session(session).generation, from_step=1),
+    ],
+    ids=["rewind", "resize"],
+)
+def test_nobody_goes_back_to_an_epoch_whose_reports_go_at_that_moment(
+    live: Callable[..., Any], back: Callable[[Client, str], Any]
+) -> None:
     server = live()
     with Client(server.url, patience=0) as client:
         session = client.create_session("random", size=8, batch_size=4, epochs=6).id
@@ -84,10 +92,7 @@ def test_nobody_goes_back_to_an_epoch_whose_reports_go_at_that_moment(live: Call
         store.forget_reports(store.session(session).key, generation, 4, 2)
         for kind in ("session-changed", "before-base"):
             with pytest.raises(ServiceError) as refused:
-                if act == "resize":
-                    client.resize(session, 2, generation=generation, from_step=1)
-                else:
-                    client.rewind(session, 1)
+                back(client, session)
             assert refused.value.kind in (kind, "before-base")
         assert client.session(session).generation == generation
 
