@@ -14,7 +14,7 @@ from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
 from curation.service.manager.identity import first_generation
 from curation.service.manager.memory.entry import Entry
-from curation.service.manager.resizing import Resize, Trained, resize
+from curation.service.manager.resizing import Resize, Trained, check_ranks, resize
 from curation.service.manager.sessions import SessionManager
 from curation.service.session.caller import Caller
 from curation.service.session.checkpoint import Checkpoint
@@ -61,16 +61,17 @@ async def import_session(
     if made_of != digest:
         raise Refusal("id-taken", f"there is a session {id!r} already, made of something else: choose another id")
     if asked.world_size not in (None, entry.session.world_size) and entry.row.generation == first:
-        trained: Trained = "reported" if entry.session.method.stateful else "all"
+        method = entry.session.method
+        trained: Trained = "reported" if method.stateful or method.choosing is not None else "all"
         try:
             resizing = Resize(asked.from_step, asked.world_size or 1, first, trained)
-            entry, _ = await resize(sessions, caller, id, resizing)
+            entry, _ = await resize(sessions, caller, id, resizing, settings)
         except Refusal as refusal:
             if refusal.kind not in _CHANGED:
                 await sessions.delete(caller, id)
             raise
     if restored is not None and restored.epoch is not None:
-        sessions.keep_epoch(entry, *restored)
+        sessions.keep_epoch(entry, restored.number, restored.epoch)
     return entry, restored is not None
 
 
@@ -98,7 +99,11 @@ def _restore(
                 raise Refusal("bad-body", f"method {spec.method} has no table {name[:40]!r}")
             if len(data) > max(settings.max_body_bytes, settings.resident_bytes):
                 raise Refusal("too-large", f"table {name} has {len(data)} bytes, more than this server keeps in memory")
-        session = Session(spec, make_method(spec, size, checkpoint.open_tables()), segments=checkpoint.segments)
+        tables = checkpoint.open_tables()
+        method = make_method(spec, size, tables)
+        for segment in checkpoint.segments if method.choosing is not None else ():
+            check_ranks(spec, size, tables, segment.world_size, settings)
+        session = Session(spec, method, segments=checkpoint.segments)
         base = checkpoint.check(session)
         parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
         about = (checkpoint.choices, checkpoint.segments, first_generation(), checkpoint.digest)
