@@ -1,4 +1,4 @@
-"""Super-batches of ranks that die and join: every row is in one of them an epoch, and that is of the ranks there are."""
+"""Super-batches of ranks that die and join: every row is in one of them an epoch, of the ranks there are."""
 
 import threading
 import time
