@@ -87,14 +87,15 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     """
     store = open_store(settings.store)
     metrics = Metrics()
+    authenticator = Authenticator(settings, store, lambda owners: manager.evict_owners(owners))
     manager = SessionManager(
         store,
         resident_bytes=settings.resident_bytes,
         max_wait=settings.request_seconds * _WAITING_SHARE,
         metrics=metrics,
+        check_caller=authenticator.check,
     )
     recorder = Recorder(manager)
-    authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store, settings.stalled_seconds))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)

@@ -128,6 +128,7 @@ class Choices:
             except Refusal as refusal:
                 if refusal.kind != "missing-reports" or not request.wait or not await self._wait(step, deadline):
                     raise
+                await self._sessions.waited(caller)
                 now = _find_step(await self._sessions.current(caller, id), request)
                 step, part = now, None if now.key == step.key else request.part  # else it is stored
         if request.part is not None and choice.digests[step.due.index(request.rank)] != request.part.digest:

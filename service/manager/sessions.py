@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -49,15 +49,23 @@ class SessionManager:
         resident_bytes: what their epochs may take in memory; those unused for longest go.
         max_wait: seconds for which a request may wait for other ranks.
         metrics: takes in commits, epochs and evictions.
+        check_caller: raises ``Refusal`` where the caller of a request that waited may not have its answer any more.
     """
 
     def __init__(
-        self, store: Store, *, resident_bytes: int, max_wait: float = 30, metrics: Metrics | None = None
+        self,
+        store: Store,
+        *,
+        resident_bytes: int,
+        max_wait: float = 30,
+        metrics: Metrics | None = None,
+        check_caller: Callable[[Caller], Awaitable[None]] | None = None,
     ) -> None:
         self.store = store
         self.waits = EpochWaits()
         self.max_wait = max_wait
         self._metrics = metrics or Metrics()
+        self._check_caller = check_caller
         self.group_commit = GroupCommit(store, self._metrics, self._committed)
         self._rewinds: dict[tuple[int, str], asyncio.Task[Entry]] = {}
         self._changes: set[asyncio.Task[Any]] = set()
@@ -178,6 +186,7 @@ class SessionManager:
                     entry.waits[request.rank] = time.monotonic()
                     if not request.wait or not await self._wait(entry, deadline):
                         raise
+                    await self.waited(caller)
                     request = request._replace(reports=())  # they are stored
                     continue
                 tries += 1
@@ -188,6 +197,15 @@ class SessionManager:
                     raise
                 if tries == TRIES:
                     raise
+
+    async def waited(self, caller: Caller) -> None:
+        """Look again at the caller of a request that waited, before it is answered.
+
+        Raises:
+            Refusal: its token has ended meanwhile.
+        """
+        if self._check_caller is not None:
+            await self._check_caller(caller)
 
     async def current(self, caller: Caller, id: str) -> Entry:
         """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
