@@ -169,7 +169,7 @@ class SessionManager:
             Refusal: nothing was changed, unless the kind is ``missing-reports``: then the reports are stored.
         """
         deadline = time.monotonic() + min(request.wait, self.max_wait)
-        tries, ignored = 0, list[int]()
+        tries, looked_again, ignored = 0, False, list[int]()
         while True:
             entry = self._entries.get(id)
             open_epochs = entry.session.open_epochs if entry else 0
@@ -185,7 +185,9 @@ class SessionManager:
                 if refusal.kind == "missing-reports" and entry is not None:
                     entry.waits[request.rank] = time.monotonic()
                     if not request.wait or not await self._wait(entry, deadline):
-                        raise
+                        if looked_again or not self.store.shared or not await self._has_all(entry):
+                            raise
+                        looked_again = True
                     await self.waited(caller)
                     request = request._replace(reports=())  # they are stored
                     continue
@@ -368,6 +370,12 @@ class SessionManager:
                 await asyncio.sleep(POLL_SECONDS)
         except Exception:
             wait.doubt()  # those who wait look themselves, and are told
+
+    async def _has_all(self, entry: Entry) -> bool:
+        """Whether an epoch waits for nothing any more, after a look that begins now: the one that a request was judged
+        by may have begun before it came, or before other replicas stored what was missing."""
+        wait = self.waits.of(entry.row.key)
+        return wait is None or not wait.known or (await self._cross_out(entry, wait) or wait.opens_in() == 0)
 
     async def _cross_out(self, entry: Entry, wait: EpochWait) -> bool:
         """Cross out the reports that other replicas stored; whether there is no need to look again."""
