@@ -154,13 +154,14 @@ async def take_step(id: SessionId, request: Request) -> Response:
     response_class=Response,
     responses={
         200: {"content": {ARROW: arrow_body("Checkpoint")}, "description": "The session, whole"},
-        **problems(401, 403, 404, 422, 503),
+        **problems(401, 403, 404, 413, 422, 429, 503),
     },
 )
 async def export_session(id: SessionId, request: Request, app: App, caller: Reader) -> Response:
     """Everything needed to go on elsewhere, from the present epoch: an Arrow IPC stream for a training checkpoint."""
     entry = await app.sessions.current(caller, id)
-    return await send_file(request, app.settings, partial(checkpoints.export, app.store, app.sessions, entry))
+    write = partial(checkpoints.export, app.store, app.sessions, entry)
+    return await send_file(request, app.settings, write, app.file_room.holding(caller.owner))
 
 
 @router.post(
@@ -191,8 +192,8 @@ async def import_exported(
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
     asked = Import(id or secrets.token_urlsafe(12), world_size, from_step)
-    with temporary_file() as file:
-        await receive_file(request, app.settings, file)
+    with app.file_room.holding(caller.owner) as holding, temporary_file() as file:
+        await receive_file(request, app.settings, file, holding)
         datasets = app.datasets(caller)
         entry, new = await import_session(app.sessions, caller, asked, file.name, app.settings, datasets)
     answer = await session_state(app, entry)
