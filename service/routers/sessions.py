@@ -29,8 +29,8 @@ from curation.service.http.files import receive_file, send_file, temporary_file
 from curation.service.http.mistakes import invalid_model
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument
-from curation.service.manager import checkpoints
-from curation.service.manager.importing import Import, import_session
+from curation.service.manager.checkpoints.exporting import export
+from curation.service.manager.checkpoints.importing import Import, import_session
 from curation.service.manager.memory.entry import Entry
 from curation.service.manager.progress import page
 from curation.service.routers.session_models import (
@@ -160,7 +160,7 @@ async def take_step(id: SessionId, request: Request) -> Response:
 async def export_session(id: SessionId, request: Request, app: App, caller: Reader) -> Response:
     """Everything needed to go on elsewhere, from the present epoch: an Arrow IPC stream for a training checkpoint."""
     entry = await app.sessions.current(caller, id)
-    write = partial(checkpoints.export, app.store, app.sessions, entry)
+    write = partial(export, app.store, app.sessions, entry)
     return await send_file(request, app.settings, write, app.file_room.holding(caller.owner))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curation.service.client import ARROW, Client, ServiceError
-from curation.service.manager import importing
+from curation.service.manager.checkpoints import importing
 
 OPTIONS: dict[str, Any] = {"size": 60, "batch_size": 4, "epochs": 3, "parameters": {"prune_ratio": 0.0}}
 
