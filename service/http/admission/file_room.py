@@ -19,7 +19,7 @@ class FileRoom:
     def __init__(self, most: int) -> None:
         self._most = most
         self._held: Counter[str | None] = Counter()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a file that goes while bytes are counted gives its own back
 
     def holding(self, owner: str | None) -> "Holding":
         """What one file of an owner will hold; None: whoever needs no token."""

@@ -109,7 +109,7 @@ def _restore(
         about = (checkpoint.choices, checkpoint.segments, first_generation(), checkpoint.digest)
         if store.restore(id, caller, spec, size, *parts, *about, imported=digest) is None:
             return None
-    epoch: Epoch | None = session.epoch(base) if session.method.stateful else None
-    if epoch is not None:
-        epoch.prepare()
+        epoch: Epoch | None = session.epoch(base) if session.method.stateful else None
+        if epoch is not None:
+            epoch.prepare()
     return _Restored(base, epoch)

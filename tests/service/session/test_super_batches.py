@@ -130,6 +130,7 @@ def test_choices_from_the_step_on_are_forgotten_and_a_skipped_super_batch_comes_
     with pytest.raises(ServiceError, match="not-sent"):
         client.choose(session, 2)
     assert client.choose(session, 1, rank=1).step == 1
+    client.report(session, [(1, np.ones(4))], rank=1)
     other = create(client, 2)
     taken = choose(client, other, 0, range(2))[0]
     skipped = [row for rank in range(2) for row in client.step(other, 1, rank=rank).indices.tolist()]
