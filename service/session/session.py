@@ -251,11 +251,9 @@ class Session(Generic[E]):
     def check_due(self, report: Report) -> None:
         """Refuse a report of a batch whose rows are handed out again, because the session was resized since; what was
         chosen from a super-batch is not."""
-        if (
-            self.segments
-            and self.method.choosing is None
-            and report.step < (resized := self.due_from(self.epoch_of(report.step)))
-        ):
+        if not self.segments or self.method.choosing is not None:
+            return
+        if report.step < (resized := self.due_from(self.epoch_of(report.step))):
             raise Refusal(
                 "bad-report",
                 f"the report of rank {report.rank}, step {report.step}: the session was resized at step {resized}, and "
