@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
 from curation.service.http import problems
+from curation.service.http.admission.file_room import FileRoom
 from curation.service.http.dashboard import routes as dashboard
 from curation.service.http.dashboard import session_routes as dashboard_sessions
 from curation.service.http.dependencies import AppState
@@ -87,14 +88,15 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
     """
     store = open_store(settings.store)
     metrics = Metrics()
+    authenticator = Authenticator(settings, store, lambda owners: manager.evict_owners(owners))
     manager = SessionManager(
         store,
         resident_bytes=settings.resident_bytes,
         max_wait=settings.request_seconds * _WAITING_SHARE,
         metrics=metrics,
+        check_caller=authenticator.check,
     )
     recorder = Recorder(manager)
-    authenticator = Authenticator(settings, store, manager.evict_owners)
     metrics.registry.register(StateCollector(metrics, manager, store, settings.stalled_seconds))
     scrape = Scrape(metrics.registry, labels or {})
     failures = Failures(metrics)
@@ -152,6 +154,7 @@ def create_app(settings: Settings, labels: Mapping[str, str] | None = None) -> F
         all_datasets=Datasets(settings.datasets, settings.dataset_owners),
         processes=processes,
         large_bodies=large_bodies,
+        file_room=FileRoom(settings.owner_file_bytes),
     )
     for router in ROUTERS:
         app.include_router(router)

@@ -120,6 +120,22 @@ class Authenticator:
             known = self._known[digest] = self._check(token, newest, now)
         return known.caller
 
+    async def check(self, caller: Caller) -> None:
+        """Look again at the caller of a request that waited.
+
+        Raises:
+            Refusal: its token has ended since; or it has none, and one is needed by now.
+        """
+        now = time.monotonic()
+        if now >= self._due:
+            await self._renew(now - self._read_at)
+        if caller.token is None:
+            self._without_token(b"localhost")
+        elif caller.token in self._tokens:
+            self._check(self._tokens[caller.token], True, now)
+        else:
+            raise Refusal("no-token", f"token {caller.token} is there no more: ask for another")
+
     async def close(self) -> None:
         """Note the last uses of tokens."""
         if self._noting is not None:

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     max_checkpoint_bytes: int = Field(
         default=16 << 30, ge=1024, description="larger checkpoints are not imported; they wait in TMPDIR meanwhile"
     )
+    owner_file_bytes: int = Field(
+        default=64 << 30, ge=1024, description="checkpoints in TMPDIR that are on their way at once for one owner"
+    )
     request_seconds: float = Field(default=60, gt=0, description="a request that takes longer gets 503")
     body_seconds: float = Field(default=30, gt=0, description="a body that takes longer to arrive gets 408")
     large_bodies: int = Field(

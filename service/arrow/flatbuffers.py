@@ -13,7 +13,7 @@ MAX_FIELDS = 64
 """Columns of a schema, with the columns inside of them; and entries of one table of metadata."""
 _SCHEMA, _RECORD_BATCH = 1, 3
 _HEADER_TYPE, _HEADER, _MESSAGE_METADATA = 1, 2, 4
-_SCHEMA_FIELDS, _SCHEMA_METADATA = 1, 2
+_ENDIANNESS, _SCHEMA_FIELDS, _SCHEMA_METADATA = 0, 1, 2
 _NAME, _TYPE, _CHILDREN, _FIELD_METADATA = 0, 2, 5, 6
 _KEY, _VALUE = 0, 1
 _ROWS, _BUFFERS, _COMPRESSION = 0, 2, 3
@@ -81,6 +81,14 @@ def layout_of(meta: bytes) -> Layout:
         raise ValueError("a batch declares a number of rows, an offset or a length that is negative")
     sent, end = sum(length for _, length in buffers), max((sum(buffer) for buffer in buffers), default=0)
     return Layout(rows, sent, end, tuple(buffers) if compressed else ())
+
+
+def is_big_endian(meta: bytes) -> bool:
+    """Whether a schema that pyarrow has read says that numbers begin with their highest byte."""
+    view = memoryview(meta)
+    header = find_field(view, follow(view, 0), _HEADER)
+    at = None if header is None else find_field(view, follow(view, header), _ENDIANNESS)
+    return at is not None and struct.unpack_from("<h", view, at)[0] != 0
 
 
 def check_tree(meta: memoryview) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from curation.service.arrow.flatbuffers import MAX_FIELDS, check_tree, layout_of
+from curation.service.arrow.flatbuffers import MAX_FIELDS, check_tree, is_big_endian, layout_of
 from curation.service.errors import Refusal
 
 _LISTS = frozenset({pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_FIXED_SIZE_LIST})
@@ -55,6 +55,8 @@ class BatchStream:
             if first is None or first.type != "schema":
                 raise ValueError("it does not begin with a schema")
             self.schema: pa.Schema = pa.ipc.read_schema(first)
+            if is_big_endian(first.metadata.to_pybytes()):
+                raise Refusal("bad-body", "the body's numbers are big-endian: send them little-endian")
             _check_schema(self.schema)
         except _ERRORS as error:
             raise _no_stream(error) from error

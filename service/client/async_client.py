@@ -17,6 +17,7 @@ from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.client.requests import (
+    Make,
     Report,
     Request,
     Requests,
@@ -183,16 +184,17 @@ class AsyncClient:
         Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
         ranks' parts for as long as ``wait_patience``.
         """
-        request = self._requests.choose(
-            session,
-            step=step,
-            learner=learner,
-            reference=reference,
-            scores=scores,
-            rank=rank,
-            generation=generation,
+        return await self._send_as_known(
+            lambda: self._requests.choose(
+                session,
+                step=step,
+                learner=learner,
+                reference=reference,
+                scores=scores,
+                rank=rank,
+                generation=generation,
+            )
         )
-        return await self._send(request)
 
     async def session(self, session: str, *, first_rank: int = 0, ranks: int = 1000) -> SessionInfo:
         """How a session stands; in ``raw`` the ranks from ``first_rank`` on, at most so many (0: the quickest)."""
@@ -237,7 +239,7 @@ class AsyncClient:
 
     async def rewind(self, session: str, step: int) -> SessionInfo:
         """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
-        return await self._send(self._requests.rewind(session, step))
+        return await self._send_as_known(lambda: self._requests.rewind(session, step))
 
     async def resize(
         self,
@@ -362,6 +364,25 @@ class AsyncClient:
             else:
                 await answer.aread()
         return answer
+
+    async def _send_as_known(self, make: Make[T]) -> T:
+        """Send a request whose body an older service may refuse for a field that it does not know."""
+        older = self._requests.older
+        try:
+            return await self._send(make())
+        except ServiceError as error:
+            if error.kind != "bad-body" or older or not await self._is_older():
+                raise
+        self._requests.older = True
+        return await self._send(make())
+
+    async def _is_older(self) -> bool:
+        """Whether the service lacks a route that is as old as those fields."""
+        try:
+            await self._send(self._requests.capabilities())
+        except ServiceError as error:
+            return error.status == 404
+        return False
 
     async def _send(self, request: Request[T]) -> T:
         what = f"{request.method} {self.url}{request.path}"

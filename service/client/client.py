@@ -18,6 +18,7 @@ from curation.pair import Pair
 from curation.plan import BatchPlan
 from curation.selection import Selection
 from curation.service.client.requests import (
+    Make,
     Report,
     Request,
     Requests,
@@ -182,16 +183,17 @@ class Client:
         Without embeddings and scores it only asks: a choice that was made stands, and needs none. Waits for the other
         ranks' parts for as long as ``wait_patience``.
         """
-        request = self._requests.choose(
-            session,
-            step=step,
-            learner=learner,
-            reference=reference,
-            scores=scores,
-            rank=rank,
-            generation=generation,
+        return self._send_as_known(
+            lambda: self._requests.choose(
+                session,
+                step=step,
+                learner=learner,
+                reference=reference,
+                scores=scores,
+                rank=rank,
+                generation=generation,
+            )
         )
-        return self._send(request)
 
     def session(self, session: str, *, first_rank: int = 0, ranks: int = 1000) -> SessionInfo:
         """How a session stands; in ``raw`` the ranks from ``first_rank`` on, at most so many (0: the quickest)."""
@@ -236,7 +238,7 @@ class Client:
 
     def rewind(self, session: str, step: int) -> SessionInfo:
         """Go back to a step; its reports and later ones are forgotten, and the generation rises."""
-        return self._send(self._requests.rewind(session, step))
+        return self._send_as_known(lambda: self._requests.rewind(session, step))
 
     def resize(
         self,
@@ -359,6 +361,25 @@ class Client:
             else:
                 answer.read()
         return answer
+
+    def _send_as_known(self, make: Make[T]) -> T:
+        """Send a request whose body an older service may refuse for a field that it does not know."""
+        older = self._requests.older
+        try:
+            return self._send(make())
+        except ServiceError as error:
+            if error.kind != "bad-body" or older or not self._is_older():
+                raise
+        self._requests.older = True
+        return self._send(make())
+
+    def _is_older(self) -> bool:
+        """Whether the service lacks a route that is as old as those fields."""
+        try:
+            self._send(self._requests.capabilities())
+        except ServiceError as error:
+            return error.status == 404
+        return False
 
     def _send(self, request: Request[T]) -> T:
         what = f"{request.method} {self.url}{request.path}"

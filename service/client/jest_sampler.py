@@ -24,10 +24,11 @@ class RemoteJESTBatchSampler(RemoteBatchSampler):
         session = client.create_session("jest", size=len(dataset), batch_size=1280, epochs=2, parameters={"chunks": 8})
         sampler = RemoteJESTBatchSampler(client, session.id, score=lambda rows: (learner(rows), cache.pair(rows)))
 
-    A choice that was made stands: what resumes in the middle of a step asks for it before it embeds anything.
+    A choice that was made stands: what resumes in the middle of a step asks for it before it embeds anything. Elastic,
+    it goes on without a state at the first super-batch of which nothing was chosen.
 
     Args:
-        client, session, rank, prefetch: as in :class:`RemoteBatchSampler`.
+        client, session, rank, prefetch, elastic: as in :class:`RemoteBatchSampler`.
         score: int64[n] positions -> (learner, reference), as the local sampler has it; None for one that the
             criterion does not read.
 
@@ -37,9 +38,16 @@ class RemoteJESTBatchSampler(RemoteBatchSampler):
     """
 
     def __init__(
-        self, client: Client, session: str, *, score: Score, rank: int | None = None, prefetch: int = 2
+        self,
+        client: Client,
+        session: str,
+        *,
+        score: Score,
+        rank: int | None = None,
+        prefetch: int = 2,
+        elastic: bool | None = None,
     ) -> None:
-        super().__init__(client, session, rank=rank, prefetch=prefetch, elastic=False)
+        super().__init__(client, session, rank=rank, prefetch=prefetch, elastic=elastic)
         self.score = score
         self._may_be_made = True
 
@@ -49,6 +57,8 @@ class RemoteJESTBatchSampler(RemoteBatchSampler):
         self._may_be_made = True
 
     def _chosen(self, batch: StepBatch) -> StepBatch:
+        if not len(batch.indices):  # fewer rows were left than ranks: the others choose
+            return self._ask_for(batch, None, None)
         if self._may_be_made:
             try:
                 return self._ask_for(batch, None, None)

@@ -75,6 +75,10 @@ class Request(Generic[T]):
     done: str | None = None
 
 
+Make = Callable[[], Request[T]]
+"""Makes a request by what is known of the service at that moment."""
+
+
 class Requests:
     """Every request that the service answers, as a client's methods name them.
 
@@ -84,6 +88,8 @@ class Requests:
 
     def __init__(self, wait: float = 0) -> None:
         self._wait = wait
+        self.older = False
+        """Whether the service is known to refuse fields that this release adds to bodies of earlier ones."""
         self._warned: set[str] = set()
 
     def create(
@@ -175,7 +181,7 @@ class Requests:
     ) -> Request[ChosenBatch]:
         path = f"/v1/sessions/{session}/choices"
         fields: dict[str, Any] = {"rank": rank, "step": step, "generation": generation}
-        fields |= {"wait": self._wait} if self._wait else {}
+        fields |= {"wait": self._wait} if self._wait and not self.older else {}
         poll = Request("POST", path, read_chosen, json.dumps(fields).encode())
         columns, factors = _pairs(learner, reference)
         if scores is not None:
@@ -205,7 +211,8 @@ class Requests:
         return Request("DELETE", f"/v1/sessions/{session}", lambda answer: None, done="not-found")
 
     def rewind(self, session: str, step: int) -> Request[SessionInfo]:
-        content = json.dumps({"step": step, "request": new_id()}).encode()
+        name = {} if self.older else {"request": new_id()}
+        content = json.dumps({"step": step, **name}).encode()
         return Request("POST", f"/v1/sessions/{session}/rewind", read_info, content)
 
     def close_epoch(self, session: str, epoch: int) -> Request[SessionInfo]:
@@ -227,6 +234,9 @@ class Requests:
     def losses(self, session: str, first: int, limit: int, bins: int) -> Request[dict[str, Any]]:
         query = {"first": first, "limit": limit, "bins": bins}
         return Request("GET", f"/v1/sessions/{session}/losses", read_json, query=query)
+
+    def capabilities(self) -> Request[dict[str, Any]]:
+        return Request("GET", "/v1/capabilities", read_json)
 
     def datasets(self) -> Request[list[str]]:
         return Request("GET", "/v1/datasets", lambda answer: read_json(answer)["datasets"])

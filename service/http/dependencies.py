@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from curation.service.auth import Authenticator
 from curation.service.datasets import Datasets
+from curation.service.http.admission.file_room import FileRoom
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
 from curation.service.manager.trace import Recorder
@@ -38,6 +39,7 @@ class AppState:
     all_datasets: Datasets
     processes: Processes
     large_bodies: FairSlots
+    file_room: FileRoom
     started: float = field(default_factory=time.time)
 
     def datasets(self, caller: Caller) -> Datasets:

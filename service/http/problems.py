@@ -34,7 +34,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "id-taken": (409, "Another session has this id"),
     "session-changed": (409, "The session was rewound or deleted"),
     "stale-generation": (409, "The session was rewound since"),
-    "before-base": (410, "The step lies before the imported checkpoint"),
+    "before-base": (410, "The step lies before what is kept of the session"),
     "too-large": (413, "The body is too large"),
     "url-too-long": (414, "The URL is too long"),
     "bad-media-type": (415, "The body's type is not understood"),

@@ -7,7 +7,7 @@ import asyncio
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
 from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights
 from curation.service.session.spec import SessionSpec
+from curation.service.session.super_batches import due_ranks, weight_of_share
 from curation.service.store import SessionRow
 from curation.service.store import choices as choice_store
 from curation.service.store.choices import StepKey
@@ -73,7 +74,8 @@ class _Begun:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step of a session, found and checked; ``local`` counts within its epoch."""
+    """A step of a session, found and checked; ``local`` counts within its epoch. Of its ``ranks``, those that are
+    ``due`` have rows of the super-batch."""
 
     key: StepKey
     spec: SessionSpec
@@ -82,6 +84,8 @@ class _Step:
     number: int
     local: int
     epoch_end: int
+    ranks: int
+    due: range | list[int]
 
     @property
     def seed(self) -> tuple[int, int, int]:
@@ -124,9 +128,10 @@ class Choices:
             except Refusal as refusal:
                 if refusal.kind != "missing-reports" or not request.wait or not await self._wait(step, deadline):
                     raise
+                await self._sessions.waited(caller)
                 now = _find_step(await self._sessions.current(caller, id), request)
                 step, part = now, None if now.key == step.key else request.part  # else it is stored
-        if request.part is not None and choice.digests[request.rank] != request.part.digest:
+        if request.part is not None and choice.digests[step.due.index(request.rank)] != request.part.digest:
             raise choice_store.part_differs(request.rank, request.step)
         entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
         return _share(step, choice, request.rank), step.key.generation
@@ -137,17 +142,17 @@ class Choices:
             self._let_go(key)
 
     async def _choice(self, step: _Step, rank: int, part: RankPart | None) -> Choice:
-        key, world_size = step.key, step.spec.world_size
+        key = step.key
         if key not in self._tasks:
-            if part is None or world_size == 1:
+            if part is None or step.ranks == 1:
                 stored = await asyncio.to_thread(self._parts.read, key)
             else:
                 stored = await asyncio.to_thread(self._parts.put, key, rank, part)
             if isinstance(stored, Choice):
                 return stored
-            only_part = part if world_size == 1 else None
-            if only_part is None and len(stored.ranks) < world_size:
-                raise _missing_parts(key.step, rank, set(range(world_size)) - stored.ranks)
+            only_part = part if step.ranks == 1 else None
+            if only_part is None and len(stored.ranks) < len(step.due):
+                raise _missing_parts(key.step, rank, set(step.due) - stored.ranks)
             if key not in self._tasks:
                 task = self._tasks[key] = asyncio.create_task(self._compute_choice(step, only_part))
                 task.add_done_callback(lambda done: (self._tasks.pop(key), done.cancelled() or done.exception()))
@@ -191,7 +196,7 @@ class Choices:
             stored = self._parts.read(key)
         except (Refusal, SQLAlchemyError):
             return False  # those who wait look themselves, and are told
-        return not isinstance(stored, Choice) and len(stored.ranks) < step.spec.world_size
+        return not isinstance(stored, Choice) and len(stored.ranks) < len(step.due)
 
     def _let_go(self, key: StepKey) -> None:
         begun = self._begun.pop(key, None)
@@ -204,7 +209,7 @@ class Choices:
         def work() -> Choice:
             if only_part is not None:
                 return step.method.choose([only_part], step.seed)
-            return step.method.choose(self._parts.all(key, step.spec.world_size), step.seed)
+            return step.method.choose(self._parts.all(key, step.due), step.seed)
 
         try:
             choice = await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -232,21 +237,26 @@ def _find_step(entry: Entry, request: ChoiceRequest) -> _Step:
     session, row, method = entry.session, entry.row, entry.session.method.choosing
     if method is None:
         raise no_choice(row)
-    session.check_rank(request.rank)
     check_generation(row, request.generation)
     number = session.epoch_of(request.step)
+    session.check_rank(request.rank, request.step)
     check_base(row, number)
     epoch: ChoosingEpoch | None = session.epoch(number)
     if epoch is None:
-        epoch = method.epoch(number, {})
+        epoch = cast(ChoosingEpoch, session.make_epoch(number, {}))
         session.put(number, epoch)
     first, end = session.span_of(number)
-    key = StepKey(row.key, row.generation, request.step)
-    return _Step(key, row.spec, method, epoch, number, request.step - first, end)
+    key, local = StepKey(row.key, row.generation, request.step), request.step - first
+    ranks = session.ranks_at(request.step)
+    return _Step(key, row.spec, method, epoch, number, local, end, ranks, due_ranks(epoch, local, ranks))
 
 
 def _check_part(step: _Step, rank: int, part: RankPart, max_rows: int) -> None:
-    step.method.check(part, step.epoch.part(rank, step.local), max_rows)
+    if step.ranks * step.spec.batch_size > max_rows:
+        raise Refusal("too-large", f"a super-batch has more than {max_rows} rows, this server's limit (max_pairs)")
+    if rank not in step.due:
+        raise Refusal("bad-report", f"rank {rank} has no rows of step {step.key.step}: ask without sending")
+    step.method.check(part, step.epoch.part(rank, step.local))
     _ = part.digest  # it reads all that was sent: in this thread, and once
 
 
@@ -255,7 +265,7 @@ def _share(step: _Step, choice: Choice, rank: int) -> ChosenBatch:
     positions = choice.positions[start:stop].astype(np.int64)
     return ChosenBatch(
         step.epoch.super_batch(step.local)[positions],
-        np.ones(len(positions), np.float32),
+        np.full(len(positions), weight_of_share(step.epoch, rank, step.local, step.ranks), np.float32),
         positions,
         choice.scores[start:stop],
         step.number,

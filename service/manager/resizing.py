@@ -10,16 +10,21 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from sqlalchemy import Connection
 
 from curation.service.errors import Refusal
-from curation.service.manager.memory.entry import Entry, check_base, check_generation
+from curation.service.manager.memory.entry import Entry, check_base, check_generation, open_tables
 from curation.service.manager.sessions import SessionManager
 from curation.service.session.caller import Caller
+from curation.service.session.methods.base import Limits
+from curation.service.session.methods.registry import check_limits, make_method
 from curation.service.session.segments import Layout, Segment, left_at
+from curation.service.session.spec import SessionSpec
 from curation.service.store import Store
 from curation.service.store.audit import record
-from curation.service.store.records.sessions import forget_from
+from curation.service.store.choices import steps_chosen
+from curation.service.store.records.sessions import check_kept, forget_from
 from curation.service.store.segments import put_segments, ranks_reported, steps_reported
 
 Trained = Literal["reported", "all"]
@@ -41,13 +46,24 @@ class Resize(NamedTuple):
     trained: Trained = "reported"
 
 
-async def resize(sessions: SessionManager, caller: Caller, id: str, asked: Resize) -> tuple[Entry, Segment]:
+async def resize(
+    sessions: SessionManager, caller: Caller, id: str, asked: Resize, limits: Limits | None = None
+) -> tuple[Entry, Segment]:
     """Lay out what is left of a session over other ranks, and the segment that begins with it.
 
-    What was reported for ``from_step`` and later ones is forgotten, as by a rewind, and the generation rises.
+    What was reported and chosen for ``from_step`` and later ones is forgotten, as by a rewind, and the generation
+    rises. Where the method chooses from super-batches, one counts as reported once its choice is made.
+
+    Args:
+        sessions: those of this server.
+        caller: who asks.
+        id: the session's.
+        asked: what for.
+        limits: of the server, which super-batches keep to.
 
     Raises:
-        Refusal: the session is of another generation, the step was never open, or its method cannot be split anew.
+        Refusal: the session is of another generation, the step was never open, or its method cannot be split anew, or
+            not over so many ranks.
     """
     entry = await sessions.current(caller, id)
     done = _done_before(entry, asked)
@@ -55,16 +71,27 @@ async def resize(sessions: SessionManager, caller: Caller, id: str, asked: Resiz
         return entry, done
     check_generation(entry.row, asked.generation)
     if entry.session.method.choosing is not None:
-        raise Refusal(
-            "other-method",
-            f"a session of {entry.row.spec.method} cannot be resized: its super-batches have rows of every rank, and a "
-            "choice that was made is of all of them. Make a session of the new world size",
-        )
+        tables = open_tables(await asyncio.to_thread(sessions.store.tables, entry.row.key))
+        await asyncio.to_thread(check_ranks, entry.row.spec, entry.row.size, tables, asked.world_size, limits)
     if entry.session.open_epochs == 0:
         await sessions.epoch(entry, 0)
     places = await asyncio.to_thread(_places, sessions.store, entry, asked)
     segment = await sessions.carry_out(entry, partial(_resize, sessions.store, caller, entry, asked, *places))
     return await sessions.entry(caller, id), segment
+
+
+def check_ranks(
+    spec: SessionSpec, size: int, tables: Mapping[str, pa.Table], world_size: int, limits: Limits | None
+) -> None:
+    """Refuse ranks for whom a session that chooses from super-batches could not be created. Blocking.
+
+    Raises:
+        Refusal: super-batches would be too large, or so small that a rank trains on nothing.
+    """
+    changed = spec.model_copy(update={"world_size": world_size})
+    make_method(changed, size, tables)
+    if limits is not None:
+        check_limits(changed, size, limits)
 
 
 def _done_before(entry: Entry, asked: Resize) -> Segment | None:
@@ -93,11 +120,16 @@ def _places(store: Store, entry: Entry, asked: Resize) -> tuple[int, dict[int, L
 
 
 def _first_unreported(store: Store, entry: Entry) -> int:
-    """The first step, of those after the last resize and of open epochs, that not all of its ranks reported."""
+    """The first step, of those after the last resize and of open epochs, that not all of its ranks reported; or of
+    which nothing was chosen yet."""
     session = entry.session
     first = session.segments[-1].first_step if session.segments else 0
-    if session.method.stateful:
-        first = max(first, session.records[-1].first_step)
+    kept = len(session.records) - 1 if session.method.stateful else entry.row.base
+    first = max(first, session.span_of(kept)[0])
+    if session.method.choosing is not None:
+        with store.engine.connect() as connection:
+            chosen = steps_chosen(connection, entry.row.key, first, session.known_steps)
+        return next((step for step, made in enumerate(chosen, first) if made != step), first + len(chosen))
     known = store.progress(entry.row.key)
     last = min(known.get(rank, (0, -1))[1] for rank in range(session.world_size))
     step = min(max(last + 1, first), session.known_steps)
@@ -106,7 +138,7 @@ def _first_unreported(store: Store, entry: Entry) -> int:
     number = session.epoch_of(max(step - 1, 0))
     layout = session.layout(number, step)
     with store.engine.connect() as connection:
-        reported = _reported(connection, entry.row.key, layout, step)
+        reported = _reported(connection, entry.row.key, layout, step, False)
     part = layout.parts[-1]
     due = part.due().sum(axis=1)[: max(step - part.first_step, 0)]
     counts = np.array([len(reported.get(part.first_step + local, ())) for local in range(len(due))], np.int64)
@@ -116,11 +148,14 @@ def _first_unreported(store: Store, entry: Entry) -> int:
 def _resize(
     store: Store, caller: Caller, entry: Entry, asked: Resize, step: int, places: Mapping[int, Layout]
 ) -> Segment:
-    row = entry.row
+    row, choosing = entry.row, entry.session.method.choosing is not None
     with store.changing(row.key, row.generation) as connection:
+        check_kept(connection, row.key, min(places))
         left = {
             number: left_at(
-                layout, step, _reported(connection, row.key, layout, step) if asked.trained == "reported" else None
+                layout,
+                step,
+                _reported(connection, row.key, layout, step, choosing) if asked.trained == "reported" else None,
             )
             for number, layout in places.items()
         }
@@ -133,10 +168,14 @@ def _resize(
     return segment
 
 
-def _reported(connection: Connection, key: int, layout: Layout, step: int) -> dict[int, Collection[int]]:
-    """By step of a layout's last part, before ``step``: the ranks that reported it."""
+def _reported(
+    connection: Connection, key: int, layout: Layout, step: int, choosing: bool
+) -> dict[int, Collection[int]]:
+    """By step of a layout's last part, before ``step``: the ranks that reported it; all where its choice is made."""
     part = layout.parts[-1]
     ranks = range(part.split.world_size)
+    if choosing:
+        return dict.fromkeys(steps_chosen(connection, key, part.first_step, min(step, part.end)), ranks)
     counts = steps_reported(connection, key, part.first_step, min(step, part.end))
     return {
         step: ranks if count == len(ranks) else ranks_reported(connection, key, step) for step, count in counts.items()

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -49,15 +49,23 @@ class SessionManager:
         resident_bytes: what their epochs may take in memory; those unused for longest go.
         max_wait: seconds for which a request may wait for other ranks.
         metrics: takes in commits, epochs and evictions.
+        check_caller: raises ``Refusal`` where the caller of a request that waited may not have its answer any more.
     """
 
     def __init__(
-        self, store: Store, *, resident_bytes: int, max_wait: float = 30, metrics: Metrics | None = None
+        self,
+        store: Store,
+        *,
+        resident_bytes: int,
+        max_wait: float = 30,
+        metrics: Metrics | None = None,
+        check_caller: Callable[[Caller], Awaitable[None]] | None = None,
     ) -> None:
         self.store = store
         self.waits = EpochWaits()
         self.max_wait = max_wait
         self._metrics = metrics or Metrics()
+        self._check_caller = check_caller
         self.group_commit = GroupCommit(store, self._metrics, self._committed)
         self._rewinds: dict[tuple[int, str], asyncio.Task[Entry]] = {}
         self._changes: set[asyncio.Task[Any]] = set()
@@ -87,19 +95,30 @@ class SessionManager:
         about = (spec, size, tables, first_generation(), digest)
         row = await asyncio.to_thread(self.store.create, id, caller, *about)
         if row is None:
-            try:
-                entry = await self.current(caller, id)
-            except Refusal as refusal:
-                if refusal.kind != "not-found":
-                    raise
-                raise Refusal(
-                    "id-taken", f"there is another session {id!r}: leave the id out, or choose another"
-                ) from None
+            entry = await self.taken(caller, id)
             await asyncio.to_thread(check_alike, self.store, entry.row, spec, size, tables)
             return entry, False
         entry = Entry(row, session, Progress(self.store, row.key))
         self._insert(entry)
         return entry, True
+
+    async def taken(self, caller: Caller, id: str) -> Entry:
+        """The session whose id a new one asks for, as the store has it now.
+
+        Raises:
+            Refusal: the caller may not use it.
+        """
+        try:
+            return await self.current(caller, id)
+        except Refusal as refusal:
+            if refusal.kind != "not-found":
+                raise
+            raise Refusal("id-taken", f"there is another session {id!r}: leave the id out, or choose another") from None
+
+    def keep_epoch(self, entry: Entry, number: int, epoch: Epoch) -> None:
+        """Have an epoch in memory that was made elsewhere, where the sessions in use leave room."""
+        if entry.session.epoch(number) is None and self.residency.make_room(entry, epoch.nbytes, self.in_memory):
+            entry.session.put(number, entry.session.laid_out(number, epoch))
 
     async def entry(self, caller: Caller, id: str) -> Entry:
         """A session that the caller may use.
@@ -150,7 +169,7 @@ class SessionManager:
             Refusal: nothing was changed, unless the kind is ``missing-reports``: then the reports are stored.
         """
         deadline = time.monotonic() + min(request.wait, self.max_wait)
-        tries, ignored = 0, list[int]()
+        tries, looked_again, ignored = 0, False, list[int]()
         while True:
             entry = self._entries.get(id)
             open_epochs = entry.session.open_epochs if entry else 0
@@ -166,7 +185,10 @@ class SessionManager:
                 if refusal.kind == "missing-reports" and entry is not None:
                     entry.waits[request.rank] = time.monotonic()
                     if not request.wait or not await self._wait(entry, deadline):
-                        raise
+                        if looked_again or not self.store.shared or not await self._has_all(entry):
+                            raise
+                        looked_again = True
+                    await self.waited(caller)
                     request = request._replace(reports=())  # they are stored
                     continue
                 tries += 1
@@ -177,6 +199,15 @@ class SessionManager:
                     raise
                 if tries == TRIES:
                     raise
+
+    async def waited(self, caller: Caller) -> None:
+        """Look again at the caller of a request that waited, before it is answered.
+
+        Raises:
+            Refusal: its token has ended meanwhile.
+        """
+        if self._check_caller is not None:
+            await self._check_caller(caller)
 
     async def current(self, caller: Caller, id: str) -> Entry:
         """As :meth:`entry`, but as the store has it now, where other replicas may have changed it."""
@@ -339,6 +370,12 @@ class SessionManager:
                 await asyncio.sleep(POLL_SECONDS)
         except Exception:
             wait.doubt()  # those who wait look themselves, and are told
+
+    async def _has_all(self, entry: Entry) -> bool:
+        """Whether an epoch waits for nothing any more, after a look that begins now: the one that a request was judged
+        by may have begun before it came, or before other replicas stored what was missing."""
+        wait = self.waits.of(entry.row.key)
+        return wait is None or not wait.known or (await self._cross_out(entry, wait) or wait.opens_in() == 0)
 
     async def _cross_out(self, entry: Entry, wait: EpochWait) -> bool:
         """Cross out the reports that other replicas stored; whether there is no need to look again."""

@@ -22,6 +22,7 @@ from curation.service.manager.spikes import MeanLosses, outliers
 from curation.service.manager.trace_results import RowVisit, RowVisits, Spike, Spikes, StepRows
 from curation.service.session.choice import Choice
 from curation.service.session.protocols import ChoosingEpoch, Epoch, Indices, Losses, State
+from curation.service.session.super_batches import weight_of_share
 from curation.service.store.choices import StepKey, read_choice
 from curation.service.store.traces import last_reported, losses_at
 
@@ -109,7 +110,9 @@ class Recorder:
             chosen = _chosen_rows(epoch, choice, step - first)
             for each in ranks:
                 share = slice(*_choosing(epoch).share(each, step - first))
-                parts.append((chosen[share], np.ones_like(choice.scores[share]), choice.scores[share]))
+                weight = weight_of_share(_choosing(epoch), each, step - first, session.ranks_at(step))
+                scores_of = choice.scores[share]
+                parts.append((chosen[share], np.full_like(scores_of, weight), scores_of))
         else:
             batches = (session.batch(each, step, epoch) for each in ranks)
             parts = [(batch.indices, batch.weights) for batch in batches]
@@ -161,9 +164,10 @@ class Recorder:
         choice = self._choice(entry, step)
         if choice is not None:
             for pick in np.flatnonzero(_chosen_rows(epoch, choice, step - first) == indices[position]):
-                for learner in range(entry.session.ranks_at(step)):
-                    start, stop = _choosing(epoch).share(learner, step - first)
-                    if start <= pick < stop:
+                ranks, choosing = entry.session.ranks_at(step), _choosing(epoch)
+                for learner in range(ranks):
+                    start, stop = choosing.share(learner, step - first)
+                    if start <= pick < stop and weight_of_share(choosing, learner, step - first, ranks):
                         score = float(choice.scores[pick])
                         return RowVisit(number, step, learner, int(pick) - start, 1.0, None, True, score)
         return RowVisit(number, step, rank, position, 0.0, None, False, None)

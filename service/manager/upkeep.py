@@ -65,14 +65,21 @@ class Upkeep:
         session, row = entry.session, entry.row
         newest = session.open_epochs - 1
         if not session.method.stateful:
-            last = max((ranks.last for ranks in (await entry.progress.by_rank()).values()), default=-1)
-            newest = session.epoch_of(last) if last >= 0 else -1
+            newest = session.epoch_of(await self._step_of_slowest(entry))
         first = newest - keep + 1
         if first <= max(0, self._kept_from.get(row.key, 0)):
             return
-        # What was forgotten cannot be computed again: states are stored of the two latest epochs.
-        base = max(row.base, newest - 1) if session.method.stateful else row.base
+        # Whose reports went cannot be computed again, or be laid out anew. States are stored of the two latest epochs.
+        base = max(row.base, newest - 1 if session.method.stateful else first)
         step = session.span_of(first)[0]
         await asyncio.to_thread(self._sessions.store.forget_reports, row.key, row.generation, step, base)
         entry.row = replace(row, base=base)
         self._kept_from[row.key] = first
+
+    async def _step_of_slowest(self, entry: Entry) -> int:
+        """The step at which that rank is, of those that are at work, which is furthest behind: ranks of a method
+        without a state do not wait for each other."""
+        reported = {rank: ranks.last for rank, ranks in (await entry.progress.by_rank()).items()}
+        ranks = [rank for rank in {*reported, *entry.asked} if rank < entry.session.world_size]
+        steps = [max(reported.get(rank, 0), entry.asked.get(rank, 0)) for rank in ranks]
+        return min(min(steps, default=0), entry.session.known_steps - 1)

@@ -17,7 +17,7 @@ from curation.service.settings import Settings
 
 router = APIRouter(tags=["operations"])
 
-_LIMITS = ("body_seconds", "request_seconds", "resident_bytes", "select_threads")
+_LIMITS = ("body_seconds", "request_seconds", "resident_bytes", "select_threads", "owner_file_bytes")
 
 
 class MethodCapability(BaseModel):

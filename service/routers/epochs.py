@@ -29,7 +29,6 @@ async def list_epochs(
     """The open epochs: how many candidates each keeps, and at which weights."""
     entry = await app.sessions.current(caller, id)
     session, size = entry.session, entry.row.size
-    choosing = session.method.choosing
     numbers = range(first, min(first + limit, session.open_epochs))
     states = []
     for number in numbers:
@@ -42,7 +41,7 @@ async def list_epochs(
                 first_step=start,
                 steps=end - start,
                 rows=rows,
-                trained=rows if choosing is None else choosing.trained,
+                trained=session.trained(number),
                 size=size,
                 reweighted=record.reweighted if record else 0,
                 missing=len(record.missing) if record else 0,

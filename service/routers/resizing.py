@@ -27,7 +27,7 @@ async def resize_session(id: SessionId, request: Request, app: App, caller: Sele
     ``segments`` of the answer ends with what was laid out, and where it begins.
     """
     asked = await read_model(request, Resizing)
-    entry, _ = await resize(app.sessions, caller, id, Resize(**asked.model_dump()))
+    entry, _ = await resize(app.sessions, caller, id, Resize(**asked.model_dump()), app.settings)
     return await session_state(app, entry)
 
 

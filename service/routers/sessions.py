@@ -29,10 +29,10 @@ from curation.service.http.files import receive_file, send_file, temporary_file
 from curation.service.http.mistakes import invalid_model
 from curation.service.http.openapi import SessionId, arrow_body, problems, takes
 from curation.service.http.problems import ProblemDocument
-from curation.service.manager import checkpoints
+from curation.service.manager.checkpoints.exporting import export
+from curation.service.manager.checkpoints.importing import Import, import_session
 from curation.service.manager.memory.entry import Entry
 from curation.service.manager.progress import page
-from curation.service.manager.resizing import Resize, Trained, resize
 from curation.service.routers.session_models import (
     Created,
     RankState,
@@ -154,23 +154,28 @@ async def take_step(id: SessionId, request: Request) -> Response:
     response_class=Response,
     responses={
         200: {"content": {ARROW: arrow_body("Checkpoint")}, "description": "The session, whole"},
-        **problems(401, 403, 404, 422, 503),
+        **problems(401, 403, 404, 413, 422, 429, 503),
     },
 )
 async def export_session(id: SessionId, request: Request, app: App, caller: Reader) -> Response:
     """Everything needed to go on elsewhere, from the present epoch: an Arrow IPC stream for a training checkpoint."""
     entry = await app.sessions.current(caller, id)
-    return await send_file(request, app.settings, partial(checkpoints.export, app.store, app.sessions, entry))
+    write = partial(export, app.store, app.sessions, entry)
+    return await send_file(request, app.settings, write, app.file_room.holding(caller.owner))
 
 
 @router.post(
     "/import",
     status_code=201,
     response_model=SessionState,
-    responses=problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses={
+        200: {"model": SessionState, "description": "The session of this id was there already, of the same checkpoint"},
+        201: {"description": "Created"},
+        **problems(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    },
     openapi_extra={"requestBody": {"required": True, "content": {ARROW: arrow_body("Checkpoint")}}},
 )
-async def import_session(
+async def import_exported(
     request: Request,
     app: App,
     caller: Selector,
@@ -178,37 +183,22 @@ async def import_session(
     world_size: Annotated[int | None, Query(ge=1, le=MAX_WORLD_SIZE, description="ranks to go on with")] = None,
     from_step: Annotated[int | None, Query(ge=0, le=2**62, description="where, as in /resize")] = None,
 ) -> Response:
-    """Make a session from an exported one, for as many ranks as that has, or resized for others.
+    """Make a session from an exported one, for as many ranks as that has, or resized for others: with an id it is safe
+    to repeat.
 
     Of methods that do not depend on reports a checkpoint carries none: all rows before ``from_step`` count as trained
     on.
     """
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")
-    id = id or secrets.token_urlsafe(12)
-    with temporary_file() as file:
-        await receive_file(request, app.settings, file)
-        done = await asyncio.to_thread(_restore, app, caller, id, file.name)
-    if not done:
-        raise Refusal("id-taken", f"there is a session {id!r} already: choose another id")
-    entry = await app.sessions.entry(caller, id)
-    if world_size is not None and world_size != entry.session.world_size:
-        trained: Trained = "reported" if entry.session.method.stateful else "all"
-        try:
-            entry, _ = await resize(
-                app.sessions, caller, id, Resize(from_step, world_size, entry.row.generation, trained)
-            )
-        except Refusal:
-            await app.sessions.delete(caller, id)
-            raise
+    asked = Import(id or secrets.token_urlsafe(12), world_size, from_step)
+    with app.file_room.holding(caller.owner) as holding, temporary_file() as file:
+        await receive_file(request, app.settings, file, holding)
+        datasets = app.datasets(caller)
+        entry, new = await import_session(app.sessions, caller, asked, file.name, app.settings, datasets)
     answer = await session_state(app, entry)
-    return Response(answer.model_dump_json(), 201, {"Location": f"/v1/sessions/{id}"}, JSON)
-
-
-def _restore(app: AppState, caller: Caller, id: str, file: str) -> bool:
-    with pa.memory_map(file) as mapped:
-        body, datasets = mapped.read_buffer(), app.datasets(caller)
-        return checkpoints.restore(app.store, caller, id, body, app.settings, datasets)
+    headers = {"Location": f"/v1/sessions/{asked.id}"}
+    return Response(answer.model_dump_json(), 201 if new else 200, headers, JSON)
 
 
 def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[Created, pa.Table | None]:

@@ -20,6 +20,7 @@ from curation.service.session.protocols import State
 from curation.service.session.segments import Segment
 from curation.service.session.session import LOSS, EpochRecord, Report, Session, record_of
 from curation.service.session.spec import MAX_SIZE, SessionSpec
+from curation.service.session.super_batches import due_ranks
 
 FORMAT = b"2"
 """Written. ``1``, which is read, too, has a state for a first epoch."""
@@ -195,11 +196,7 @@ class Checkpoint:
         numbers = [segment.epoch for segment in self.segments]
         if not numbers:
             return
-        if (
-            session.method.choosing is not None
-            or numbers != sorted(numbers)
-            or not 0 <= numbers[0] <= numbers[-1] < session.open_epochs
-        ):
+        if numbers != sorted(numbers) or not 0 <= numbers[0] <= numbers[-1] < session.open_epochs:
             raise ValueError("it was resized in epochs that are not open, or not in their order")
         for number in dict.fromkeys(numbers):
             session.layout(number).check()
@@ -220,13 +217,13 @@ class Checkpoint:
                 raise ValueError(f"the state does not fit: it must have {', '.join(expected)}")
             session.method.check_state(state, self.records[:-1])
         session.records.extend(self.records[:-1])
-        record, _ = session.opening(last.number, state, last.missing)
+        record, epoch = session.opening(last.number, state, last.missing)
         if (record.layout, record.reweighted) != (last.layout, last.reweighted):
             raise ValueError(
                 f"epoch {last.number} has {last.layout.rows} rows, {last.reweighted} reweighted, but by its state "
                 f"{record.layout.rows} and {record.reweighted}"
             )
-        session.records.append(last)
+        session.opened(last, epoch)
 
     def _check_choices(self, session: Session[Any]) -> int:
         """Refuse choices that are not this session's; the epoch they belong to."""
@@ -237,11 +234,15 @@ class Checkpoint:
         if len(numbers) > 1:
             raise ValueError("the choices are of several epochs: a checkpoint has those of one")
         number = numbers.pop()
-        epoch, first = method.epoch(number, {}), session.span_of(number)[0]
+        epoch, first = session.make_epoch(number, {}), session.span_of(number)[0]
         for step, data in self.choices.items():
-            rows = epoch.share(self.spec.world_size - 1, step - first)[1]
+            ranks = session.ranks_at(step)
+            rows = epoch.share(ranks - 1, step - first)[1]
             read_batches(data, _CHOICE_BYTES * rows, rows)
-            method.check_choice(Choice.unpack(data), epoch, step - first)
+            choice, due = Choice.unpack(data), due_ranks(epoch, step - first, ranks)
+            method.check_choice(choice, epoch, step - first)
+            if len(choice.digests) != len(due) or any(len(digest) != 16 for digest in choice.digests):
+                raise ValueError(f"the choice of step {step} is not of {len(due)} ranks")
         return number
 
 

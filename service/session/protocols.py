@@ -117,8 +117,13 @@ class Method(Protocol[E]):
 class ChoosingEpoch(Epoch, Protocol):
     """An epoch of super-batches. ``length``, of a report, is that of the rank's share of what was chosen."""
 
+    @property
+    def trained(self) -> int:
+        """Rows of the epoch that are trained on."""
+
     def bounds(self, step: int) -> tuple[int, int]:
-        """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
+        """Where a step's super-batch starts and stops in the epoch's order, or in what was left of it when the session
+        was resized; it stops at the position of its seed."""
 
     def part(self, rank: int, step: int) -> int:
         """How many rows of a step's super-batch are the rank's to embed or score."""
@@ -134,15 +139,11 @@ class Choosing(Method[ChoosingEpoch], Protocol):
     """A method without a state whose steps hand out super-batches: what the ranks send of one decides what they train
     on. The choice is a pure function of what was sent and of (seed, epoch, position)."""
 
-    @property
-    def trained(self) -> int:
-        """Rows of an epoch that are trained on."""
-
-    def check(self, part: RankPart, rows: int, max_rows: int) -> None:
+    def check(self, part: RankPart, rows: int) -> None:
         """Refuse what a rank sent of its ``rows`` rows unless it fits them and the method.
 
         Raises:
-            Refusal: says what is missing or does not fit, or that the super-batch has more than ``max_rows`` rows.
+            Refusal: says what is missing or does not fit.
         """
 
     def choose(self, parts: Sequence[RankPart], seed: tuple[int, int, int]) -> Choice:

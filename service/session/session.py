@@ -18,9 +18,10 @@ import numpy.typing as npt
 from curation.selectors.samplers.split import RowSplit
 from curation.service.errors import Refusal
 from curation.service.session.epochs import Ordered
-from curation.service.session.protocols import E, Epoch, Indices, Keep, Losses, Method, State, Weights
+from curation.service.session.protocols import ChoosingEpoch, E, Epoch, Indices, Keep, Losses, Method, State, Weights
 from curation.service.session.segments import LaidOut, Layout, Run, Segment, runs, world_size_of
 from curation.service.session.spec import SessionSpec
+from curation.service.session.super_batches import SuperBatches
 
 LOSS = np.dtype("<f4")
 """How a loss is stored."""
@@ -133,8 +134,10 @@ class Session(Generic[E]):
         # Asked several times a step, and as they are for as long as this object lives.
         self._ranks = max((spec.world_size, *(segment.world_size for segment in segments)))
         self._stateless_steps = 0
+        self._any: E | None = None
         if not method.stateful:
             first = method.epoch(0, {})
+            self._any = first if method.choosing is not None else None
             self._runs = list(runs(segments, spec.world_size, lambda world_size: steps_over(first, world_size)))
             self._stateless_steps = self.span_of(spec.epochs - 1)[1]
             self.put(0, self.laid_out(0, first))
@@ -246,8 +249,11 @@ class Session(Generic[E]):
             )
 
     def check_due(self, report: Report) -> None:
-        """Refuse a report of a batch whose rows are handed out again, because the session was resized since."""
-        if self.segments and report.step < (resized := self.due_from(self.epoch_of(report.step))):
+        """Refuse a report of a batch whose rows are handed out again, because the session was resized since; what was
+        chosen from a super-batch is not."""
+        if not self.segments or self.method.choosing is not None:
+            return
+        if report.step < (resized := self.due_from(self.epoch_of(report.step))):
             raise Refusal(
                 "bad-report",
                 f"the report of rank {report.rank}, step {report.step}: the session was resized at step {resized}, and "
@@ -298,11 +304,17 @@ class Session(Generic[E]):
         if not self.segments or not isinstance(epoch, Ordered):
             return epoch
         whole = epoch.layout.over(world_size_of(number, self.spec.world_size, self.segments))
-        own = [segment for segment in self.segments if segment.epoch == number]
-        if own:
-            first = self.span_of(number)[0] if number < self.open_epochs else self.known_steps
-            return cast(E, LaidOut(epoch, Layout(whole, first, own)))
-        return cast(E, epoch.over(whole))
+        first = self.span_of(number)[0] if number < self.open_epochs else self.known_steps
+        layout = Layout(whole, first, [segment for segment in self.segments if segment.epoch == number])
+        if isinstance(epoch, SuperBatches):
+            return cast(E, epoch.laid_out(layout))
+        return cast(E, LaidOut(epoch, layout) if layout.segments else epoch.over(whole))
+
+    def trained(self, number: int) -> int:
+        """Rows of an open epoch that are trained on: as many, whatever the order."""
+        if self._any is not None:
+            return cast(ChoosingEpoch, self.laid_out(number, self._any)).trained
+        return self.records[number].layout.rows if self.method.stateful else self.rows
 
     def layout(self, number: int, step: int | None = None) -> Layout:
         """How an open epoch falls into steps and ranks, without the segments that begin after ``step``.
@@ -314,9 +326,10 @@ class Session(Generic[E]):
         if self.method.stateful:
             return Layout(self.records[number].layout, self.records[number].first_step, own)
         epoch: Epoch = self.make_epoch(number, {})
-        if not isinstance(epoch, Ordered):
+        kind = Ordered if self.method.choosing is None else SuperBatches
+        if not isinstance(epoch, kind):
             raise Refusal(
-                "other-method", f"a session of {self.spec.method} cannot be resized: its epochs are no order of rows"
+                "other-method", f"a session of {self.spec.method} cannot be resized: its epochs cannot be split anew"
             )
         return Layout(epoch.layout, self.span_of(number)[0], own)
 

@@ -14,6 +14,8 @@ Bytes: TypeAlias = bytes | pa.Buffer
 
 CHOICE = "choice"
 """The kind of a choice from a super-batch; its number is the step."""
+IMPORTED = "import"
+"""The kind of what an imported session was made from: its generation then, and a digest."""
 PACKED = "state"
 """The kind of a state that is one Arrow stream: of an imported session, or as release 0.1 stored it."""
 

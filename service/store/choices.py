@@ -104,6 +104,14 @@ def choices_from(store: Store, key: int, first: int) -> Iterator[tuple[int, byte
             yield step, get_blob(connection, key, CHOICE, step) or b""
 
 
+def steps_chosen(connection: Connection, key: int, first: int, end: int) -> list[int]:
+    """Those of some steps of a session that have a choice, rising."""
+    query = select(blobs.c.number).where(
+        blobs.c.session == key, blobs.c.kind == CHOICE, blobs.c.part == 0, blobs.c.number >= first, blobs.c.number < end
+    )
+    return list(connection.execute(query.order_by(blobs.c.number)).scalars())
+
+
 def last_choice(store: Store, key: int) -> int | None:
     """The last step of a session that has a choice."""
     query = select(blobs.c.number).where(blobs.c.session == key, blobs.c.kind == CHOICE)

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,47 @@ def test_a_revoked_token_stops_working_and_opens_nothing(live: Callable[..., Any
         with pytest.raises(ServiceError, match="was revoked"):
             client.step(session, 0)
     assert httpx.get(f"{url}/v1/sessions").status_code == 401
+
+
+@pytest.mark.parametrize("method", ["infobatch", "jest"])
+def test_a_token_that_is_revoked_while_it_waits_gets_no_answer(
+    live: Callable[..., Any], store_url: str, method: str
+) -> None:
+    going, staying = make(store_url, "select", owner="team"), make(store_url, "select", owner="team")
+    server = live(store=store_url, token_seconds=0.05)
+    refused: list[str] = []
+    with Client(server.url, token=going, patience=20) as one, Client(server.url, token=staying, patience=0) as other:
+        parameters = {"joint": False, "filter_ratio": 0.5} if method == "jest" else {}
+        options: dict[str, Any] = {"size": 8, "batch_size": 4, "epochs": 2, "world_size": 2, "parameters": parameters}
+        session = other.create_session(method, **options).id
+        for rank in range(2):
+            other.step(session, 0, rank=rank)
+
+        def ask(client: Client, rank: int) -> None:
+            if method == "jest":
+                client.choose(session, 0, scores=[1.0, 2.0, 3.0, 4.0], rank=rank)
+            else:
+                client.step(session, 1, rank=rank, reports=[(0, [1.0, 2.0, 3.0, 4.0])])
+
+        def wait() -> None:
+            try:
+                ask(one, 0)
+            except ServiceError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        state = server.app.state.service
+        while not state.choices._begun and not any(wait.waiting for wait in state.sessions.waits):
+            time.sleep(0.01)
+        store = Store(store_url)
+        assert revoke_token(store, ANYONE, id_of(going))
+        store.close()
+        time.sleep(0.1)
+        ask(other, 1)
+        thread.join(20)
+    assert len(refused) == 1
+    assert "was revoked" in refused[0]
 
 
 def test_a_token_works_until_it_expires(live: Callable[..., Any], store_url: str) -> None:

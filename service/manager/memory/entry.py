@@ -1,7 +1,7 @@
 """Entries: sessions in the memory of a server, and what requests are held against first."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,11 +79,15 @@ def build_session(
     Raises:
         Refusal: its parameters are wrong.
     """
-    arrow_tables = {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
-    session = Session(spec, make_method(spec, size, arrow_tables), records, segments)
+    session = Session(spec, make_method(spec, size, open_tables(tables)), records, segments)
     if not session.method.stateful:
         session.batch(0, 0)  # what its first batch compiles is compiled in this thread, and not in the loop
     return session
+
+
+def open_tables(tables: Mapping[str, bytes]) -> dict[str, pa.Table]:
+    """Tables that came with a session, as they are stored, for its method."""
+    return {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
 
 
 def check_generation(row: SessionRow, generation: int | None) -> None:
@@ -98,9 +102,10 @@ def check_generation(row: SessionRow, generation: int | None) -> None:
 
 
 def check_base(row: SessionRow, epoch: int) -> None:
-    """Refuse an epoch that lies before the checkpoint that the session was made from."""
+    """Refuse an epoch that lies before what there is of the session."""
     if epoch < row.base:
         raise Refusal(
             "before-base",
-            f"epoch {epoch} lies before the checkpoint this session was made from: it starts at epoch {row.base}",
+            f"epoch {epoch} is not kept any more: this session starts at epoch {row.base}, because it was made from a "
+            "checkpoint or its earlier reports were removed (keep_epochs)",
         )

@@ -7,6 +7,7 @@ it does where replicas share one, because there the parts of a step must meet.
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from curation.service.session.choice import Choice, RankPart
@@ -57,16 +58,16 @@ class Parts:
             stored = choice_store.put_part(self._store, key, rank, part)
         return self._with_memory(key, stored)
 
-    def all(self, key: StepKey, world_size: int) -> list[RankPart]:
-        """What all ranks sent for a step.
+    def all(self, key: StepKey, ranks: Sequence[int]) -> list[RankPart]:
+        """What some ranks sent for a step.
 
         Raises:
             Refusal: it is not all there any more.
         """
         with self._lock:
             kept = dict(self._steps[key].parts) if key in self._steps else {}
-        stored = choice_store.read_parts(self._store, key, [rank for rank in range(world_size) if rank not in kept])
-        return [kept[rank] if rank in kept else stored[rank] for rank in range(world_size)]
+        stored = choice_store.read_parts(self._store, key, [rank for rank in ranks if rank not in kept])
+        return [kept[rank] if rank in kept else stored[rank] for rank in ranks]
 
     def forget(self, key: StepKey) -> None:
         """Drop what memory has of a step."""

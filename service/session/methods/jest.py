@@ -16,14 +16,14 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.pair import Pair
-from curation.selectors.samplers.split import ElasticSplit, RowSplit, Split, share
 from curation.service.errors import Refusal
 from curation.service.session.choice import SIDES, Choice, RankPart
-from curation.service.session.epochs import Ordered
-from curation.service.session.methods.base import Limits, MethodKind, Parameters, check_parameters, layout_of
+from curation.service.session.methods.base import Limits, MethodKind, Parameters, check_parameters
 from curation.service.session.methods.random import RandomMethod
-from curation.service.session.protocols import ChoosingEpoch, Indices, Method
+from curation.service.session.protocols import ChoosingEpoch, Method
+from curation.service.session.segments import Layout
 from curation.service.session.spec import SessionSpec
+from curation.service.session.super_batches import SuperBatches, SuperSplit
 
 if TYPE_CHECKING:
     from curation.selectors.jest import JEST
@@ -42,36 +42,6 @@ class JestParameters(Parameters):
     own_positive: bool = False
 
 
-class SuperBatches(Ordered):
-    """An epoch of super-batches. A report of losses is about what was chosen, so its length is the share's."""
-
-    def __init__(self, layout: ElasticSplit, whole: Ordered, jest: "JEST") -> None:
-        super().__init__(layout, whole.take, find=whole.find, nbytes=whole.nbytes)
-        self._jest = jest
-
-    def length(self, rank: int, step: int) -> int:
-        start, stop = self.share(rank, step)
-        return stop - start
-
-    def part(self, rank: int, step: int) -> int:
-        """How many rows of a step's super-batch are this rank's to embed."""
-        start, stop = self.layout.span(rank, step)
-        return stop - start
-
-    def share(self, rank: int, step: int) -> tuple[int, int]:
-        """Which of the rows chosen at a step are this rank's, in pick order."""
-        start, stop = self.bounds(step)
-        return share(0, self._jest.chosen(stop - start), rank, self.layout.world_size)
-
-    def bounds(self, step: int) -> tuple[int, int]:
-        """Where a step's super-batch starts and stops in the epoch's order; it stops at the position of its seed."""
-        return _bounds(self.layout, step)
-
-    def super_batch(self, step: int) -> Indices:
-        """int64[B]: the rows of all ranks."""
-        return self.take(*self.bounds(step))[0]
-
-
 @dataclass
 class JestMethod(RandomMethod):
     """Super-batches in random order, each row in one of them an epoch; no memory in N."""
@@ -79,28 +49,20 @@ class JestMethod(RandomMethod):
     jest: "JEST"
 
     def epoch(self, number: int, state: Mapping[str, npt.NDArray[Any]]) -> SuperBatches:
-        return SuperBatches(self.layout, super().epoch(number, state), self.jest)
+        return SuperBatches(super().epoch(number, state), Layout(self.layout, 0), self.jest.chosen)
 
     @property
     def choosing(self) -> "JestMethod":
         return self
 
     @cached_property
-    def layout(self) -> RowSplit:
+    def layout(self) -> SuperSplit:
         """How an epoch is split: too short a last super-batch joins the one before."""
-        return layout_of(self.spec, self.size).at_least(self.jest.smallest(self.spec.world_size))
+        spec = self.spec
+        split = SuperSplit(self.size, spec.batch_size, 1, spec.drop_last, smallest=self.jest.smallest)
+        return split.over(spec.world_size)
 
-    @property
-    def trained(self) -> int:
-        """Rows of an epoch that are trained on."""
-        return (self.layout.steps - 1) * self.chosen(0) + self.chosen(self.layout.steps - 1)
-
-    def chosen(self, step: int) -> int:
-        """How many rows of a step's super-batch are chosen."""
-        start, stop = _bounds(self.layout, step)
-        return self.jest.chosen(stop - start)
-
-    def check(self, part: RankPart, rows: int, max_rows: int) -> None:
+    def check(self, part: RankPart, rows: int) -> None:
         """Refuse what a rank sent unless it fits its rows and the criterion.
 
         Raises:
@@ -129,9 +91,6 @@ class JestMethod(RandomMethod):
             widths = {matrix.shape[1] for name, matrix in part.sides.items() if name.startswith(model)}
             if len(widths) > 1 or 0 in widths:
                 raise Refusal("bad-report", f"{model}_a and {model}_b must be of one width D ≥ 1, not {sorted(widths)}")
-        # The last super-batch is larger by the rows that were too few for one of their own, and shares are rounded up.
-        if rows * self.spec.world_size > max_rows + max(self.layout.least, self.spec.world_size) + self.spec.world_size:
-            raise Refusal("too-large", f"a super-batch has more than {max_rows} rows, this server's limit (max_pairs)")
 
     def choose(self, parts: Sequence[RankPart], seed: tuple[int, int, int]) -> Choice:
         """Which rows of a super-batch to train on, from what each rank sent of it.
@@ -172,8 +131,6 @@ class JestMethod(RandomMethod):
             raise ValueError(f"the choice of step {step} lies outside its super-batch")
         if not np.isfinite(choice.scores).all():
             raise ValueError(f"a score of the choice of step {step} is not finite")
-        if len(choice.digests) != self.spec.world_size or any(len(digest) != 16 for digest in choice.digests):
-            raise ValueError(f"the choice of step {step} is not of {self.spec.world_size} ranks")
 
 
 def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method[Any]:
@@ -187,10 +144,12 @@ def jest(spec: SessionSpec, size: int, tables: Mapping[str, pa.Table]) -> Method
         raise Refusal("bad-parameters", str(error)) from error
     if method.layout.steps * spec.epochs >= MAX_STEPS:
         raise Refusal("bad-parameters", "a session of jest has fewer than 2^31 steps: make the super-batch larger")
-    if method.chosen(0) < spec.world_size:
+    start, stop = method.layout.step_span(0)
+    chosen = method.jest.chosen(stop - start)
+    if chosen < spec.world_size:
         raise Refusal(
             "bad-parameters",
-            f"of a super-batch {method.chosen(0)} rows are chosen for {spec.world_size} ranks: make batch_size larger "
+            f"of a super-batch {chosen} rows are chosen for {spec.world_size} ranks: make batch_size larger "
             "or filter_ratio smaller",
         )
     return method
@@ -207,10 +166,6 @@ def check_super_batch(spec: SessionSpec, limits: Limits) -> None:
 
 
 KIND = MethodKind(make=jest, parameters=JestParameters, check_limits=check_super_batch)
-
-
-def _bounds(layout: Split, step: int) -> tuple[int, int]:
-    return layout.span(0, step)[0], layout.span(layout.world_size - 1, step)[1]
 
 
 def _pair(parts: Sequence[RankPart], model: str) -> Pair | None:

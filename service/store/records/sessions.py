@@ -13,7 +13,7 @@ from curation.service.session.segments import Segment
 from curation.service.session.session import EpochRecord, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
-from curation.service.store.blobs import CHOICE, PACKED, Bytes, get_blob, put_blob
+from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, Bytes, get_blob, put_blob
 from curation.service.store.database import Database, outdated
 from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
 from curation.service.store.owners import check_quota, lock_quota
@@ -76,11 +76,13 @@ class Sessions(Database):
         generation: int = 0,
         digest: str | None = None,
         *,
+        imported: str | None = None,
         act: str = "session.import",
     ) -> SessionRow | None:
         """Store a new session that is on its way already; None where the id is taken.
 
-        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step.
+        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step. ``imported``: a digest of
+        the request, for :meth:`imported`.
 
         Raises:
             Refusal: the caller's owner has as many sessions as it may.
@@ -106,8 +108,18 @@ class Sessions(Database):
                 connection.execute(insert(reports), some)
             for step, data in choices.items():
                 put_blob(connection, key, CHOICE, step, data)
+            if imported is not None:
+                put_blob(connection, key, IMPORTED, 0, f"{generation} {imported}".encode())
             record(connection, caller, act, id, method=spec.method, size=size)
         return SessionRow(key, id, caller.owner, generation, spec, size, base, created, digest)
+
+    def imported(self, key: int) -> tuple[int, str] | None:
+        """The generation that a session was imported with, and a digest of the request; None where it was created, or
+        by an older release."""
+        with self.engine.connect() as connection:
+            data = get_blob(connection, key, IMPORTED, 0)
+        generation, _, digest = (data or b"").decode().partition(" ")
+        return (int(generation), digest) if digest else None
 
     def session(self, id: str) -> SessionRow | None:
         """One session by its id."""
@@ -212,10 +224,11 @@ class Sessions(Database):
         and others' commits go on.
 
         Raises:
-            Refusal: another request rewound or deleted the session meanwhile.
+            Refusal: another request rewound or deleted the session meanwhile, or its reports of the epoch went.
         """
         following = generation + 1
         with self.changing(key, generation) as connection:
+            check_kept(connection, key, epoch)
             forget_segments(connection, key, step, epoch)
             connection.execute(delete(epochs).where(epochs.c.session == key, epochs.c.number > epoch))
             values = {"generation": -following, "cut": step, "last_rewind": request, "used": time.time()}
@@ -236,6 +249,12 @@ class Sessions(Database):
                 select(blobs.c.kind).where(blobs.c.session == key, blobs.c.kind.like("table:%")).distinct()
             )
             return {kind[6:]: get_blob(connection, key, kind, 0) or b"" for kind in kinds.scalars().all()}
+
+
+def check_kept(connection: Connection, key: int, epoch: int) -> None:
+    """Refuse to go back to an epoch, in a transaction that changes the session, whose reports went meanwhile."""
+    if connection.execute(select(sessions.c.base).where(sessions.c.key == key)).scalar_one() > epoch:
+        raise outdated()
 
 
 def forget_from(connection: Connection, key: int, step: int, epoch: int, request: str | None = None) -> str:

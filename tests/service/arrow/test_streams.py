@@ -181,3 +181,19 @@ def test_no_number_of_a_long_schema_makes_more_than_a_refusal() -> None:
             struct.pack_into("<I", changed, 8 + at, value)
             with suppress(Refusal):
                 read_table(bytes(changed), MIB)
+
+
+def test_big_endian_numbers_are_refused() -> None:
+    """A server that took them for its own would store other losses than were sent."""
+    body = bytearray(write_table(pa.table({"step": [1, 2], "losses": [[0.5], [1.5]]})))
+    meta, _ = metadata_of(body, 0)
+    header = find_field(meta, follow(meta, 0), 2)
+    assert header is not None
+    schema = follow(meta, header)
+    (back,) = struct.unpack_from("<i", meta, schema)
+    one = next(at for at in range(schema + 4, len(meta), 2) if struct.unpack_from("<h", meta, at)[0] == 1)
+    struct.pack_into("<H", meta, schema - back + 4, one - schema)
+    with pytest.raises(Refusal, match="big-endian: send them little-endian") as refused:
+        read_table(bytes(body), MIB)
+    assert refused.value.kind == "bad-body"
+    assert read_table(write_table(pa.table({"step": [1]})), MIB)["step"].to_pylist() == [1]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -122,3 +123,42 @@ def test_batches_of_several_ranks_and_steps_are_those_of_single_requests(live: C
             client.batches(session, 0, reports={7: [(0, [1.0])]})
         with pytest.raises(ServiceError, match="too-large"):
             client.batches(session, 0, steps=4096, ranks=[0, 1])
+
+
+class Older(httpx.HTTPTransport):
+    """The service as it was before it had capabilities, a wait in choices, and names of rewinds."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        path, body = request.url.path, request.read()
+        for name in (b"wait", b"request") if path.endswith(("/choices", "/rewind")) else ():
+            body = body.replace(b'"%s": ' % name, b'"%s": ' % name.upper())
+        if path == "/v1/capabilities":
+            request.url = request.url.copy_with(path="/v1/nothing")
+        asked = httpx.Request(request.method, request.url, headers=request.headers, content=body or None)
+        asked.extensions = request.extensions
+        return super().handle_request(asked)
+
+
+@pytest.mark.parametrize("arrow", [True, False])
+def test_an_older_service_is_asked_as_it_understands(url: str, arrow: bool) -> None:
+    options = {"size": 8, "batch_size": 4, "parameters": {"joint": False, "filter_ratio": 0.5}}
+    with Client(url, transport=Older(), patience=20) as client:
+        session = client.create_session("jest", **options).id
+        if arrow:
+            assert len(client.choose(session, 0, scores=[1.0, 2.0, 3.0, 4.0]).indices) == 2
+        else:
+            with pytest.raises(ServiceError, match="not-sent"):
+                client.choose(session, 0)
+        with pytest.raises(ServiceError, match="bad-report.*has 3 rows"):
+            client.choose(session, 1, scores=[1.0, 2.0, 3.0])
+    with Client(url, transport=Older(), patience=20) as client:
+        before = client.session(session).generation
+        assert client.rewind(session, 0).generation == before + 1
+
+
+def test_a_bad_body_is_not_taken_for_an_older_service(url: str) -> None:
+    with Client(url, patience=20) as client:
+        session = client.create_session("random", size=8, batch_size=4).id
+        with pytest.raises(ServiceError, match="bad-body"):
+            client.rewind(session, "three")  # type: ignore[arg-type]
+        assert not client._requests.older

@@ -215,10 +215,6 @@ def test_what_cannot_be_resized_says_why() -> None:
             trainers.ask(rank, step)
     with pytest.raises(Refusal, match="resized at step 1"):
         trainers.run(trainers.manager.step(ANYONE, "s", late))
-    jest = trainers.spec.model_copy(update={"method": "jest", "batch_size": 20})
-    entry, _ = trainers.run(trainers.manager.create(ANYONE, "j", jest, SIZE, {}))
-    with pytest.raises(Refusal, match="super-batches"):
-        trainers.run(resize(trainers.manager, ANYONE, "j", Resize(0, 1, entry.row.generation)))
     trainers.teardown()
 
 

@@ -60,14 +60,6 @@ def test_a_checkpoint_goes_on_with_other_ranks(client: Client, http: Any, method
     assert sorted(rows + rest_of_epoch(client, other.id, 2, 4)) == list(range(100))
 
 
-def test_a_checkpoint_of_jest_keeps_its_ranks(client: Client) -> None:
-    session = client.create_session("jest", size=100, batch_size=8, world_size=2).id
-    checkpoint = client.checkpoint(session)
-    with pytest.raises(ServiceError, match="other-method"):
-        client.restore(checkpoint, "jest-copy", world_size=3)
-    assert client.restore(checkpoint, "jest-copy", world_size=2).world_size == 2
-
-
 @pytest.mark.parametrize(
     "changed",
     [

@@ -16,6 +16,8 @@ from curation.pair import Pair
 from curation.selectors.jest import JEST
 from curation.service.access.tokens import issue_token, renew_token
 from curation.service.client import Client, ServiceError
+from curation.service.manager import sessions
+from curation.service.manager.progress import missing_reports
 from curation.service.session.caller import ANYONE
 from curation.service.store import Store
 from curation.service.store.audit import read_audit
@@ -273,6 +275,23 @@ def test_a_replica_sees_what_another_one_was_sent_while_it_waits(replicas: list[
             assert not any(one.done() for one in work)
             change()
             assert [one.result(30).epoch for one in work] == [epoch + 1] * 2
+
+
+def test_a_report_that_another_replica_took_meanwhile_is_not_missing(
+    replicas: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(replicas[0], patience=0) as one, Client(replicas[1], patience=0) as other:
+        session = one.create_session("infobatch", size=8, batch_size=4, epochs=2, world_size=2).id
+        one.step(session, 0)
+
+        def look(*given: Any) -> Any:
+            monkeypatch.setattr(sessions, "missing_reports", missing_reports)
+            missing = missing_reports(*given)
+            other.report(session, [(0, np.ones(4))], rank=1)
+            return missing
+
+        monkeypatch.setattr(sessions, "missing_reports", look)
+        assert one.step(session, 1, reports=[(0, np.ones(4))]).epoch == 1
 
 
 def test_replicas_make_one_choice(replicas: list[str]) -> None:

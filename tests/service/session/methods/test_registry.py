@@ -99,6 +99,10 @@ class SuperBatches(Ordered):
         start, stop = self.share(rank, step)
         return stop - start
 
+    @property
+    def trained(self):
+        return self.rows // 2
+
     def super_batch(self, step):
         return self.take(*self.bounds(step))[0]
 
@@ -109,15 +113,11 @@ class TopMethod(RandomMethod):
     def choosing(self):
         return self
 
-    @property
-    def trained(self):
-        return self.size // 2
-
     def epoch(self, number, state):
         whole = super().epoch(number, state)
         return SuperBatches(whole.layout, whole.take)
 
-    def check(self, part, rows, max_rows):
+    def check(self, part, rows):
         if part.scores is None or len(part.scores) != rows:
             raise Refusal("bad-report", f"send {rows} scores")
 
@@ -227,6 +227,8 @@ def test_a_method_that_chooses_is_one_file_and_one_line(server: Any, client: Cli
     epochs = httpx.get(f"{server.url}/v1/sessions/{session}/epochs").json()["epochs"]
     assert [(epoch["rows"], epoch["trained"]) for epoch in epochs] == [(20, 10)] * 2
     assert httpx.get(f"{server.url}/dashboard/sessions/{session}").json()["chooses"]
+    with pytest.raises(ServiceError, match="other-method.*its epochs cannot be split anew"):
+        client.resize(session, 2, generation=client.session(session).generation)
     with pytest.raises(ServiceError, match="other-method"):
         client.choose(client.create_session("random", size=10, batch_size=5).id, 0)
 

@@ -1,7 +1,7 @@
-"""Checkpoints of sessions: exported from one server, imported into another, or carried by a training checkpoint.
+"""Checkpoints of sessions: exported from one server, for another or to be carried by a training checkpoint.
 
-:mod:`curation.service.session.checkpoint` has their form. They are written into a file and read from one, batch by
-batch: of one with a state of 400 MB that state is in memory once on its way out, and no copy of it on its way in.
+:mod:`curation.service.session.checkpoint` has their form. They are written into a file, batch by batch: of one with a
+state of 400 MB that state is in memory once.
 """
 
 import json
@@ -12,16 +12,11 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from curation.service.datasets import Datasets
 from curation.service.errors import Refusal
-from curation.service.manager.identity import first_generation
 from curation.service.manager.memory.entry import Entry
 from curation.service.manager.sessions import SessionManager
-from curation.service.session.caller import Caller
-from curation.service.session.checkpoint import FORMAT, SCHEMA, Checkpoint
-from curation.service.session.methods.registry import check_limits, make_method, method_kind
-from curation.service.session.session import LOSS, EpochRecord, Report, Session
-from curation.service.settings import Settings
+from curation.service.session.checkpoint import FORMAT, SCHEMA
+from curation.service.session.session import LOSS, EpochRecord, Report
 from curation.service.store import Store
 from curation.service.store.blobs import write_state
 from curation.service.store.choices import choices_from, last_choice
@@ -62,30 +57,6 @@ def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]
     now = store.session(row.id)
     if now is None or (now.key, now.generation) != (row.key, row.generation):
         raise Refusal("session-changed", "the session was rewound or deleted meanwhile: ask again", retry_after=0.1)
-
-
-def restore(store: Store, caller: Caller, id: str, body: pa.Buffer, settings: Settings, datasets: Datasets) -> bool:
-    """Make a session of an exported one; False where the id is taken. Blocking.
-
-    Raises:
-        Refusal: the body is no checkpoint, its session could not be created here, or its parts do not fit each other.
-    """
-    checkpoint = Checkpoint.read(body, settings.max_body_bytes)
-    spec, size = checkpoint.spec, checkpoint.size
-    if spec.dataset is not None:
-        datasets.size(spec.dataset, size)
-    check_limits(spec, size, settings)
-    known = method_kind(spec.method).table
-    for name, data in checkpoint.tables.items():
-        if name != known:
-            raise Refusal("bad-body", f"method {spec.method} has no table {name[:40]!r}")
-        if len(data) > max(settings.max_body_bytes, settings.resident_bytes):
-            raise Refusal("too-large", f"table {name} has {len(data)} bytes, more than this server keeps in memory")
-    session = Session(spec, make_method(spec, size, checkpoint.open_tables()), segments=checkpoint.segments)
-    base = checkpoint.check(session)
-    parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
-    about = (checkpoint.choices, checkpoint.segments, first_generation(), checkpoint.digest)
-    return store.restore(id, caller, spec, size, *parts, *about) is not None
 
 
 @contextmanager

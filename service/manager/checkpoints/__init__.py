@@ -1,0 +1,1 @@
+"""Checkpoints of sessions: exported to a file, and imported from one."""
