@@ -249,7 +249,12 @@ def test_a_wait_knows_what_is_missing(steps: int, arrivals: list[tuple[int, int]
 def test_who_waits_ends_when_the_client_leaves(live: Callable[..., Any], route: str, asked: dict[str, Any]) -> None:
     server = live()
     with Client(server.url) as client:
-        jest: dict[str, Any] = {"size": 8, "batch_size": 2, "world_size": 2, "parameters": {"joint": False, "filter_ratio": 0.5}}
+        jest: dict[str, Any] = {
+            "size": 8,
+            "batch_size": 2,
+            "world_size": 2,
+            "parameters": {"joint": False, "filter_ratio": 0.5},
+        }
         session = new_session(server.url) if route != "choices" else client.create_session("jest", **jest).id
     content = json.dumps({**asked, "wait": 30}).encode()
     head = f"POST /v1/sessions/{session}/{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
