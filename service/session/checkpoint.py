@@ -2,7 +2,8 @@
 
 An Arrow IPC stream of ``kind``, ``number``, ``rank``, ``data``: a row for each table that came with the session, each
 resize, each epoch opened, the state that the present one began with, each report since then (of methods without state
-also those of the epoch before), each choice made since then. It is read where it lies, part by part: reports are never in memory together.
+also those of the epoch before), each choice made since then. It is read where it lies, part by part: reports are never
+in memory together.
 """
 
 from collections.abc import Iterator, Mapping
