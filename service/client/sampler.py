@@ -71,7 +71,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         self._rejects = info.raw["spec"]["non_finite"] == "reject"
         self._joined = not self.elastic
         self._loaded: int | None = None
-        self._run = 0
+        self._run = self._iteration = 0
         self._step = 0
         self._pending: OrderedDict[int, StepBatch] = OrderedDict()
         self._reports: list[Report] = []
@@ -88,10 +88,15 @@ class RemoteBatchSampler(Sampler[list[int]]):
         """The batches up to the epoch's end; the next call goes on with the next epoch.
 
         After leaving an epoch early, ``load_state_dict(state_dict())`` goes back to the first batch not updated.
+
+        Raises:
+            RuntimeError: another iteration or ``load_state_dict`` moved the sampler since this one's last batch.
         """
         self._join()
         if self._done:
             return
+        self._iteration += 1
+        iteration = self._iteration
         futures: deque[Future[StepBatch]] = deque()
         batch, next_step = self._next(), self._step + 1
         ahead = Prefetch(self._ask)
@@ -106,6 +111,11 @@ class RemoteBatchSampler(Sampler[list[int]]):
                 self._pending[self._step] = batch
                 self._step, self._ahead, self._done = self._step + 1, None, batch.end_of_session
                 yield batch.indices.tolist()
+                if iteration != self._iteration:
+                    raise RuntimeError(
+                        "the sampler was moved since this iteration's last batch, by another iteration or "
+                        "load_state_dict: only the newest iteration goes on"
+                    )
                 if batch.end_of_epoch:
                     return
                 batch = futures.popleft().result() if futures else self._next()
@@ -218,6 +228,7 @@ class RemoteBatchSampler(Sampler[list[int]]):
         with self._lock:
             self._pending, self._reports, self._ahead = OrderedDict(), [], None
             self._run += 1
+            self._iteration += 1
 
     def _next(self) -> StepBatch:
         if self._ahead is None:

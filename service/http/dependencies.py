@@ -13,6 +13,7 @@ from curation.service.http.admission.file_room import FileRoom
 from curation.service.manager.choices import Choices
 from curation.service.manager.sessions import SessionManager
 from curation.service.manager.trace import Recorder
+from curation.service.manager.waiting import CLIENT_GONE
 from curation.service.monitoring.metrics import Metrics
 from curation.service.monitoring.readiness import Readiness
 from curation.service.monitoring.scrape import Scrape
@@ -84,6 +85,7 @@ async def caller_of(scope: Scope, authenticator: Authenticator) -> Caller:
         caller = await authenticator.caller(headers.get(b"authorization"), headers.get(b"host"))
         about["caller"] = caller
         path = scope["path"].split("/", 4)
+        CLIENT_GONE.set(about["body"].gone)
         TENANT.set(Tenant(caller.owner, path[3] if len(path) > 3 and path[2] == "sessions" else None))
     return caller
 

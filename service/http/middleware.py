@@ -25,7 +25,7 @@ from curation.service.workers.fairness import FairSlots
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _ONCE = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"x-request-id"})
 _PROCESS, _NUMBERS = secrets.token_hex(6).encode(), count()
-_CLIENT_LEFT = 499  # for the log only: its body was not whole yet
+_CLIENT_LEFT = 499  # for the log only
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

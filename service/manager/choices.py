@@ -17,6 +17,7 @@ from curation.service.errors import Refusal
 from curation.service.manager.memory.entry import Entry, check_base, check_generation
 from curation.service.manager.memory.parts import Parts
 from curation.service.manager.sessions import POLL_SECONDS, SessionManager
+from curation.service.manager.waiting import wait_for
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart
 from curation.service.session.protocols import Choosing, ChoosingEpoch, Indices, Weights
@@ -170,13 +171,9 @@ class Choices:
             begun.poll = asyncio.create_task(self._poll(step, begun))
         begun.waiting += 1
         try:
-            async with asyncio.timeout(seconds):
-                await begun.signal.wait()
-        except TimeoutError:
-            return False
+            return await wait_for(begun.signal, seconds)
         finally:
             begun.waiting -= 1
-        return True
 
     async def _poll(self, step: _Step, begun: _Begun) -> None:
         """Let those go who wait once another replica has what they wait for, or the session has changed."""

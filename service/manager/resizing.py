@@ -110,7 +110,7 @@ def _places(store: Store, entry: Entry, asked: Resize) -> tuple[int, dict[int, L
     Where an epoch begins, the one before comes first, unless it is closed: what was not reported of it comes again.
     """
     session = entry.session
-    step = _first_unreported(store, entry) if asked.from_step is None else asked.from_step
+    step = first_unreported(store, entry) if asked.from_step is None else asked.from_step
     if not 0 <= step <= session.known_steps:
         raise Refusal("bad-step", f"step {step} was never handed out: {session.open_range}")
     number = session.epoch_of(step) if step < session.known_steps else session.open_epochs - 1
@@ -119,7 +119,7 @@ def _places(store: Store, entry: Entry, asked: Resize) -> tuple[int, dict[int, L
     return step, {one: session.layout(one, step) for one in range(number - begins, number + 1)}
 
 
-def _first_unreported(store: Store, entry: Entry) -> int:
+def first_unreported(store: Store, entry: Entry) -> int:
     """The first step, of those after the last resize and of open epochs, that not all of its ranks reported; or of
     which nothing was chosen yet."""
     session = entry.session

@@ -6,7 +6,9 @@ out in memory, so that neither a thousand ranks that wait nor their requests cos
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ from curation.service.session.session import Report
 from curation.service.session.spec import Grace
 from curation.service.store import SessionRow
 from curation.service.store.reports import Ignored, Write
+
+CLIENT_GONE: ContextVar[Callable[[], Coroutine[Any, Any, NoReturn]] | None] = ContextVar("client_gone", default=None)
+"""Of the request that runs: waits until its client leaves, and raises then. None: nobody can tell."""
 
 
 class EpochWait:
@@ -118,10 +123,7 @@ class EpochWait:
         """Wait until there is something to look at, and no longer than so many seconds."""
         self.waiting += 1
         try:
-            async with asyncio.timeout(seconds):
-                await self._signal.wait()
-        except TimeoutError:
-            pass
+            await wait_for(self._signal, seconds)
         finally:
             self.waiting -= 1
 
@@ -166,6 +168,26 @@ class EpochWaits:
                 wait.doubt()
             else:
                 wait.committed(write.reports)
+
+
+async def wait_for(signal: asyncio.Event, seconds: float) -> bool:
+    """Wait for a signal, and no longer than so many seconds; whether it came.
+
+    Raises what :data:`CLIENT_GONE` does where the client of the request that waits leaves: a peer that asks and hangs
+    up again and again would otherwise hold as many requests as it likes.
+    """
+    client_gone = CLIENT_GONE.get()
+    came = asyncio.create_task(signal.wait())
+    gone = None if client_gone is None else asyncio.create_task(client_gone())
+    tasks: set[asyncio.Task[Any]] = {came} if gone is None else {came, gone}
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if gone is not None and gone.done():
+            gone.result()
+        return came.done()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _missing_reports(number: int, count: int, ranks: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> Refusal:

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from curation.service.http import selections
 from curation.service.http.admission.request_body import body_of, read_body
@@ -84,8 +83,8 @@ async def _select(
     gone = asyncio.create_task(body_of(request).gone())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
+        if gone.done():
+            gone.result()
         return Response(work.result(), media_type=ARROW if wanted else JSON)
     finally:
         gone.cancel()

@@ -186,8 +186,7 @@ async def import_exported(
     """Make a session from an exported one, for as many ranks as that has, or resized for others: with an id it is safe
     to repeat.
 
-    Of methods that do not depend on reports a checkpoint carries none: all rows before ``from_step`` count as trained
-    on.
+    With ``world_size``, in methods that do not depend on reports, all rows before ``from_step`` count as trained on.
     """
     if not is_arrow(request):
         raise Refusal("bad-media-type", f"send the exported checkpoint as it is, as {ARROW}")

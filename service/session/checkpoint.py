@@ -1,8 +1,9 @@
 """Checkpoint of a session, read from a stranger: nothing in it is believed that a session could not have come to.
 
 An Arrow IPC stream of ``kind``, ``number``, ``rank``, ``data``: a row for each table that came with the session, each
-resize, each epoch opened, the state that the present one began with, each report since then, each choice made since
-then. It is read where it lies, part by part: reports are never in memory together.
+resize, each epoch opened, the state that the present one began with, each report since then (of methods without state
+also those of the epoch before), each choice made since then. It is read where it lies, part by part: reports are never
+in memory together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -132,8 +133,6 @@ class Checkpoint:
                 steps, ranks, data = batch["number"].to_numpy(), batch["rank"].to_numpy(), batch["data"]
                 for row in reports:
                     report = Report(int(ranks[row]), int(steps[row]), np.frombuffer(data[row].as_buffer(), LOSS))
-                    if not session.method.stateful and session.method.choosing is None:
-                        raise ValueError(f"method {self.spec.method} has no reports to restore")
                     if (report.step, report.rank) <= last or report.step < first:
                         raise ValueError("its reports are not by step and rank, or lie before its present epoch")
                     session.check_rank(report.rank)

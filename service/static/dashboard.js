@@ -173,7 +173,7 @@ function missing(what, kind) {
   };
 }
 
-let view = null, timer = 0, paused = false, failed = false;
+let view = null, timer = 0, paused = false, failed = false, answered = "";
 
 function say(text) { at("status").textContent = text; }
 
@@ -182,10 +182,12 @@ function trouble(error) {
     const given = sessionStorage.getItem(TOKEN) != null;
     at("access").hidden = false;
     at("main").hidden = true;
+    at("clock").textContent = answered = "";
     if (given) complain(`The server refused the token: ${error.message}`);
     if (!given || document.activeElement === document.body) at("token").focus();
     return;
   }
+  if (answered) at("clock").textContent = `As of ${answered}`;
   complain(error instanceof Problem ? error.message : "The server does not answer. This page tries again by itself.");
 }
 
@@ -213,7 +215,8 @@ async function refresh() {
     failed = false;
     at("problem").hidden = true;
     at("problem").textContent = "";
-    at("clock").textContent = `${paused ? "As of" : "Live ·"} ${new Date().toLocaleTimeString()}`;
+    answered = new Date().toLocaleTimeString();
+    at("clock").textContent = `${paused ? "As of" : "Live ·"} ${answered}`;
   } catch (error) {
     if (mine !== view) return;
     if (error.status === 404 || error.status === 403 || error.status === 422) {

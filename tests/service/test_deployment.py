@@ -10,9 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+import curation.cli
 from curation.service.client import Client
 from curation.service.settings import Settings, load_settings
 
@@ -39,6 +41,10 @@ def metrics(live: Callable[..., Any]) -> set[str]:
     return named | {sample.name for family in families for sample in family.samples}
 
 
+def _family(name: str) -> str:
+    return re.sub(r"_(bucket|count|sum|created|total)$", "", name)
+
+
 def expressions() -> Iterator[tuple[str, str]]:
     yield from ((rule["alert"], rule["expr"]) for rule in ALERTS)
     for panel in BOARD["panels"]:
@@ -52,8 +58,15 @@ def test_every_metric_of_the_board_and_the_alerts_is_in_a_scrape(metrics: set[st
     assert used <= metrics
 
 
+def test_every_metric_is_on_the_board_or_left_out_on_purpose(metrics: set[str]) -> None:
+    used = {name for _, expression in expressions() for name in _METRIC.findall(expression)}
+    shown = {_family(name) for name in used}
+    missing = {name for name in map(_family, metrics) if name.startswith("curation_")} - shown
+    assert missing == {"curation_rows", "curation_pool_size", "curation_sessions_in_memory"}
+
+
 def test_every_metric_is_described(metrics: set[str]) -> None:
-    families = {re.sub(r"_(bucket|count|sum|created|total)$", "", name) for name in metrics}
+    families = set(map(_family, metrics))
     assert not {name for name in families if name.startswith("curation_") and name not in DOCS}
 
 
@@ -101,6 +114,29 @@ def test_every_setting_in_the_files_is_one(tmp_path: Path) -> None:
     settings.write_text(MANIFESTS["ConfigMap"]["data"]["service.yaml"])
     assert load_settings(settings).auth == "required"
     assert load_settings(CONFIGS / "service.yaml").port == 8765
+
+
+def commands() -> Iterator[list[str]]:
+    """Arguments of ``curation`` in the shipped files, comments with something to type included."""
+    container = MANIFESTS["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    yield container["args"]
+    for file in sorted(CONFIGS.rglob("*")):
+        if file.is_file() and file.suffix != ".json":
+            found = re.findall(r"(?:bin/|`|# )curation ((?:serve|token|owner|store|audit)\b[^`\n]*)", file.read_text())
+            yield from (line.split() for line in found)
+    yield json.loads((re.findall(r"^CMD (.+)$", (CONFIGS / "container" / "Containerfile").read_text(), re.M))[-1])
+
+
+def test_every_command_in_the_files_is_one() -> None:
+    given = list(commands())
+    assert len(given) >= 5
+    for arguments in given:
+        command: Any = typer.main.get_command(curation.cli.app)
+        for word in arguments:
+            if hasattr(command, "commands"):
+                command = command.commands[word]
+            elif word.startswith("--"):
+                assert word in {name for option in command.params for name in option.opts}, arguments
 
 
 def test_ports_labels_and_times_agree() -> None:
@@ -151,6 +187,9 @@ def test_the_proxy_waits_longer_than_the_service_and_takes_the_same_bodies() -> 
     text = (CONFIGS / "container" / "nginx.conf").read_text()
     waits = [int(seconds) for seconds in re.findall(r"proxy_read_timeout (\d+)s", text)]
     assert min(waits) > Settings().request_seconds
+    upstream = re.search(r"upstream curation {[^}]*keepalive_timeout (\d+)s;", text)
+    assert upstream is not None
+    assert int(upstream[1]) < Settings().idle_seconds
     assert f"client_max_body_size {Settings().max_body_bytes >> 20}m;" in text
 
 

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from curation.service.errors import Refusal
+from curation.service.http.admission.parser import Parser
 from curation.service.http.problems import KINDS, MEDIA_TYPE
 from curation.service.logs import logger
 from curation.service.settings import Settings
@@ -95,6 +96,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, connections: Connections, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.parser = cast(Any, Parser(self))
         self._connections = connections
         self._limits = connections.settings
         self._in_head = True
@@ -142,6 +144,8 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -170,6 +174,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._overhead = self._body_bytes = 0
         if self._linger_timer is not None:
             self._linger_timer.cancel()
@@ -177,7 +183,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self.cycle.more_body and self._linger_timer is None:
+        # The newest request may be one that came behind this one, and has yet to be answered.
+        if self.cycle.response_complete and self.cycle.more_body and self._linger_timer is None:
             self._passed = 0
             self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
         if self._peer is not None and not self.pipeline:

@@ -1,7 +1,7 @@
 """Body of a request: not read before the caller is known, and no more of it than its route asks for."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
@@ -80,10 +80,15 @@ class RequestBody:
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def gone(self) -> None:
-        """Wait, once it is whole, until the client leaves."""
+    async def gone(self) -> NoReturn:
+        """Wait, once it is whole, until the client leaves.
+
+        Raises:
+            ClientDisconnect: it left.
+        """
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        raise ClientDisconnect
 
     def parsed(self) -> None:
         """What was read is no more held: another large body may come."""

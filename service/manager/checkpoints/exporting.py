@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from curation.service.errors import Refusal
 from curation.service.manager.memory.entry import Entry
+from curation.service.manager.resizing import first_unreported
 from curation.service.manager.sessions import SessionManager
 from curation.service.session.checkpoint import FORMAT, SCHEMA
 from curation.service.session.session import LOSS, EpochRecord, Report
@@ -28,7 +29,8 @@ _ROWS, _BYTES = 256, 1 << 20
 
 
 def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]) -> None:
-    """Write all of a session from its present epoch on. Blocking.
+    """Write all of a session from its present epoch on; where epochs depend on no reports, those of the one before too,
+    so that the copy can be resized. Blocking.
 
     Raises:
         Refusal: the session was rewound or deleted meanwhile.
@@ -49,11 +51,16 @@ def export(store: Store, sessions: SessionManager, entry: Entry, file: IO[bytes]
                 with _packed_state(sessions, entry, last.number) as state:
                     _write(stream, [("state", last.number, 0, state)])
             _write(stream, map(_report, store.reports(row.key, last.first_step, last.end)))
-        newest = None if session.method.choosing is None else last_choice(store, row.key)
-        if newest is not None:
-            first, end = session.span_of(session.epoch_of(newest))
-            _write(stream, (("choice", step, 0, data) for step, data in choices_from(store, row.key, first)))
-            _write(stream, map(_report, store.reports(row.key, first, end)))
+        elif session.method.choosing is not None:
+            newest = last_choice(store, row.key)
+            if newest is not None:
+                first, end = session.span_of(session.epoch_of(newest))
+                _write(stream, (("choice", step, 0, data) for step, data in choices_from(store, row.key, first)))
+                _write(stream, map(_report, store.reports(row.key, first, end)))
+        elif not session.method.stateful:
+            reached = session.epoch_of(min(first_unreported(store, entry), session.known_steps - 1))
+            first = session.span_of(max(reached - 1, 0))[0]  # a resize where an epoch begins asks for the one before
+            _write(stream, map(_report, store.reports(row.key, first, session.known_steps)))
     now = store.session(row.id)
     if now is None or (now.key, now.generation) != (row.key, row.generation):
         raise Refusal("session-changed", "the session was rewound or deleted meanwhile: ask again", retry_after=0.1)

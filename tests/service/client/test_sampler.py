@@ -182,3 +182,23 @@ def test_a_state_of_another_session_of_the_same_id_is_refused(url: str) -> None:
         client.restore(checkpoint, id="reused")
         for known in (state, {name: state[name] for name in ("version", "session", "rank", "step")}):
             RemoteBatchSampler(client, "reused").load_state_dict(known)
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("moved", ["another iteration", "load_state_dict"])
+def test_an_iteration_that_was_left_behind_says_so(url: str, moved: str, prefetch: int) -> None:
+    with Client(url) as client:
+        session = client.create_session("random", size=SIZE, batch_size=BATCH).id
+        sampler = RemoteBatchSampler(client, session, prefetch=prefetch)
+        state = sampler.state_dict()
+        left = iter(sampler)
+        for _ in range(2):
+            sampler.update(torch.tensor(next(left)), torch.zeros(BATCH))
+        if moved == "another iteration":
+            next(iter(sampler))
+        else:
+            sampler.load_state_dict(state)
+        with pytest.raises(RuntimeError, match="only the newest iteration goes on"):
+            next(left)
+        sampler.load_state_dict(state)
+        assert sorted(row for batch in sampler for row in batch) == list(range(SIZE))

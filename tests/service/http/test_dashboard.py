@@ -278,6 +278,7 @@ def test_the_curve_moves_as_losses_come_in(browser: Any, live: Callable[..., Any
     server.stop()
     browser.click("#pause")
     browser.until("!document.getElementById('problem').hidden")
+    assert browser.js("document.getElementById('clock').textContent").startswith("As of ")
     server.start()
     browser.until("document.getElementById('problem').hidden")
     assert browser.js("document.getElementById('status').textContent") == "The server answers again."
@@ -300,7 +301,23 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Any, guarded: dict[st
     browser.until("document.querySelectorAll('details.row').length", BATCH)
     browser.click("#forget")
     browser.until("document.activeElement.id", "token")
-    assert browser.js("sessionStorage.length") == 0
+    assert browser.js("[sessionStorage.length, document.getElementById('clock').textContent]") == [0, ""]
+
+
+def test_a_list_of_long_names_fits(browser: Any, guarded: dict[str, str]) -> None:
+    with Client(guarded["url"], token=guarded["theirs"]) as client:
+        for name in ("run-with-all-of-its-parameters-in-the-name-as-people-like-to-do-x", "r" * 64):
+            session = client.create_session("random", size=1000, batch_size=10, id=name[-64:]).id
+            report(client, session, 0, 1.0)
+    browser.open(guarded["url"])
+    browser.until("document.activeElement.id", "token")
+    browser.press(guarded["theirs"], "\ue007")
+    browser.until("document.querySelectorAll('.cards tbody tr').length", 2)
+    for width in (1280, 1100):
+        browser.emulate(width, "light")
+        assert browser.js(
+            "document.querySelector('.cards').scrollWidth <= document.querySelector('.cards').clientWidth"
+        )
 
 
 def test_a_dataset_by_keyboard(browser: Any, url: str) -> None:

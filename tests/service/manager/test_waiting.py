@@ -1,7 +1,9 @@
 """Requests that wait for other ranks: held until what they wait for is there, and let go when it cannot come."""
 
 import dataclasses
+import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from curation.service.store import SessionRow
 
 ONES = np.ones(5, np.float32)
 NOTHING = np.empty(0, np.float32)
+CHOICE = {"step": 0, "scores": [1.0, 2.0]}
 
 
 class Counting(httpx.HTTPTransport):
@@ -240,3 +243,34 @@ def test_a_wait_knows_what_is_missing(steps: int, arrivals: list[tuple[int, int]
     late = {rank for rank, _ in due}
     assert set(wait.late_ranks().tolist()) == late
     assert (wait.opens_in() == 0) == (4 - len(late) >= 4 * quorum or not due)
+
+
+@pytest.mark.parametrize(("route", "asked"), [("steps", {"step": 1}), ("batches", {"step": 1}), ("choices", CHOICE)])
+def test_who_waits_ends_when_the_client_leaves(live: Callable[..., Any], route: str, asked: dict[str, Any]) -> None:
+    server = live()
+    with Client(server.url) as client:
+        jest: dict[str, Any] = {
+            "size": 8,
+            "batch_size": 2,
+            "world_size": 2,
+            "parameters": {"joint": False, "filter_ratio": 0.5},
+        }
+        session = new_session(server.url) if route != "choices" else client.create_session("jest", **jest).id
+    content = json.dumps({**asked, "wait": 30}).encode()
+    head = f"POST /v1/sessions/{session}/{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(5)]
+    metrics = server.app.state.service.metrics
+    for connection in connections:
+        connection.sendall(request)
+    until(lambda: metrics.open == len(connections))
+    for connection in connections:
+        connection.close()
+    until(lambda: metrics.open == 0)
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -60,6 +60,30 @@ def test_a_checkpoint_goes_on_with_other_ranks(client: Client, http: Any, method
     assert sorted(rows + rest_of_epoch(client, other.id, 2, 4)) == list(range(100))
 
 
+@pytest.mark.parametrize("from_step", [None, 16, 13])
+@pytest.mark.parametrize("method", ["random", "plan"])
+def test_a_copy_of_a_checkpoint_knows_what_was_reported_as_it_is_resized(
+    client: Client, method: str, from_step: int | None
+) -> None:
+    options: dict[str, Any] = {"size": 100, "batch_size": 4, "epochs": 2, "world_size": 2}
+    if method == "plan":
+        options["parameters"] = {"batches": np.arange(100).reshape(25, 4).tolist()}
+    session = client.create_session(method, **options).id
+    for rank in range(2):
+        report(client, session, rank, range(13))
+    rows = [row for rank, end in ((0, 16), (1, 15)) for row in report(client, session, rank, range(13, end))]
+    copy = client.restore(client.checkpoint(session))
+    resized = client.resize(copy.id, 3, generation=copy.generation, from_step=from_step)
+    assert resized.from_step == (15 if from_step is None else from_step)
+    if from_step is None:
+        rows = [row for row in rows if row not in client.step_rows(session, 15, rank=0).rows]
+    rest = rest_of_epoch(client, copy.id, 3, resized.from_step)
+    assert sorted(rest if from_step == 13 else rows + rest) == list(range(100))
+    if from_step is None:
+        losses = client.step_rows(copy.id, 14)
+        assert losses.reported.all()
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -1,5 +1,6 @@
 """What one peer can do to the server before any request of it is whole, over real sockets."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -172,3 +173,79 @@ def test_a_refused_body_is_not_read_for_long(dial: Callable[[], socket.socket]) 
     connection.sendall(b"Content-Length: 1073741824\r\n\r\n")
     assert connection.recv(12) == b"HTTP/1.1 413"
     assert feed(connection, b" " * (1 << 16), 1 << 30) < 64 << 20
+
+
+STEP = b'{"step": 0}'
+KINDS = [
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    b"Connection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n",
+    b"",
+]
+
+
+def step_of(session: str, more: bytes, *, chunked: bool = False) -> bytes:
+    head = f"POST /v1/sessions/{session}/steps HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    length = b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: %d\r\n" % len(STEP)
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(STEP), STEP) if chunked else STEP
+    return head.encode() + length + more + b"\r\n" + body
+
+
+def statuses(connection: socket.socket, wanted: int) -> list[int]:
+    """Statuses of so many answers with a body of JSON, but for the interim ones."""
+    came, found = b"", list[int]()
+    while len(found) < wanted:
+        part = connection.recv(1 << 16)
+        assert part, came
+        came += part
+        found = [int(one) for one in re.findall(rb"HTTP/1.1 (\d+) (?!Continue)", came)]
+    return found
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("more", KINDS)
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(
+    dial: Callable[[], socket.socket], server: Any, more: bytes, chunked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = {"id": "upgrade", "method": "random", "size": 9, "batch_size": 3}
+    httpx.post(f"{server.url}/v1/sessions", json=made).raise_for_status()
+    request = step_of("upgrade", more, chunked=chunked)
+    at_once, cut = dial(), dial()
+    at_once.sendall(request + request + WHOLE)
+    assert statuses(at_once, 3) == [200] * 3
+    cut.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for at in range(0, len(request), 40):
+        cut.sendall(request[at : at + 40])
+        time.sleep(0.005)
+    cut.sendall(WHOLE)
+    assert statuses(cut, 2) == [200] * 2
+    assert "pgrade" not in caplog.text
+
+
+def test_what_follows_a_head_is_no_request_of_its_own(dial: Callable[[], socket.socket]) -> None:
+    connection = dial()
+    head = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n"
+    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(WHOLE))
+    time.sleep(0.1)
+    connection.sendall(WHOLE)
+    assert statuses(connection, 1) == [405]
+    connection.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        connection.recv(1)
+    connection.settimeout(10)
+    connection.sendall(WHOLE)
+    assert statuses(connection, 1) == [200]
+
+
+def test_a_body_behind_another_request_has_its_time(
+    dial: Callable[[], socket.socket], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curation.service.http.admission.connections._LINGER_SECONDS", 0.1)
+    made = {"id": "behind", "method": "random", "size": 9, "batch_size": 3}
+    httpx.post(f"{server.url}/v1/sessions", json=made).raise_for_status()
+    connection, request = dial(), step_of("behind", b"")
+    connection.sendall(request + request[:-4])
+    assert statuses(connection, 1) == [200]
+    time.sleep(0.5)
+    connection.sendall(request[-4:])
+    assert statuses(connection, 1) == [200]
