@@ -99,7 +99,7 @@ class RequestBody:
         if self._whole:
             return await self._receive()
         size = max(self._declared, self.seen)
-        if not self._begun:
+        if not self._begun and "caller" not in self._scope["state"]:
             try:
                 await caller_of(self._scope, self._limits.authenticator)
             except Refusal as refusal:
