@@ -318,40 +318,35 @@ class SessionManager:
         entry.seen[request.rank] = time.time()
         if session.open_epochs == 0:
             await self.epoch(entry, 0)
-        step, reports = request.step, request.reports
-        newest = max([report.step for report in reports]) if reports else -1
-        if self.store.shared and max(newest, -1 if step is None else step) >= session.known_steps:
+        newest = max((report.step for report in request.reports), default=-1)
+        if self.store.shared and max(newest, -1 if request.step is None else request.step) >= session.known_steps:
             await self._look(entry)
         check_generation(row, request.generation)
-        if step is not None:
-            check_base(row, session.epoch_of(step))
-            if newest >= step:
+        if request.step is not None:
+            check_base(row, session.epoch_of(request.step))
+        for report in request.reports:
+            if request.step is not None and report.step >= request.step:
                 raise Refusal(
                     "bad-report",
-                    f"step {newest} is reported, but is not earlier than {step}, the one asked for",
-                    rank=request.rank,
-                    step=newest,
+                    f"step {report.step} is reported, but is not earlier than {request.step}, the one asked for",
+                    rank=report.rank,
+                    step=report.step,
                 )
-        if reports:
-            if size_of(reports) <= PIECE_BYTES:
-                _check_reports(session, reports)
-                ignored[:] = await self.group_commit.submit(row.key, row.generation, reports)
-            else:
-                await asyncio.to_thread(_check_reports, session, reports)
-                differing: list[int] = []
-                for piece in pieces(reports):
-                    differing += await self.group_commit.submit(row.key, row.generation, piece)
+        await self._check_reports(session, request.reports)
+        if request.reports or self.store.shared:
+            differing: list[int] = []
+            for reports in pieces(request.reports):
+                differing += await self.group_commit.submit(row.key, row.generation, reports)
+            if request.reports:
                 ignored[:] = differing
-        elif self.store.shared:
-            await self.group_commit.submit(row.key, row.generation, reports)
-        if step is None:
+        if request.step is None:
             return None
-        number = session.epoch_of(step)
+        number = session.epoch_of(request.step)
         epoch = session.epoch(number)
         if epoch is None and (session.method.stateful or number >= session.open_epochs):
             epoch = await self.epoch(entry, number)
-        entry.asked[request.rank] = max(step, entry.asked.get(request.rank, -1))
-        return session.batch(request.rank, step, epoch)
+        entry.asked[request.rank] = max(request.step, entry.asked.get(request.rank, -1))
+        return session.batch(request.rank, request.step, epoch)
 
     async def _wait(self, entry: Entry, deadline: float) -> bool:
         """Wait for the reports that an epoch waits for; False where time is over."""
@@ -427,6 +422,17 @@ class SessionManager:
         wait = self.waits.of(entry.row.key)
         if wait is not None:
             wait.doubt()
+
+    async def _check_reports(self, session: Session[Any], reports: Sequence[Report]) -> None:
+        def check() -> None:
+            for report in reports:
+                session.check_report(report)
+                session.check_due(report)
+
+        if size_of(reports) <= PIECE_BYTES:
+            check()
+        else:
+            await asyncio.to_thread(check)
 
     async def _load(self, id: str) -> Entry:
         while True:
@@ -569,9 +575,3 @@ class SessionManager:
 
 def _no_session(id: str) -> Refusal:
     return Refusal("not-found", f"there is no session {id!r}")
-
-
-def _check_reports(session: Session[Any], reports: Sequence[Report]) -> None:
-    for report in reports:
-        session.check_report(report)
-        session.check_due(report)

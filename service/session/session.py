@@ -130,8 +130,6 @@ class Session(Generic[E]):
         self.records = records or []
         self.segments = segments
         self._epochs: dict[int, E] = {}
-        # Number, first step and end of the open epoch that was asked for last: hardly a step is of another.
-        self._recent = (-1, 0, 0)
         self.rows = 0
         # Asked several times a step, and as they are for as long as this object lives.
         self._ranks = max((spec.world_size, *(segment.world_size for segment in segments)))
@@ -183,19 +181,13 @@ class Session(Generic[E]):
         Raises:
             Refusal: the step lies past the session's end, or in an epoch that cannot be opened yet.
         """
-        recent, first, end = self._recent
-        if first <= step < end:
-            return recent
         if step < 0:
             raise Refusal("bad-step", f"step {step} is negative: steps count from 0 over the whole session")
         if step < self.known_steps:
-            if self.method.stateful:
-                number = bisect_right(self.records, step, key=lambda record: record.first_step) - 1
-            else:
+            if not self.method.stateful:
                 run = self._run(step)
-                number = run.epoch + (step - run.first_step) // run.steps
-            self._recent = number, *self.span_of(number)
-            return number
+                return run.epoch + (step - run.first_step) // run.steps
+            return bisect_right(self.records, step, key=lambda record: record.first_step) - 1
         if self.open_epochs == self.spec.epochs:
             raise Refusal(
                 "bad-step",
@@ -212,9 +204,6 @@ class Session(Generic[E]):
 
     def span_of(self, epoch: int) -> tuple[int, int]:
         """First step of an open epoch, and the step after its last."""
-        recent, first, end = self._recent
-        if epoch == recent:
-            return first, end
         if self.method.stateful:
             return self.records[epoch].first_step, self.records[epoch].end
         run = self._runs[bisect_right(self._runs, epoch, key=attrgetter("epoch")) - 1]
