@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 logger = logging.getLogger("curation.service")
 AccessMode = Literal["all", "slow", "errors", "off"]
@@ -49,7 +49,7 @@ class AccessLog:
     LATE = 0.1
 
     def __init__(self, mode: AccessMode = "all", slow_seconds: float = 1.0) -> None:
-        self._lines: list[str] = []
+        self._answered: list[_Answered] = []
         self._from_status = {"all": 0, "off": sys.maxsize}.get(mode, 400)
         self._from_seconds = slow_seconds if mode == "slow" else math.inf
 
@@ -70,20 +70,34 @@ class AccessLog:
         """Take in an answered request, of a peer's address and a token's id; in an event loop."""
         if not logger.isEnabledFor(logging.INFO):
             return
-        now = time.time()
-        self._lines.append(
-            f'{{"time": "{_second(int(now))}.{int(now % 1 * 1000):03d}Z", "level": "info", "logger": "{logger.name}", '
-            f'"message": "request", "request": "{request_id}", "method": {_quoted(method)}, "path": {_quoted(path)}, '
-            f'"status": {status}, "ms": {seconds * 1000:.2f}, "peer": {_or_null(peer)}, "token": {_or_null(token)}}}'
-        )
-        if len(self._lines) == 1:
+        self._answered.append(_Answered(time.time(), request_id, method, path, status, seconds, peer, token))
+        if len(self._answered) == 1:
             asyncio.get_running_loop().call_later(self.LATE, self.flush)
 
     def flush(self) -> None:
         """Write the lines that have gathered."""
-        lines, self._lines = self._lines, []
-        if lines:
-            logger.info("%d requests", len(lines), extra={"lines": lines})
+        answered, self._answered = self._answered, []
+        if answered:
+            logger.info("%d requests", len(answered), extra={"lines": [one.line() for one in answered]})
+
+
+class _Answered(NamedTuple):
+    at: float
+    request_id: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    peer: str | None
+    token: str | None
+
+    def line(self) -> str:
+        return (
+            f'{{"time": "{_second(int(self.at))}.{int(self.at % 1 * 1000):03d}Z", "level": "info", '
+            f'"logger": "{logger.name}", "message": "request", "request": "{self.request_id}", '
+            f'"method": {_quoted(self.method)}, "path": {_quoted(self.path)}, "status": {self.status}, '
+            f'"ms": {self.seconds * 1000:.2f}, "peer": {_or_null(self.peer)}, "token": {_or_null(self.token)}}}'
+        )
 
 
 _quoted = json.encoder.encode_basestring_ascii
