@@ -74,9 +74,11 @@ class StepHeads:
     def learn(self, body: bytes, schema: pa.Schema, batches: Sequence[pa.RecordBatch], wait: float) -> None:
         """Keep the head of a body that was read and found right, where its layout is the one that clients send."""
         head = _head(body)
+        if not head:
+            return
         columns = _columns(body, head, schema, batches)
         spans = _spans(head, schema.metadata or {})
-        if not head or columns is None or spans is None:
+        if columns is None or spans is None:
             return
         edges = [0, *(edge for span in sorted(filter(None, spans)) for edge in span), len(head)]
         if edges != sorted(edges):
@@ -90,13 +92,15 @@ class StepHeads:
 
 def _head(body: bytes) -> bytes:
     """All that stands before the first numbers: a schema, and the metadata of a batch or the stream's end. Empty where
-    it is long."""
-    if len(body) < 2 * _PREFIX.size:
-        return b""
-    end = _PREFIX.size + _PREFIX.unpack_from(body)[1]
-    if end > min(_MAX_HEAD, len(body) - _PREFIX.size):
-        return b""
-    end += _PREFIX.size + _PREFIX.unpack_from(body, end)[1]
+    it is long, or laid out otherwise."""
+    end = 0
+    for _ in range(2):
+        if end > min(_MAX_HEAD, len(body) - _PREFIX.size):
+            return b""
+        mark, size = _PREFIX.unpack_from(body, end)
+        if mark != _CONTINUED:  # as Arrow's streams began before 0.15
+            return b""
+        end += _PREFIX.size + size
     return body[:end] if end <= _MAX_HEAD else b""
 
 

@@ -16,6 +16,8 @@ from curation.errors import OutputError, SourceError
 from curation.pipelines import Acquire, Align, BlockStep, Dedup, FileSource, Recipe, Score, Verdict, run
 from curation.progress import Silent
 
+from .functions import NAME as FUNCTIONS
+
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
@@ -122,12 +124,8 @@ def test_what_is_left_out_or_filled_in_is_told(tmp_path: Path) -> None:
         [Align(targets=FileSource(format="parquet", path=str(corpus)))], tmp_path / "b", source=corpus, progress=aligned
     )
     assert [note for note in aligned.notes if "rows.jsonl.zst" in note] == 2 * manifest.notes[:1]
-    per = run([Score(function=f"{__name__}:zero"), Acquire(count=1, per="source")], tmp_path / "per", source=corpus)
+    per = run([Score(function=f"{FUNCTIONS}:zero"), Acquire(count=1, per="source")], tmp_path / "per", source=corpus)
     assert per.rows_out == 2
-
-
-def zero(rows: pa.Table) -> list[float]:
-    return [0.0] * len(rows)
 
 
 def test_types_that_datasets_lacks_are_converted_or_refused_before_the_first_task(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from curation.recipe import Recipe
 from curation.recipe.model import Resources
 
 from .conftest import ROWS, align, recipe, rows_of
+from .functions import NAME as FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -103,12 +103,8 @@ def test_threshold_then_per_group(corpus: Path, tmp_path: Path) -> None:
     assert datasets.load_from_disk(str(tmp_path / "out"))["_index"][:] == sorted(expected)
 
 
-def length_score(table: pa.Table, *, sign: int = 1) -> list[int]:
-    return [sign * len(text) for text in table["text"].to_pylist()]
-
-
 def test_function_score(corpus: Path, tmp_path: Path) -> None:
-    function = {"step": "score", "function": f"{__name__}:length_score", "parameters": {"sign": -1}}
+    function = {"step": "score", "function": f"{FUNCTIONS}:length_score", "parameters": {"sign": -1}}
     run(recipe(corpus, function, {"step": "acquire", "count": 1}), tmp_path / "out")
     rows = rows_of(corpus)
     shortest = min(range(ROWS), key=lambda i: (len(rows[i]["text"]), i))
@@ -189,46 +185,19 @@ def test_bad_recipes_leave_nothing(case: str, corpus: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def fails(table: pa.Table) -> list[float]:
-    raise KeyError("boo")
-
-
-def too_few(table: pa.Table) -> list[float]:
-    return [0.0]
-
-
 @pytest.mark.parametrize(("function", "message"), [("fails", "rows 0 to 179: KeyError: 'boo'"), ("too_few", r"\(1,\)")])
 def test_a_users_function_that_fails(function: str, message: str, corpus: Path, tmp_path: Path) -> None:
-    spec = recipe(corpus, {"step": "score", "function": f"{__name__}:{function}"})
+    spec = recipe(corpus, {"step": "score", "function": f"{FUNCTIONS}:{function}"})
     with pytest.raises(StepError, match=message):
         run(spec, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
-
-
-class TwoToldError(StepError):
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(f"{first}, {second}")
-
-
-class HoldingError(StepError):
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.lock = threading.Lock()
-
-
-def two_told(table: pa.Table) -> list[float]:
-    raise TwoToldError("one", "two")
-
-
-def holding(table: pa.Table) -> list[float]:
-    raise HoldingError("boo")
 
 
 @pytest.mark.parametrize(
     ("function", "message"), [("two_told", "TwoToldError: one, two"), ("holding", "HoldingError: boo")]
 )
 def test_an_error_that_no_pickle_carries(function: str, message: str, corpus: Path, tmp_path: Path) -> None:
-    spec = recipe(corpus, {"step": "score", "function": f"{__name__}:{function}"})
+    spec = recipe(corpus, {"step": "score", "function": f"{FUNCTIONS}:{function}"})
     with pytest.raises(StepError, match=f"^{message}$"):
         run(spec, tmp_path / "out", workers=1)
 
@@ -285,12 +254,8 @@ def test_bad_rows_stop_the_run_or_are_set_aside(case: str, corpus: Path, tmp_pat
     Dataset(out).verify()
 
 
-def nan_for_some(table: pa.Table) -> list[float]:
-    return [float("nan") if group == "g3" else 1.0 for group in table["group"].to_pylist()]
-
-
 def test_a_function_that_gives_nan(corpus: Path, tmp_path: Path) -> None:
-    function = {"step": "score", "function": f"{__name__}:nan_for_some"}
+    function = {"step": "score", "function": f"{FUNCTIONS}:nan_for_some"}
     with pytest.raises(BadRowError, match="row 3: the score is not a finite number"):
         run(recipe(corpus, function), tmp_path / "stopped", workers=1)
     manifest = run(recipe(corpus, function, on_bad_row="quarantine"), tmp_path / "out")

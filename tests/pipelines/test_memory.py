@@ -17,6 +17,8 @@ from curation.pipelines import Acquire, Align, Dedup, FileSource, Recipe, Score,
 from curation.pipelines.memory import ROWS as ROWS_AT_A_TIME
 from curation.pipelines.memory import files_behind
 
+from .functions import NAME as FUNCTIONS
+
 ROWS = 300
 
 
@@ -99,7 +101,7 @@ def test_an_interrupted_run_goes_on_with_the_same_rows_alone(table: pa.Table, tm
     def fails(rows: pa.Table) -> list[float]:
         raise KeyError("boo")
 
-    broken = [Dedup(), Score(function=f"{__name__}:missing_for_some")]
+    broken = [Dedup(), Score(function=f"{FUNCTIONS}:gone")]
     (tmp_path / "flag").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -111,10 +113,6 @@ def test_an_interrupted_run_goes_on_with_the_same_rows_alone(table: pa.Table, tm
     with pytest.raises(OutputError, match="interrupted run with another"):
         run(broken, source=table.slice(1), out=tmp_path / "out", block_rows=64)
     assert [path.stat().st_mtime_ns for path in kept] == before
-
-
-def missing_for_some(rows: pa.Table) -> list[float]:
-    raise RuntimeError("gone")
 
 
 def test_the_report_shows_dropped_rows_too_and_explain_says_that_they_are_gone(tmp_path: Path) -> None:

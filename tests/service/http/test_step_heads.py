@@ -89,9 +89,10 @@ def test_the_limit_of_reports_holds(heads: StepHeads) -> None:
         read(body(50, 3, 1, 1, 1), 2)
 
 
-def table(**columns: Any) -> bytes:
-    sink, batch = pa.BufferOutputStream(), pa.record_batch(columns, metadata={"rank": "1", "step": "2"})
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+def table(metadata: str = "", legacy: bool = False, **columns: Any) -> bytes:
+    named = {"rank": "1", "step": "2", "other": metadata}
+    sink, batch = pa.BufferOutputStream(), pa.record_batch(columns, metadata=named)
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(use_legacy_format=legacy)) as writer:
         writer.write_batch(batch)
     return bytes(sink.getvalue())
 
@@ -105,7 +106,10 @@ def table(**columns: Any) -> bytes:
         table(losses=pa.array([[1.0]], pa.list_(pa.float32())), step=pa.array([0])),
         table(step=pa.array([0]), losses=pa.array([[1.0]], pa.list_(pa.float32())), other=pa.array([0])),
         table(step=pa.array([0]), losses=pa.array([[1.0]], pa.large_list(pa.float32()))),
+        table("long" * 2000, step=pa.array([0]), losses=pa.array([[1.0]], pa.list_(pa.float32()))),
+        table(legacy=True, step=pa.array([0]), losses=pa.array([[1.0]], pa.list_(pa.float32()))),
         body(50, -1),
+        body(50, 1)[:-8],
     ],
 )
 def test_other_layouts_are_not_kept(heads: StepHeads, content: bytes) -> None:

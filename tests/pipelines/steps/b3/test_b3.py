@@ -24,6 +24,7 @@ from curation.recipe import Recipe, load_recipe
 from curation.selectors.b3 import B3, text_ids
 
 from ...engine.test_crash import finish, kill_a_worker, start_driver, wait_for
+from ...functions import NAME as FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -233,11 +234,7 @@ def test_killed_workers_and_killed_drivers(pairs: Path, tmp_path: Path) -> None:
     Dataset(out).verify()
 
 
-def lengths(texts: list[str]) -> list[list[int]]:
-    return [[len(text)] for text in texts]
-
-
-EMBED = {"step": "embed", "columns": ["query"], "teacher": f"{__name__}:lengths"}
+EMBED = {"step": "embed", "columns": ["query"], "teacher": f"{FUNCTIONS}:lengths"}
 BAD: dict[str, tuple[list[dict[str, Any]], type[CurationError], str]] = {
     "text without embed": ([{**MINE, "queries": "query"}], RecipeError, "'query', which is text .* `embed` step"),
     "not vectors": ([{**MINE, "queries": "part"}], SourceError, "'part' as vectors .* int64"),
