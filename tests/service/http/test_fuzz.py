@@ -225,9 +225,17 @@ class Target:
         self._memory = psutil.Process(server.process.pid)
         self._http = httpx.Client(base_url=server.url, timeout=2 * MOST_SECONDS)
         self.sent: dict[int, int] = {}
+        self._refused_large = False
 
     def close(self) -> None:
         self._http.close()
+
+    def _post(self, case: Case) -> httpx.Response:
+        return self._http.post(case.path, content=case.body, headers={"Content-Type": ARROW})
+
+    @property
+    def _log(self) -> str:
+        return f"the log ends with {self._server.log.read_text()[-3000:]}"
 
     def settle(self) -> None:
         """What it takes by now is what it may take."""
@@ -237,13 +245,19 @@ class Target:
         """What is wrong with the server's answer; None where nothing is."""
         start = time.monotonic()
         try:
-            answer = self._http.post(case.path, content=case.body, headers={"Content-Type": ARROW})
+            try:
+                answer = self._post(case)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if not self._refused_large:
+                    raise
+                answer = self._post(case)
         except httpx.TransportError as error:
-            return f"{error!r}; exit status {self._server.process.poll()}"
+            return f"{error!r}; exit status {self._server.process.poll()}; {self._log}"
+        self._refused_large = answer.status_code == 413  # more of it than the server reads past ends the connection
         seconds = time.monotonic() - start
         self.sent[answer.status_code] = self.sent.get(answer.status_code, 0) + 1
         if answer.status_code >= 500 and answer.status_code != 503:
-            return f"{answer.text}; the log ends with {self._server.log.read_text()[-3000:]}"
+            return f"{answer.text}; {self._log}"
         if seconds > MOST_SECONDS:
             return f"{seconds:.1f} s"
         growth = self._memory.memory_info().rss - self._start
