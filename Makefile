@@ -29,7 +29,7 @@ quickstart: $(READY)  ## Set up and curate the standard library's functions into
 	$(BIN)/curation run quickstart -o out/quickstart
 	$(BIN)/curation inspect out/quickstart
 
-test: $(DEV_READY)  ## Set up and pass the tests (7 to 10 minutes on 2 cores)
+test: $(DEV_READY)  ## Set up and pass the tests (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q
 
 fuzz: SEED ?= $(shell date +%s)
