@@ -69,11 +69,10 @@ async def create_session(request: Request, app: App, caller: Selector) -> Respon
     """
     arrow = is_arrow(request)
     body = await read_body(request, app.settings)
-    asked, table = await parse(app, _read_created, body, arrow, app.settings.max_body_bytes)
+    id, spec, table = await parse(app, _read_created, body, arrow, app.settings.max_body_bytes)
     body_of(request).parsed()
-    spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
-    spec, size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
-    id = asked.id or secrets.token_urlsafe(12)
+    size, tables = await asyncio.to_thread(_candidates, app, caller, spec, table)
+    id = id or secrets.token_urlsafe(12)
     entry, new = await app.sessions.create(caller, id, spec, size, tables)
     answer = await session_state(app, entry)
     headers = {"Location": f"/v1/sessions/{id}"}
@@ -200,32 +199,36 @@ async def import_exported(
     return Response(answer.model_dump_json(), 201 if new else 200, headers, JSON)
 
 
-def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[Created, pa.Table | None]:
+def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[str | None, SessionSpec, pa.Table | None]:
+    """The id asked for, the spec, and the table that came with it, or stood in the JSON. Of a large body in a worker
+    process: millions of numbers are no work for the loop."""
     given, table = read_tables(body, max_bytes) if arrow else (read_json(body), None)
     try:
-        return Created.model_validate(given), table
+        asked = Created.model_validate(given)
     except ValidationError as error:
         raise invalid_model(error) from error
+    spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
+    if table is None or not table.num_columns:
+        spec, table = method_kind(spec.method).to_table(spec) or (spec, None)
+    return asked.id, spec, table
 
 
 def _candidates(
     app: AppState, caller: Caller, spec: SessionSpec, table: pa.Table | None
-) -> tuple[SessionSpec, int, dict[str, bytes]]:
-    """What to store of the session: its spec, N, and its tables."""
+) -> tuple[int, dict[str, bytes]]:
+    """What to store of the session beside its spec: N, and its tables."""
     size = spec.size or 0
     if spec.dataset is not None:
         size = app.datasets(caller).size(spec.dataset, spec.size)
     check_limits(spec, size, app.settings)
     kind = method_kind(spec.method)
-    if table is not None and table.num_columns:
+    if table is not None:
         if kind.table is None:
             raise Refusal("bad-body", f"method {spec.method!r} takes no table: send JSON")
-        return spec, size, {kind.table: write_table(table)}
-    if kind.table is not None and (inline := kind.to_table(spec)) is not None:
-        return inline[0], size, {kind.table: write_table(inline[1])}
+        return size, {kind.table: write_table(table)}
     if kind.table is not None and kind.plan_of_dataset and spec.dataset is not None:
-        return spec, size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
-    return spec, size, {}
+        return size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
+    return size, {}
 
 
 async def session_state(app: AppState, entry: Entry, first_rank: int = 0, limit: int = 1000) -> SessionState:
