@@ -67,7 +67,8 @@ async def import_session(
             resizing = Resize(asked.from_step, asked.world_size or 1, first, trained)
             entry, _ = await resize(sessions, caller, id, resizing, settings)
         except Refusal as refusal:
-            if refusal.kind not in _CHANGED:
+            # One that an earlier try made may have reports by now.
+            if restored is not None and refusal.kind not in _CHANGED:
                 await sessions.delete(caller, id)
             raise
     if restored is not None and restored.epoch is not None:

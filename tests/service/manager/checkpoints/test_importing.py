@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from curation.service.client import ARROW, Client, ServiceError
+from curation.service.errors import Refusal
 from curation.service.manager.checkpoints import importing
 
 OPTIONS: dict[str, Any] = {"size": 60, "batch_size": 4, "epochs": 3, "parameters": {"prune_ratio": 0.0}}
@@ -62,6 +63,23 @@ def test_an_import_for_other_ranks_that_broke_off_is_finished(client: Client, mo
     assert client.restore(checkpoint, "broken", world_size=2).world_size == 2
     client.resize("broken", 5, generation=client.session("broken").generation)
     assert client.restore(checkpoint, "broken", world_size=2).world_size == 5
+
+
+def test_a_repeat_that_is_refused_removes_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, refusals = (
+        client.checkpoint(trained(client)),
+        [OSError("the server dies here"), Refusal("busy", "full")],
+    )
+
+    async def broken(*given: Any) -> Any:
+        raise refusals.pop(0)
+
+    monkeypatch.setattr(importing, "resize", broken)
+    for kind in ("internal", "busy"):
+        with pytest.raises(ServiceError, match=kind):
+            client.restore(checkpoint, "reported", world_size=2)
+        client.report("reported", [(15, client.step("reported", 15).indices.astype(np.float32))])
+    assert client.session("reported").raw["ranks"][0]["reports"] > 0
 
 
 def test_imports_at_once_make_one_session(url: str, client: Client) -> None:
