@@ -129,10 +129,15 @@ def read_table(body: bytes | pa.Buffer, max_bytes: int) -> pa.Table:
 
 def write_table(table: pa.Table) -> bytes:
     """An Arrow IPC stream."""
+    return write_buffer(table).to_pybytes()  # type: ignore[no-any-return]
+
+
+def write_buffer(table: pa.Table) -> pa.Buffer:
+    """An Arrow IPC stream, of a table that may be large: nothing is copied while the interpreter is held."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return sink.getvalue()
 
 
 def _no_stream(error: Exception) -> Refusal:

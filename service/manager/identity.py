@@ -12,6 +12,7 @@ from curation.service.errors import Refusal
 from curation.service.session.methods.registry import method_kind
 from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow, Store
+from curation.service.store.blobs import Bytes
 
 
 def first_generation() -> int:
@@ -19,7 +20,7 @@ def first_generation() -> int:
     return secrets.randbelow(1 << 30)
 
 
-def digest_of(spec: SessionSpec, size: int, tables: Mapping[str, bytes]) -> str:
+def digest_of(spec: SessionSpec, size: int, tables: Mapping[str, Bytes]) -> str:
     """32 hexadecimal digits, the same for the same request."""
     hashed = xxhash.xxh3_128(f"{size} {spec.model_dump_json()}".encode())
     for name in sorted(tables):
@@ -28,7 +29,7 @@ def digest_of(spec: SessionSpec, size: int, tables: Mapping[str, bytes]) -> str:
     return hashed.hexdigest()
 
 
-def check_alike(store: Store, row: SessionRow, spec: SessionSpec, size: int, tables: Mapping[str, bytes]) -> None:
+def check_alike(store: Store, row: SessionRow, spec: SessionSpec, size: int, tables: Mapping[str, Bytes]) -> None:
     """Refuse to create a session whose id another one has, unless that was created alike. Blocking.
 
     Raises:
@@ -62,7 +63,7 @@ def _differs(row: SessionRow, spec: SessionSpec, name: str) -> bool:
     return bool(getattr(row.spec, name) != getattr(spec, name))
 
 
-def _same(stored: bytes | None, given: bytes | None) -> bool:
+def _same(stored: bytes | None, given: Bytes | None) -> bool:
     """Whether two tables hold the same, in whichever pieces they came."""
     if stored is None or given is None or stored == given:
         return stored == given

@@ -31,6 +31,7 @@ from curation.service.session.protocols import Epoch
 from curation.service.session.session import Batch, EpochRecord, Report, Session, StepRequest
 from curation.service.session.spec import SessionSpec, SpecChange
 from curation.service.store import SessionRow, Store
+from curation.service.store.blobs import Bytes
 from curation.service.store.reports import Ignored, Write
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class SessionManager:
         return list(self._entries.values())
 
     async def create(
-        self, caller: Caller, id: str, spec: SessionSpec, size: int, tables: dict[str, bytes]
+        self, caller: Caller, id: str, spec: SessionSpec, size: int, tables: dict[str, Bytes]
     ) -> tuple[Entry, bool]:
         """A new session; or the one of that id, if it was created alike (then the second value is False).
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
-from curation.service.arrow import write_table
+from curation.service.arrow import write_buffer
 from curation.service.errors import Refusal
 from curation.service.http.admission.parsing import parse
 from curation.service.http.admission.request_body import body_of, read_body
@@ -46,6 +46,7 @@ from curation.service.session.caller import Caller
 from curation.service.session.methods.registry import check_limits, method_kind
 from curation.service.session.segments import MAX_WORLD_SIZE
 from curation.service.session.spec import SESSION_ID, SessionSpec
+from curation.service.store.blobs import Bytes
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -199,9 +200,9 @@ async def import_exported(
     return Response(answer.model_dump_json(), 201 if new else 200, headers, JSON)
 
 
-def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[str | None, SessionSpec, pa.Table | None]:
-    """The id asked for, the spec, and the table that came with it, or stood in the JSON. Of a large body in a worker
-    process: millions of numbers are no work for the loop."""
+def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[str | None, SessionSpec, pa.Buffer | None]:
+    """The id asked for, the spec, and the table that came with it, or stood in the JSON, as an Arrow IPC stream. Of a
+    large body in a worker process: millions of numbers are no work for the loop."""
     given, table = read_tables(body, max_bytes) if arrow else (read_json(body), None)
     try:
         asked = Created.model_validate(given)
@@ -210,12 +211,12 @@ def _read_created(body: bytes, arrow: bool, max_bytes: int) -> tuple[str | None,
     spec = SessionSpec(**asked.model_dump(exclude={"id"}, exclude_unset=True))
     if table is None or not table.num_columns:
         spec, table = method_kind(spec.method).to_table(spec) or (spec, None)
-    return asked.id, spec, table
+    return asked.id, spec, None if table is None else write_buffer(table)
 
 
 def _candidates(
-    app: AppState, caller: Caller, spec: SessionSpec, table: pa.Table | None
-) -> tuple[int, dict[str, bytes]]:
+    app: AppState, caller: Caller, spec: SessionSpec, table: pa.Buffer | None
+) -> tuple[int, dict[str, Bytes]]:
     """What to store of the session beside its spec: N, and its tables."""
     size = spec.size or 0
     if spec.dataset is not None:
@@ -225,9 +226,9 @@ def _candidates(
     if table is not None:
         if kind.table is None:
             raise Refusal("bad-body", f"method {spec.method!r} takes no table: send JSON")
-        return size, {kind.table: write_table(table)}
+        return size, {kind.table: table}
     if kind.table is not None and kind.plan_of_dataset and spec.dataset is not None:
-        return size, {kind.table: write_table(app.datasets(caller).plan(spec.dataset).to_arrow())}
+        return size, {kind.table: write_buffer(app.datasets(caller).plan(spec.dataset).to_arrow())}
     return size, {}
 
 

@@ -1,6 +1,7 @@
 """Large values of the store: a session's tables, states and choices, each an Arrow stream cut into parts."""
 
-from typing import IO, TypeAlias
+from collections.abc import Iterator
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, insert, select
 from curation.service.session.protocols import State
 from curation.service.store.tables import blobs
 
-PART = 16 << 20
+PART = 2 << 20
 Bytes: TypeAlias = bytes | pa.Buffer
 
 CHOICE = "choice"
@@ -22,13 +23,15 @@ PACKED = "state"
 
 def put_blob(connection: Connection, key: int, kind: str, number: int, data: Bytes) -> None:
     """Store a value under (session, kind, number)."""
+    for row in blob_rows(key, kind, number, data):
+        connection.execute(insert(blobs).values(row))
+
+
+def blob_rows(key: int, kind: str, number: int, data: Bytes) -> Iterator[dict[str, Any]]:
+    """The rows of a value, a part each."""
     view = memoryview(data)
     for part, start in enumerate(range(0, max(len(data), 1), PART)):
-        connection.execute(
-            insert(blobs).values(
-                session=key, kind=kind, number=number, part=part, data=bytes(view[start : start + PART])
-            )
-        )
+        yield {"session": key, "kind": kind, "number": number, "part": part, "data": bytes(view[start : start + PART])}
 
 
 def get_blob(connection: Connection, key: int, kind: str, number: int) -> bytes | None:

@@ -17,6 +17,7 @@ from curation.service.store.sqlite.ownership import OwnedFile, StoreError
 from curation.service.store.tables import heartbeat, migrate, sessions
 
 _LOG_BYTES = 64 << 20
+_PAUSE = 0.05
 _PRAGMAS = (
     "auto_vacuum=INCREMENTAL",  # of a new file; an older one gets it by `curation store vacuum`
     "journal_mode=WAL",
@@ -47,6 +48,7 @@ class Database:
         self.checkpointer = Checkpointer(self.engine)
         self._writes = self.engine.execution_options(immediate=True)
         self.one_writer = threading.Lock()
+        self._others = threading.Lock()
         migrate(self._writes, nullcontext if self._file is None else self._file.owned)
 
     def own(self) -> None:
@@ -102,13 +104,19 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction; on SQLite one at a time in this process, which is fairer than its busy handler."""
-        with nullcontext() if self.shared else self.one_writer:
+        """A transaction; on SQLite one at a time in this process, which is fairer than its busy handler.
+
+        Reports, which take ``one_writer`` alone, wait for one of these at most, however many there are.
+        """
+        if self.shared:
+            with self._writes.begin() as connection:
+                yield connection
+            return
+        with self._others, self.one_writer:
             with self._writes.begin() as connection:
                 yield connection
             self.check_file()
-            if not self.shared:
-                self.checkpointer.look()
+            self.checkpointer.look()
 
     def check_generation(self, key: int, generation: int) -> None:
         """Refuse a session that was rewound or deleted since it was of this generation."""
@@ -131,6 +139,14 @@ class Database:
         else:
             from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
         return insert(table)
+
+
+def turns(stopping: threading.Event | None = None) -> Iterator[None]:
+    """Turns to write in, as long apart as they take, until ``stopping``: a lock in Python is not fair."""
+    while stopping is None or not stopping.is_set():
+        begin = time.monotonic()
+        yield
+        time.sleep(min(time.monotonic() - begin, _PAUSE))
 
 
 def outdated() -> Refusal:

@@ -92,7 +92,7 @@ def lock_quota(connection: Connection, caller: Caller) -> None:
 
 
 def check_quota(connection: Connection, caller: Caller) -> None:
-    """After a session was stored, in the same transaction.
+    """Before a session is stored, in the same transaction.
 
     Raises:
         Refusal: its owner has more than it may (``quota``).
@@ -101,7 +101,7 @@ def check_quota(connection: Connection, caller: Caller) -> None:
     if caller.account is None or most is None:
         return
     query = select(func.count()).select_from(sessions).where(sessions.c.owner == caller.owner)
-    if connection.execute(query).scalar_one() > most:
+    if connection.execute(query).scalar_one() >= most:
         raise Refusal(
             "quota",
             f"owner {caller.owner!r} has {most} sessions, as many as it may: delete some, or have the quota raised "

@@ -28,7 +28,7 @@ def put_segments(connection: Connection, key: int, put: Sequence[Segment]) -> No
     for segment in put:
         same = segments.c.epoch == segment.epoch, segments.c.first_step == segment.first_step
         connection.execute(delete(segments).where(segments.c.session == key, *same))
-        connection.execute(insert(segments).values(**_segment_row(key, segment)))
+        connection.execute(insert(segments).values(**segment_row(key, segment)))
 
 
 def forget_segments(connection: Connection, key: int, step: int, epoch: int) -> None:
@@ -53,7 +53,7 @@ def ranks_reported(connection: Connection, key: int, step: int) -> set[int]:
     return set(connection.execute(query).scalars())
 
 
-def _segment_row(key: int, segment: Segment) -> dict[str, Any]:
+def segment_row(key: int, segment: Segment) -> dict[str, Any]:
     return {
         "session": key,
         "first_step": segment.first_step,

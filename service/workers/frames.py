@@ -5,6 +5,8 @@ import socket
 import struct
 from typing import Any
 
+import numpy as np
+
 _COUNT = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
 
@@ -35,9 +37,10 @@ def receive(connection: socket.socket) -> Any:
     return pickle.loads(pickled, buffers=buffers)
 
 
-def _read(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
+def _read(connection: socket.socket, size: int) -> memoryview:
+    # Not a bytearray, which would be filled with zeros while all other threads of the interpreter wait.
+    data = np.empty(size, np.uint8).data
+    view = data
     while view:
         try:
             got = connection.recv_into(view)

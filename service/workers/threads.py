@@ -1,14 +1,18 @@
 """Threads that owners and sessions share fairly: an executor for :func:`asyncio.to_thread`, or for one purpose."""
 
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from threading import Lock
+from threading import Lock, get_native_id
 from typing import Any, TypeVar
 
 from curation.service.workers.fairness import TENANT, FairQueue, Tenant
 
 T = TypeVar("T")
+_NICENESS = 5
 
 
 class FairThreads(ThreadPoolExecutor):
@@ -21,7 +25,7 @@ class FairThreads(ThreadPoolExecutor):
     """
 
     def __init__(self, threads: int, name: str, share: int | None = None) -> None:
-        super().__init__(threads, name)
+        super().__init__(threads, name, _step_back)
         self._queue: FairQueue[tuple[Future[Any], Callable[[], Any]]] = FairQueue(share or max(1, threads - 1))
         self._free = threads
         self._turns = Lock()
@@ -62,3 +66,10 @@ class FairThreads(ThreadPoolExecutor):
                 self._free += 1
                 self._queue.done(tenant)
                 self._start()
+
+
+def _step_back() -> None:
+    """Leave the processor to the server's loop and its writer: what runs in a pool may take seconds."""
+    if sys.platform == "linux":  # where threads have a niceness of their own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)

@@ -112,7 +112,7 @@ def test_ddp_under_torchrun(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(EXAMPLES)!r})\n"
         f"runpy.run_path({str(EXAMPLES / 'ddp.py')!r}, run_name='__main__')\n"
         "names = [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
-        "print('threads of gloo:', sum('gloo' in name for name in names))\n"
+        "sys.stdout.write(f\"threads of gloo: {sum('gloo' in name for name in names)}\\n\")\n"
     )
     out = torchrun(2, script)
     assert re.search(r"2 ranks, \d+ steps each, accuracy 0\.9", out)

@@ -5,6 +5,7 @@ repeated, because its answer was lost, finds what it made.
 """
 
 import asyncio
+import time
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,7 +23,8 @@ from curation.service.session.methods.registry import check_limits, make_method,
 from curation.service.session.protocols import Epoch
 from curation.service.session.session import Session
 from curation.service.settings import Settings
-from curation.service.store import Store
+from curation.service.store import SessionRow, Store
+from curation.service.store.records.creation import Contents
 
 _CHANGED = frozenset({"session-changed", "stale-generation"})
 
@@ -106,9 +108,10 @@ def _restore(
             check_ranks(spec, size, tables, segment.world_size, settings)
         session = Session(spec, method, segments=checkpoint.segments)
         base = checkpoint.check(session)
-        parts = (checkpoint.tables, base, checkpoint.records, checkpoint.state, checkpoint.reports(session, base))
-        about = (checkpoint.choices, checkpoint.segments, first_generation(), checkpoint.digest)
-        if store.restore(id, caller, spec, size, *parts, *about, imported=digest) is None:
+        row = SessionRow(0, id, caller.owner, first_generation(), spec, size, base, time.time(), checkpoint.digest)
+        parts = (checkpoint.tables, checkpoint.records, checkpoint.segments, checkpoint.state)
+        contents = Contents(*parts, checkpoint.reports(session, base), checkpoint.choices, digest)
+        if store.restore(caller, row, contents) is None:
             return None
         epoch: Epoch | None = session.epoch(base) if session.method.stateful else None
         if epoch is not None:

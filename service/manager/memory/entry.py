@@ -16,6 +16,7 @@ from curation.service.session.segments import Segment
 from curation.service.session.session import EpochRecord, Session
 from curation.service.session.spec import SessionSpec
 from curation.service.store import SessionRow
+from curation.service.store.blobs import Bytes
 
 RECENT_SECONDS = 60.0
 """A session is at work, and a rank waits, if it asked so short a time ago."""
@@ -70,7 +71,7 @@ class Entry:
 def build_session(
     spec: SessionSpec,
     size: int,
-    tables: dict[str, bytes],
+    tables: Mapping[str, Bytes],
     records: list[EpochRecord],
     segments: Sequence[Segment] = (),
 ) -> Session[Any]:
@@ -85,7 +86,7 @@ def build_session(
     return session
 
 
-def open_tables(tables: Mapping[str, bytes]) -> dict[str, pa.Table]:
+def open_tables(tables: Mapping[str, Bytes]) -> dict[str, pa.Table]:
     """Tables that came with a session, as they are stored, for its method."""
     return {name: pa.ipc.open_stream(data).read_all() for name, data in tables.items()}
 

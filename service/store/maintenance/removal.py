@@ -5,8 +5,7 @@ time, between the commits of others. A server that is killed meanwhile goes on w
 """
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from curation.service.errors import Refusal
 from curation.service.logs import logger
 from curation.service.store.blobs import CHOICE, PACKED
-from curation.service.store.database import Database
+from curation.service.store.database import Database, turns
 from curation.service.store.records.states import KIND
 from curation.service.store.tables import blobs, epochs, reports, sessions
 
@@ -29,7 +28,6 @@ SOME_BYTES = 2 << 20
 FREE_PAGES = 1 << 13
 """Free pages that a file keeps for what comes next: 32 MiB."""
 _SOME_PAGES = 512
-_PAUSE = 0.05
 
 
 class Remover:
@@ -88,7 +86,7 @@ def finish_removal(database: Database, key: int, stopping: threading.Event | Non
     if row is None or row.cut is None:
         return
     try:
-        for _ in _turns(stopping):
+        for _ in turns(stopping):
             with database.changing(key, row.generation) as connection:
                 if _remove_some(connection, key, row.cut):
                     continue
@@ -112,7 +110,7 @@ def shrink(database: Database, stopping: threading.Event | None = None, free_pag
         incremental = connection.execute(text("PRAGMA auto_vacuum")).scalar_one() == 2
     if not incremental:
         return
-    for _ in _turns(stopping):
+    for _ in turns(stopping):
         if free <= free_pages:
             return
         with database.writing() as connection:
@@ -123,7 +121,7 @@ def shrink(database: Database, stopping: threading.Event | None = None, free_pag
 
 
 def _remove_before(database: Database, key: int, end: int, stopping: threading.Event) -> None:
-    for _ in _turns(stopping):
+    for _ in turns(stopping):
         with database.writing() as connection:
             if not _remove_some_reports(connection, reports.c.session == key, reports.c.step < end):
                 return
@@ -147,7 +145,7 @@ def _remove_states(database: Database, key: int, stopping: threading.Event) -> N
             if (row.kind == PACKED and first < row.number < last - 1)
             or (row.kind != PACKED and row.kind.removeprefix(KIND).partition(":")[0] not in named)
         ]
-    for _, row in zip(_turns(stopping), unnamed, strict=False):
+    for _, row in zip(turns(stopping), unnamed, strict=False):
         with database.writing() as connection:
             connection.execute(
                 delete(blobs).where(
@@ -190,11 +188,3 @@ def _remove_some_reports(connection: Connection, session: ColumnElement[bool], w
     some = some.limit(max(1, min(SOME_REPORTS, SOME_BYTES // max(size, 1))))
     connection.execute(delete(reports).where(session, tuple_(reports.c.step, reports.c.rank).in_(some)))
     return True
-
-
-def _turns(stopping: threading.Event | None) -> Iterator[None]:
-    """Turns to write in, as long apart as they take, until ``stopping``."""
-    while stopping is None or not stopping.is_set():
-        begin = time.monotonic()
-        yield
-        time.sleep(min(time.monotonic() - begin, _PAUSE))

@@ -1,24 +1,20 @@
 """Sessions in the store: made, found, rewound, removed. Blocking."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select, update
 
 from curation.service.session.caller import Caller
-from curation.service.session.segments import Segment
-from curation.service.session.session import EpochRecord, Report
 from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
-from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, Bytes, get_blob, put_blob
+from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, Bytes, get_blob
 from curation.service.store.database import Database, outdated
 from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
-from curation.service.store.owners import check_quota, lock_quota
-from curation.service.store.records.rows import SessionRow, epoch_row, report_row, session_of
-from curation.service.store.segments import forget_segments, put_segments
+from curation.service.store.records.creation import Contents, create
+from curation.service.store.records.rows import SessionRow, session_of
+from curation.service.store.segments import forget_segments
 from curation.service.store.tables import blobs, epochs, reports, sessions
 
 PRESENT = or_(sessions.c.cut.is_(None), sessions.c.cut != WHOLE)
@@ -48,70 +44,25 @@ class Sessions(Database):
         caller: Caller,
         spec: SessionSpec,
         size: int,
-        tables: Mapping[str, bytes],
-        generation: int = 0,
-        digest: str | None = None,
-    ) -> SessionRow | None:
-        """Store a new session, the caller's; None where the id is taken.
-
-        Raises:
-            Refusal: the caller's owner has as many sessions as it may.
-        """
-        about: dict[str, Any] = {"generation": generation, "digest": digest, "act": "session.create"}
-        return self.restore(id, caller, spec, size, tables, 0, (), None, (), **about)
-
-    def restore(
-        self,
-        id: str,
-        caller: Caller,
-        spec: SessionSpec,
-        size: int,
         tables: Mapping[str, Bytes],
-        base: int,
-        records: Sequence[EpochRecord],
-        state: Bytes | None,
-        restored: Iterable[Report],
-        choices: Mapping[int, Bytes] = MappingProxyType({}),
-        resized: Sequence[Segment] = (),
         generation: int = 0,
         digest: str | None = None,
-        *,
-        imported: str | None = None,
-        act: str = "session.import",
     ) -> SessionRow | None:
-        """Store a new session that is on its way already; None where the id is taken.
-
-        ``state`` is packed, ``restored`` is read as it is stored, ``choices`` are by step. ``imported``: a digest of
-        the request, for :meth:`imported`.
+        """Store a new session, the caller's; None where the id is taken. Others commit between its pieces.
 
         Raises:
             Refusal: the caller's owner has as many sessions as it may.
         """
-        created = time.time()
-        values = {"id": id, "owner": caller.owner, "spec": spec.model_dump_json(), "size": size, "base": base}
-        query = self.upsert(sessions).values(**values, generation=generation, created=created, digest=digest)
-        with self.writing() as connection:
-            lock_quota(connection, caller)
-            key = connection.execute(query.on_conflict_do_nothing().returning(sessions.c.key)).scalar_one_or_none()
-            if key is None:
-                return None
-            check_quota(connection, caller)
-            for name, data in tables.items():
-                put_blob(connection, key, f"table:{name}", 0, data)
-            put_segments(connection, key, resized)
-            if records:
-                connection.execute(insert(epochs), [epoch_row(key, record) for record in records])
-            if state is not None and base > 0:
-                put_blob(connection, key, PACKED, base, state)
-            remaining = iter(restored)
-            while some := [report_row(key, report) for report in islice(remaining, 256)]:
-                connection.execute(insert(reports), some)
-            for step, data in choices.items():
-                put_blob(connection, key, CHOICE, step, data)
-            if imported is not None:
-                put_blob(connection, key, IMPORTED, 0, f"{generation} {imported}".encode())
-            record(connection, caller, act, id, method=spec.method, size=size)
-        return SessionRow(key, id, caller.owner, generation, spec, size, base, created, digest)
+        row = SessionRow(0, id, caller.owner, generation, spec, size, 0, time.time(), digest)
+        return create(self, self.remover, caller, row, Contents(tables), "session.create")
+
+    def restore(self, caller: Caller, row: SessionRow, contents: Contents) -> SessionRow | None:
+        """As :meth:`create`, of a session that is on its way already; it gets a key, which the row returned has.
+
+        Raises:
+            Refusal: the caller's owner has as many sessions as it may, or ``contents.reports`` raised it.
+        """
+        return create(self, self.remover, caller, row, contents, "session.import")
 
     def imported(self, key: int) -> tuple[int, str] | None:
         """The generation that a session was imported with, and a digest of the request; None where it was created, or

@@ -86,7 +86,7 @@ def test_a_session_that_is_deleted_while_it_is_rewound_does_not_come_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = filled(store)  # of generation 0, as those of an older release
-    real = removal._turns
+    real = removal.turns
 
     def turns(stopping: threading.Event | None) -> Iterator[None]:
         monkeypatch.undo()
@@ -95,7 +95,7 @@ def test_a_session_that_is_deleted_while_it_is_rewound_does_not_come_back(
                 store.delete_session(key, ANYONE)
             yield
 
-    monkeypatch.setattr(removal, "_turns", turns)
+    monkeypatch.setattr(removal, "turns", turns)
     store.rewind(key, 0, 40, 0, ANYONE)
     store.remover.finish(key)
     store.remover.wait()
