@@ -24,7 +24,8 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class Job(NamedTuple):
-    """Work for a process. ``function`` is one of a module, and may grow the process by ``memory_bytes``."""
+    """Work for a process. ``function`` is one of a module, and may grow the process by ``memory_bytes``; arguments
+    that are bytes come as views."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -55,7 +56,7 @@ def main(descriptor: int, parent: int) -> None:
 def _done(job: Job) -> Outcome:
     _bound_memory(job.memory_bytes)
     try:
-        return Outcome(job.function(*job.arguments))
+        return Outcome(job.function(*[bytes(one) if isinstance(one, memoryview) else one for one in job.arguments]))
     except Refusal as refusal:
         return Outcome(refusal=(refusal.kind, refusal.detail, refusal.members))
     except (ValueError, TypeError, CurationError) as error:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pickle import PickleBuffer
 from threading import Lock
 from typing import TypeVar
 
@@ -49,7 +50,9 @@ class Processes:
             RuntimeError: the function failed; the message has its traceback.
         """
         call = _Call()
-        job = Job(function, arguments, self._memory_bytes)
+        # Bytes stand beside a pickle only as buffers: those of a large body are then not copied here.
+        given = tuple(PickleBuffer(one) if isinstance(one, bytes) else one for one in arguments)
+        job = Job(function, given, self._memory_bytes)
         try:
             outcome: Outcome = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, call, job)
         except asyncio.CancelledError:

