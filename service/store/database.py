@@ -45,9 +45,9 @@ class Database:
         self.shared = self.url.get_backend_name() == "postgresql"
         self._file = None if self.shared else OwnedFile(Path(str(self.url.database)))
         self.engine = make_engine(self.url)
-        self.checkpointer = Checkpointer(self.engine)
         self._writes = self.engine.execution_options(immediate=True)
         self.one_writer = threading.Lock()
+        self.checkpointer = Checkpointer(self.engine, self.one_writer)
         self._others = threading.Lock()
         migrate(self._writes, nullcontext if self._file is None else self._file.owned)
 

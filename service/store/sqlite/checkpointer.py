@@ -4,8 +4,11 @@ SQLite does so by itself, within the commit that fills the log's thousandth page
 flush of the whole database. What was committed is on disk either way.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from sqlite3 import Connection, Error
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import Engine
@@ -19,10 +22,16 @@ MAX_PAGES = 8192
 
 
 class Checkpointer:
-    """The checkpoints of one SQLite file, in a thread of their own."""
+    """The checkpoints of one SQLite file, in a thread of their own.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: its connections.
+        one_writer: held by whoever writes. SQLite's own lock is waited for in sleeps of up to 0.1 s.
+    """
+
+    def __init__(self, engine: Engine, one_writer: Lock) -> None:
         self._engine = engine
+        self._one_writer = one_writer
         self._thread = ThreadPoolExecutor(1, "curation-backfill")
         self._running: Future[None] | None = None
         self._bytes = 0
@@ -38,6 +47,10 @@ class Checkpointer:
         """Take note of a commit of unknown size, which may be large."""
         self.committed(BYTES_BETWEEN // 4)
 
+    def wait(self) -> None:
+        """Until the checkpoint under way is done."""
+        self._thread.submit(lambda: None).result()
+
     def close(self) -> None:
         """Wait for the checkpoint under way."""
         self._thread.shutdown()
@@ -47,11 +60,23 @@ class Checkpointer:
         try:
             connection: Any = pooled.driver_connection
             if _wal_checkpoint(connection, "PASSIVE") > MAX_PAGES:
-                _wal_checkpoint(connection, "RESTART")
+                with self._one_writer, _impatient(connection):
+                    _wal_checkpoint(connection, "RESTART")  # nothing where somebody reads: the next one will
         except Error:
             logger.exception("the write-ahead log was not moved; the next commits will try again")
         finally:
             pooled.close()
+
+
+@contextmanager
+def _impatient(connection: Connection) -> Iterator[None]:
+    """Without waiting for other connections: for readers, while nobody could commit."""
+    (before,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout=0").close()
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={before}").close()
 
 
 def _wal_checkpoint(connection: Connection, mode: str) -> int:

@@ -2,10 +2,12 @@
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from curation.service.errors import Refusal
@@ -15,6 +17,7 @@ from curation.service.session.spec import SessionSpec
 from curation.service.store import Store
 from curation.service.store.reports import Write
 from curation.service.store.sqlite import checkpointer
+from curation.service.store.tables import reports
 
 SPEC = SessionSpec(method="random", size=100, batch_size=4)
 
@@ -98,8 +101,25 @@ def test_the_log_is_moved_and_starts_anew(store: Store, monkeypatch: pytest.Monk
     for step in range(100):
         assert store.add_reports([Write(key, 0, [Report(0, step, losses)])]) == [()]
         if step % 20 == 19:
-            moves = checkpointer.Checkpointer(store.engine)
-            moves.committed(checkpointer.BYTES_BETWEEN)
-            moves.close()
+            store.checkpointer.committed(checkpointer.BYTES_BETWEEN)
+            store.checkpointer.wait()
     assert log.stat().st_size < 100 * losses.nbytes / 2
     assert len(stored(store, key)) == 100
+
+
+def test_a_log_that_somebody_reads_for_long_holds_up_no_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointer, "MAX_PAGES", -1)
+    key = new_session(store, "s")
+    with store.engine.connect() as reader:
+        reader.execute(select(reports.c.step)).all()
+        assert store.add_reports([Write(key, 0, [report(0, 1)])]) == [()]
+        store.checkpointer.committed(checkpointer.BYTES_BETWEEN)
+        # With SQLite's own patience, ten seconds, this would be over before the other.
+        with ThreadPoolExecutor() as threads:
+            moved, added = (
+                threads.submit(store.checkpointer.wait),
+                threads.submit(store.add_reports, [Write(key, 0, [report(1, 1)])]),
+            )
+            assert added.result(timeout=5) == [()]
+            moved.result(timeout=5)
+    assert stored(store, key) == {(0, 0): 1, (0, 1): 1}
