@@ -9,7 +9,7 @@ from curation.service.errors import Refusal
 from curation.service.session.account import Quota
 from curation.service.session.caller import Caller
 from curation.service.store.audit import record
-from curation.service.store.tables import owners, sessions, tokens
+from curation.service.store.tables import PRESENT, owners, sessions, tokens
 
 if TYPE_CHECKING:
     from curation.service.store.store import Store
@@ -72,13 +72,15 @@ def rename_owner(store: "Store", caller: Caller, old: str, new: str) -> tuple[in
 
 def count_ownerless(connection: Connection) -> int:
     """Sessions that were made without a token."""
-    query = select(func.count()).select_from(sessions).where(sessions.c.owner.is_(None))
+    query = select(func.count()).select_from(sessions).where(sessions.c.owner.is_(None), PRESENT)
     return connection.execute(query).scalar_one()
 
 
 def adopt_sessions(connection: Connection, caller: Caller, owner: str) -> int:
     """Give an owner the sessions that were made without a token; how many."""
-    adopted = connection.execute(update(sessions).where(sessions.c.owner.is_(None)).values(owner=owner)).rowcount
+    adopted = connection.execute(
+        update(sessions).where(sessions.c.owner.is_(None), PRESENT).values(owner=owner)
+    ).rowcount
     record(connection, caller, "owner.adopt", owner=owner, sessions=adopted)
     return adopted
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     inspect,
+    or_,
     select,
     text,
 )
@@ -89,6 +90,11 @@ sessions = Table(
     Column("last_rewind", String(64)),
     sqlite_autoincrement=True,  # a key that was deleted never names another session
 )
+
+WHOLE = -1
+"""``sessions.cut`` of what is being removed as a whole, or not whole yet."""
+PRESENT = or_(sessions.c.cut.is_(None), sessions.c.cut != WHOLE)
+"""Whether a row of the table is a session."""
 
 epochs = Table(
     "epochs",

@@ -10,8 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from curation.service.errors import Refusal
 from curation.service.http.dashboard.progress import Standing
 from curation.service.store import Store
-from curation.service.store.records.sessions import PRESENT
-from curation.service.store.tables import sessions
+from curation.service.store.tables import PRESENT, sessions
 
 Sort = Literal["newest", "oldest", "name", "largest"]
 _COLUMNS = {

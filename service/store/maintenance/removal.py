@@ -17,12 +17,10 @@ from curation.service.logs import logger
 from curation.service.store.blobs import CHOICE, PACKED
 from curation.service.store.database import Database, turns
 from curation.service.store.records.states import KIND
-from curation.service.store.tables import blobs, epochs, reports, sessions
+from curation.service.store.tables import WHOLE, blobs, epochs, reports, sessions
 
-WHOLE = -1
-"""``sessions.cut`` of a session that is being removed as a whole."""
 GONE = -(1 << 31)
-"""The generation of such a session, which nobody can name, and no rewind has while it removes."""
+"""The generation of a session that is removed as a whole: nobody can name it, and no rewind has it while it removes."""
 SOME_REPORTS = 256
 SOME_BYTES = 2 << 20
 FREE_PAGES = 1 << 13

@@ -20,11 +20,11 @@ from curation.service.session.session import EpochRecord, Report
 from curation.service.store.audit import record
 from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, PART, Bytes, blob_rows
 from curation.service.store.database import Database, turns
-from curation.service.store.maintenance.removal import GONE, WHOLE, Remover
+from curation.service.store.maintenance.removal import GONE, Remover
 from curation.service.store.owners import check_quota, lock_quota
 from curation.service.store.records.rows import SessionRow, epoch_row, report_row
 from curation.service.store.segments import segment_row
-from curation.service.store.tables import blobs, epochs, reports, segments, sessions
+from curation.service.store.tables import WHOLE, blobs, epochs, reports, segments, sessions
 
 _ROW_BYTES = 256
 """What a row takes beside its values, about."""

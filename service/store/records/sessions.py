@@ -11,14 +11,12 @@ from curation.service.session.spec import SessionSpec
 from curation.service.store.audit import record
 from curation.service.store.blobs import CHOICE, IMPORTED, PACKED, Bytes, get_blob
 from curation.service.store.database import Database, outdated
-from curation.service.store.maintenance.removal import GONE, WHOLE, Remover, finish_removal
+from curation.service.store.maintenance.removal import GONE, Remover, finish_removal
 from curation.service.store.records.creation import Contents, create
 from curation.service.store.records.rows import SessionRow, session_of
 from curation.service.store.segments import forget_segments
-from curation.service.store.tables import blobs, epochs, reports, sessions
+from curation.service.store.tables import PRESENT, WHOLE, blobs, epochs, reports, sessions
 
-PRESENT = or_(sessions.c.cut.is_(None), sessions.c.cut != WHOLE)
-"""Whether a row of the table is a session still."""
 UPKEEP = Caller("", frozenset({"admin"}))
 """Who removes sessions that nobody used, in the audit trail."""
 

@@ -1,5 +1,7 @@
 """Threads that owners share: nobody's queue holds up another's, and what is cancelled never runs."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -56,3 +58,12 @@ def test_what_is_cancelled_while_it_waits_never_runs_and_errors_arrive() -> None
         threads.submit(lambda: 1 / 0).result(timeout=10)
     threads.shutdown()
     assert not ran
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a niceness is that of a process")
+def test_threads_leave_the_processor_to_the_loop() -> None:
+    threads = FairThreads(1, "test")
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    assert threads.submit(os.getpriority, os.PRIO_PROCESS, 0).result(timeout=10) == min(niceness + 5, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
+    threads.shutdown()
