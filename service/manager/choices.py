@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from curation.service.errors import Refusal
 from curation.service.manager.memory.entry import Entry, check_base, check_generation
 from curation.service.manager.memory.parts import Parts
-from curation.service.manager.sessions import POLL_SECONDS, SessionManager
+from curation.service.manager.sessions import SessionManager
+from curation.service.manager.stepping import POLL_SECONDS
 from curation.service.manager.waiting import wait_for
 from curation.service.session.caller import Caller
 from curation.service.session.choice import Choice, RankPart

@@ -16,7 +16,7 @@ from curation.pair import Pair
 from curation.selectors.jest import JEST
 from curation.service.access.tokens import issue_token, renew_token
 from curation.service.client import Client, ServiceError
-from curation.service.manager import sessions
+from curation.service.manager.memory import openings
 from curation.service.manager.progress import missing_reports
 from curation.service.session.caller import ANYONE
 from curation.service.store import Store
@@ -285,12 +285,12 @@ def test_a_report_that_another_replica_took_meanwhile_is_not_missing(
         one.step(session, 0)
 
         def look(*given: Any) -> Any:
-            monkeypatch.setattr(sessions, "missing_reports", missing_reports)
+            monkeypatch.setattr(openings, "missing_reports", missing_reports)
             missing = missing_reports(*given)
             other.report(session, [(0, np.ones(4))], rank=1)
             return missing
 
-        monkeypatch.setattr(sessions, "missing_reports", look)
+        monkeypatch.setattr(openings, "missing_reports", look)
         assert one.step(session, 1, reports=[(0, np.ones(4))]).epoch == 1
 
 
