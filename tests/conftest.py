@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 LONGEST = (
     "pipelines",
+    "pipelines/engine",
     "tests/service/test_crashes.py",
     "tests/service/http/test_dashboard.py",
     "tests/service/http/test_fuzz.py",
@@ -44,9 +45,11 @@ class _ByFile(LoadScopeScheduling):
 
 
 def _scope(nodeid: str) -> str:
-    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, but for one."""
+    """A file's tests stay together, for their fixtures; those of pipelines/ share two Ray runtimes, but for one."""
     file = nodeid.partition("::")[0]
-    return "pipelines" if "/pipelines/" in file and not file.endswith("test_cluster.py") else file
+    if "/pipelines/" not in file or file.endswith("test_cluster.py"):
+        return file
+    return "pipelines/engine" if "/engine/" in file else "pipelines"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
