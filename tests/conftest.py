@@ -24,7 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 LONGEST = (
     "pipelines",
-    "pipelines/engine",
     "tests/service/test_crashes.py",
     "tests/service/http/test_dashboard.py",
     "tests/service/http/test_fuzz.py",
@@ -45,11 +44,9 @@ class _ByFile(LoadScopeScheduling):
 
 
 def _scope(nodeid: str) -> str:
-    """A file's tests stay together, for their fixtures; those of pipelines/ share two Ray runtimes, but for one."""
+    """A file's tests stay together, for their fixtures; those of pipelines/ share one Ray runtime, but for one."""
     file = nodeid.partition("::")[0]
-    if "/pipelines/" not in file or file.endswith("test_cluster.py"):
-        return file
-    return "pipelines/engine" if "/engine/" in file else "pipelines"
+    return "pipelines" if "/pipelines/" in file and not file.endswith("test_cluster.py") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
