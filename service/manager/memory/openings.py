@@ -109,7 +109,7 @@ class EpochOpenings(LoadedSessions):
         wait.looked(missing, before.laid_out.parts[-1].split.world_size)
         if wait.opens_in() > 0:
             raise wait.refusal()
-        return missing
+        return wait.missing(wait.left)  # without those that came while the store was read
 
     async def _cross_out(self, entry: Entry, wait: EpochWait) -> bool:
         """Cross out the reports that other replicas stored; whether there is no need to look again."""

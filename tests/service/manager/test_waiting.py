@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from curation.pair import Pair
 from curation.service.client import Client, ServiceError, waiting
 from curation.service.client import requests as client_requests
+from curation.service.manager.memory import openings
+from curation.service.manager.progress import missing_reports
 from curation.service.manager.waiting import EpochWait
 from curation.service.session.session import Report
 from curation.service.session.spec import Grace, SessionSpec
@@ -54,6 +56,27 @@ def new_session(url: str, ranks: int = 2, **options: Any) -> str:
         session = client.create_session("infobatch", **options).id
         client.step(session, 0)
         return session
+
+
+def test_a_report_that_comes_while_the_store_is_read_counts(
+    live: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = live()
+    store = server.app.state.service.store
+    with Client(server.url, patience=0) as client, Client(server.url) as other:
+        session = new_session(server.url)
+
+        def look(*given: Any) -> Any:
+            missing = missing_reports(*given)
+            assert missing.tolist() == [[1, 0]]
+            other.report(session, [(0, 3 * ONES)], rank=1)
+            return missing
+
+        monkeypatch.setattr(openings, "missing_reports", look)
+        assert client.step(session, 1, reports=[(0, ONES)]).epoch == 1
+        row = store.session(session)
+        assert [record.missing.tolist() for record in store.records(row)] == [[], []]
+        assert sorted(store.state(row.key, 1)[1]["scores"]) == [1.0] * 5 + [3.0] * 5
 
 
 def ask(url: str, session: str, rank: int, network: Counting | None = None, **options: Any) -> Any:
